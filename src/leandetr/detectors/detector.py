@@ -1,0 +1,156 @@
+"""One interface over every family: forward, the same decoder on other queries, predictions, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from leandetr.detectors.families import DecoderRun, family_of
+from leandetr.detectors.postprocess import postprocess
+from leandetr.detectors.preprocessing import write_preprocessing
+from leandetr.files import writing
+from leandetr.structures import Batch, ClassMap, Detections, DetectorOutput, Memory, Preprocessing, Queries, Target
+
+
+class Detector(nn.Module):
+    """A transformers detection model together with its preprocessing and its classes.
+
+    Args:
+        model: a `...ForObjectDetection` model of one of the families in `families.py`.
+        preprocessing: how photographs become its pixel values.
+        class_map: its contiguous classes and the data set's own ids of them.
+
+    Example:
+        >>> detector = load("runs/teacher")                        # doctest: +SKIP
+        >>> output = detector(pixel_values)                        # doctest: +SKIP
+        >>> output.logits.shape                                    # (layers, images, queries, classes)     # doctest: +SKIP
+    """
+
+    def __init__(self, model: PreTrainedModel, preprocessing: Preprocessing, class_map: ClassMap) -> None:
+        super().__init__()
+        self.model = model
+        self.preprocessing = preprocessing
+        self.class_map = class_map
+        self.family = family_of(model.config)
+
+    @property
+    def config(self):
+        return self.model.config
+
+    @property
+    def head(self) -> str:
+        """ "softmax": K + 1 columns, the last one no-object. "sigmoid": K columns."""
+        return self.family.head
+
+    def forward(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, labels: list[Target] | None = None
+    ) -> DetectorOutput:
+        """pixel_values (B, 3, H, W) normalised, pixel_mask (B, H, W) with 1 where there is image, labels of the B images.
+
+        The output's `loss` is the family's own detection loss over all layers, encoder proposals and denoising groups.
+        """
+        inside = labels is not None and self.family.labels_enter_model(self.training)
+        arguments = {"labels": labels} if inside else {}
+        with self._recording() as runs, self._single_level() as level:
+            answer = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask, **arguments)
+        run = runs[0]
+        logits, boxes, hidden = self.family.layers(self.model, run)
+        main = self.family.extra_queries(self.model, run)
+        call = self._main_call(run, main)
+        logits, boxes, hidden = logits[:, :, main], boxes[:, :, main], hidden[:, :, main]
+        shapes = self.family.shapes(self.model, run, level[0] if level else None)
+        memory = Memory(tokens=call["encoder_hidden_states"], shapes=shapes, call=call)
+        output = DetectorOutput(logits, boxes, hidden, self.family.read_queries(call), memory, _maps(memory))
+        if labels is not None:
+            output.loss = answer.loss if inside else self.family.loss(self.model, logits, boxes, labels)
+        return output
+
+    def decode(self, queries: Queries, memory: Memory) -> DetectorOutput:
+        """Run the decoder on other queries (B, N', ...) over the memory of an earlier forward; the main group is untouched.
+
+        Raises ValueError where the queries lack something that this family's decoder takes.
+        """
+        call = memory.call | self.family.write_queries(queries)
+        with self._recording() as runs:
+            self.model.model.decoder(**call)
+        logits, boxes, hidden = self.family.layers(self.model, runs[0])
+        return DetectorOutput(logits, boxes, hidden, queries, replace(memory, call=call), _maps(memory))
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, top_k: int = 100) -> list[Detections]:
+        """The detections of every image of a batch, in pixels of the original photographs."""
+        training = self.training
+        self.eval()
+        device = next(self.parameters()).device
+        output = self.model(pixel_values=batch["pixel_values"].to(device), pixel_mask=batch["pixel_mask"].to(device))
+        self.train(training)
+        sizes = torch.stack([target["orig_size"] for target in batch["labels"]])
+        return postprocess(output.logits, output.pred_boxes, self.head, sizes, top_k)
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json`, `model.safetensors` and `preprocessor_config.json`; an existing folder is replaced whole."""
+        self.config.id2label = dict(enumerate(self.class_map.names))
+        self.config.label2id = {name: index for index, name in enumerate(self.class_map.names)}
+        self.config.dataset_category_ids = list(self.class_map.dataset_ids)
+        with writing(Path(folder)) as temporary:
+            self.model.save_pretrained(temporary)
+            write_preprocessing(temporary, self.preprocessing, self.head)
+
+    def _main_call(self, run: DecoderRun, main: slice) -> dict:
+        """The recorded call with the main queries alone, as it would be made in evaluation."""
+        call = dict(run.call)
+        if main != slice(None):
+            for name in self.family.arguments.values():
+                call[name] = call[name][:, main]
+            if self.family.queries_from_encoder:  # what was recorded there is the denoising groups' self-attention mask
+                call["encoder_attention_mask"] = None
+        return call
+
+    @contextmanager
+    def _recording(self) -> Iterator[list[DecoderRun]]:
+        """Record every call of the decoder while the block runs."""
+        decoder, runs, states = self.model.model.decoder, [], []
+
+        def after(_module, _args, kwargs, output):
+            runs.append(DecoderRun(kwargs, output, list(states)))
+            states.clear()
+
+        handles = [decoder.register_forward_hook(after, with_kwargs=True)]
+        handles += [
+            layer.register_forward_hook(lambda _module, _args, output: states.append(_tensor(output)))
+            for layer in decoder.layers
+        ]
+        try:
+            yield runs
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def _single_level(self) -> Iterator[list[tuple[int, int]]]:
+        """The (h, w) of the feature map, for families that flatten one map without telling its shape."""
+        projection, found = self.family.projection(self.model), []
+        if projection is None:
+            yield found
+            return
+        handle = projection.register_forward_hook(lambda _module, _args, output: found.append(tuple(output.shape[-2:])))
+        try:
+            yield found
+        finally:
+            handle.remove()
+
+
+def _tensor(output: Tensor | tuple) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _maps(memory: Memory) -> list[Tensor]:
+    """(B, S, D) tokens -> one (B, D, h, w) map a level."""
+    levels = memory.tokens.split([h * w for h, w in memory.shapes], dim=1)
+    return [tokens.transpose(1, 2).unflatten(2, shape) for tokens, shape in zip(levels, memory.shapes, strict=True)]

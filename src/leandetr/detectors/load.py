@@ -1,0 +1,86 @@
+"""Detectors from folders and hub ids: safetensors only, and every fault in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig
+
+from leandetr.detectors.detector import Detector
+from leandetr.detectors.families import family_of
+from leandetr.detectors.preprocessing import read_preprocessing
+from leandetr.errors import UserError
+from leandetr.structures import ClassMap
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+
+
+def load(source: str | Path) -> Detector:
+    """A detector that `Detector.save` or transformers' `save_pretrained` wrote, in evaluation mode.
+
+    Args:
+        source: a folder with `config.json`, `model.safetensors` and `preprocessor_config.json`, or a hub id.
+
+    Raises:
+        UserError: no such folder; a pickle; a truncated file; another architecture; weights whose names or shapes are not the
+            configuration's (names the first three).
+    """
+    path = Path(source)
+    if path.suffix in PICKLES:
+        raise UserError(
+            f"{source} is a pickle, which can run code when it is read; save the model with save_pretrained and name the folder"
+        )
+    if path.is_dir():
+        _check_folder(path)
+    elif str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
+        raise UserError(f"{source}: no such folder; give a folder with config.json and model.safetensors, or a hub id")
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: no detector there ({_first_line(error)}); give a saved folder or a reachable hub id") from error
+    family_of(config)
+    preprocessing = read_preprocessing(str(source))
+    try:
+        model, report = AutoModelForObjectDetection.from_pretrained(
+            source, config=config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{source}: its weights cannot be read ({_first_line(error)}); save the model again") from error
+    wrong = [*report["missing_keys"], *report["unexpected_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    if wrong:
+        raise UserError(
+            f"{source}: {len(wrong)} weights do not fit its config.json ({', '.join(sorted(wrong)[:3])}); "
+            "the checkpoint is of another architecture"
+        )
+    return Detector(model.eval(), preprocessing, class_map_of_config(config))
+
+
+def class_map_of_config(config: PreTrainedConfig) -> ClassMap:
+    """Names from `id2label`; the data set's ids from what `Detector.save` left, or the contiguous ids themselves."""
+    names = tuple(config.id2label[index] for index in sorted(config.id2label))
+    return ClassMap(names, tuple(getattr(config, "dataset_category_ids", range(len(names)))))
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json; give a folder that save_pretrained or leandetr wrote")
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder}/config.json is not JSON; save the model again") from error
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = next((file.name for file in folder.iterdir() if file.suffix in PICKLES), None)
+        found = f"only the pickle {pickled}, which can run code when it is read" if pickled else "no model.safetensors"
+        raise UserError(f"{folder} has {found}; save the model with save_pretrained, which writes safetensors")
+    for file in weights:
+        try:
+            safe_open(file, framework="pt").__exit__(None, None, None)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} is truncated or no safetensors file; save or copy it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

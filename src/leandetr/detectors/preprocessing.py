@@ -1,0 +1,56 @@
+"""`Preprocessing` <-> transformers' `preprocessor_config.json`, so that either library reads what the other wrote."""
+
+from pathlib import Path
+
+from transformers.image_processing_base import ImageProcessingMixin
+
+from leandetr.errors import UserError
+from leandetr.files import write_json
+from leandetr.structures import Preprocessing
+
+#: the class whose post-processing fits the head: top-k over queries and classes, or the best class of every query
+PROCESSORS = {"sigmoid": "DeformableDetrImageProcessor", "softmax": "DetrImageProcessor"}
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def read_preprocessing(source: str) -> Preprocessing:
+    """From a folder or hub id. Raises UserError where there is no image processor or its `size` cannot be understood."""
+    try:
+        values, _ = ImageProcessingMixin.get_image_processor_dict(str(source))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source} has no readable preprocessor_config.json; save the model's image processor beside it") from error
+    normalise = values.get("do_normalize", True)
+    mean, std = values.get("image_mean", IMAGENET_MEAN), values.get("image_std", IMAGENET_STD)
+    size = values.get("size", {"height": 640, "width": 640})
+    if isinstance(size, int):  # transformers' oldest DETR files: the shorter side, with the longer one in max_size
+        size = {"shortest_edge": size, "longest_edge": values.get("max_size", 1333)}
+    shared = {"mean": tuple(mean) if normalise else (0.0,) * 3, "std": tuple(std) if normalise else (1.0,) * 3}
+    if "height" in size:
+        return Preprocessing(size=(int(size["height"]), int(size["width"])), **shared)
+    if "shortest_edge" in size:
+        return Preprocessing(size=None, shortest_edge=size["shortest_edge"], longest_edge=size.get("longest_edge"), **shared)
+    raise UserError(f"{source}/preprocessor_config.json: size {size} is neither height and width nor shortest_edge; name one")
+
+
+def write_preprocessing(folder: Path, preprocessing: Preprocessing, head: str) -> None:
+    """Write `folder`/preprocessor_config.json, which transformers' `AutoImageProcessor` reads too."""
+    if preprocessing.size is not None:
+        size = dict(zip(("height", "width"), preprocessing.size, strict=True))
+    else:
+        size = {"shortest_edge": preprocessing.shortest_edge, "longest_edge": preprocessing.longest_edge}
+    values = {
+        "image_processor_type": PROCESSORS[head],
+        "do_resize": True,
+        "size": size,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+        "do_pad": preprocessing.size is None,
+        "do_convert_annotations": True,
+        "format": "coco_detection",
+    }
+    write_json(folder / "preprocessor_config.json", values)

@@ -1,0 +1,7 @@
+
+from leandetr.report.gallery import Picture
+from leandetr.report.markdown import render_markdown
+from leandetr.report.rows import Row
+from leandetr.report.table import results_table
+
+__all__ = ["Picture", "Row", "render_markdown", "results_table"]

@@ -1,0 +1,220 @@
+"""The rows of `results.json` as a reader wants them: numbers as text, and what each row is held against.
+
+One place decides how a number is printed; the terminal table, `report.md` and `report.html` only lay the text out.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+DASH = "–"
+SLOWER = "slower than float"
+
+# A row without a quantization scheme in its name is held against the step before it.
+STEP_BEFORE = {"distilled": "baseline", "baseline": "teacher"}
+
+
+class Row(TypedDict):
+    """One artefact on one runtime.
+
+    name: `teacher`, `distilled`, `distilled-static`, ...; a quantized row's name is its float row's name, a dash and the scheme.
+    artifact: the measured file or folder. runtime: `pytorch`, `onnxruntime`, ... ap ... ap_large: fractions in [0, 1]; None or
+    -1 where undefined (no such objects). latency_ms, latency_p90_ms: median and 90th percentile of one image, in milliseconds.
+    speedup: the float row's latency over this row's, on the same runtime (1 for a float row), and its interval's two ends.
+    size_bytes: of the written artefact. parameters: their number. note: what the reader must know about this row.
+    """
+
+    name: str
+    artifact: str
+    runtime: str
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    latency_ms: float | None
+    latency_p90_ms: float | None
+    speedup: float | None
+    size_bytes: int | None
+    parameters: int | None
+    speedup_low: NotRequired[float | None]
+    speedup_high: NotRequired[float | None]
+    note: NotRequired[str | None]
+
+
+class Column(NamedTuple):
+    """A column of a table: its title, the text of a cell, and whether the cells are numbers (set flush right)."""
+
+    title: str
+    cell: Callable[[Row], str]
+    numeric: bool = True
+
+
+class Change(NamedTuple):
+    """What one step changed: `name` against `against`, on one runtime. ap: the difference, with its sign."""
+
+    name: str
+    runtime: str
+    against: str
+    ap: str
+    latency: str
+    size: str
+
+
+def defined(value: float | None) -> bool:
+    return value is not None and math.isfinite(value) and value >= 0
+
+
+def number(value: float | None, decimals: int, suffix: str = "") -> str:
+    """
+    >>> number(12.345, 1), number(None, 1), number(-1, 3)
+    ('12.3', '–', '–')
+    """
+    return f"{value:.{decimals}f}{suffix}" if defined(value) else DASH
+
+
+def accuracy(value: float | None) -> str:
+    return number(value, 3)
+
+
+def milliseconds(value: float | None) -> str:
+    return number(value, 1)
+
+
+def millions(value: float | None) -> str:
+    """Bytes as megabytes (10^6 bytes), a count as millions."""
+    return number(value / 1e6 if defined(value) else None, 2)
+
+
+def speedup(row: Row) -> str:
+    """The ratio, with its interval where the row has one."""
+    low, high = row.get("speedup_low"), row.get("speedup_high")
+    interval = f" ({low:.2f}–{high:.2f})" if defined(low) and defined(high) else ""
+    return number(row["speedup"], 2, "×") + interval
+
+
+def reference(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The row on the same runtime that this one is held against: a quantized row's float row, else the step before it."""
+    same_runtime = {other["name"]: other for other in rows if other["runtime"] == row["runtime"]}
+    shorter = [name for name in same_runtime if row["name"].startswith(f"{name}-")]
+    if shorter:
+        return same_runtime[max(shorter, key=len)]
+    return same_runtime.get(STEP_BEFORE.get(row["name"], ""))
+
+
+def slower_than_float(row: Row, rows: Sequence[Row]) -> bool:
+    float_row = reference(row, rows)
+    quantized = float_row is not None and row["name"].startswith(f"{float_row['name']}-")
+    return quantized and defined(row["speedup"]) and row["speedup"] < 1
+
+
+def note(row: Row, rows: Sequence[Row]) -> str:
+    remarks = [SLOWER] if slower_than_float(row, rows) else []
+    return "; ".join([*remarks, *([row["note"]] if row.get("note") else [])])
+
+
+def cost_columns(rows: Sequence[Row]) -> list[Column]:
+    """The main table: what each row is worth and what it costs. The notes' column is there when a row has a note."""
+    columns = [
+        Column("row", lambda row: row["name"], numeric=False),
+        Column("runtime", lambda row: row["runtime"], numeric=False),
+        Column("AP", lambda row: accuracy(row["ap"])),
+        Column("AP50", lambda row: accuracy(row["ap50"])),
+        Column("ms", lambda row: milliseconds(row["latency_ms"])),
+        Column("p90 ms", lambda row: milliseconds(row["latency_p90_ms"])),
+        Column("speedup", speedup),
+        Column("MB", lambda row: millions(row["size_bytes"])),
+        Column("M params", lambda row: millions(row["parameters"])),
+    ]
+    if any(note(row, rows) for row in rows):
+        columns.append(Column("note", lambda row: note(row, rows), numeric=False))
+    return columns
+
+
+def accuracy_columns() -> list[Column]:
+    """COCO's six average precisions."""
+    columns = [Column("row", lambda row: row["name"], numeric=False), Column("runtime", lambda row: row["runtime"], numeric=False)]
+    titles = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
+    return columns + [Column(title, lambda row, key=key: accuracy(row[key])) for key, title in titles.items()]
+
+
+def changes(rows: Sequence[Row]) -> list[Change]:
+    """Every row against its reference; rows without one (the teacher) are left out."""
+    found = []
+    for row in rows:
+        other = reference(row, rows)
+        if other is not None:
+            ap = f"{row['ap'] - other['ap']:+.3f}" if defined(row["ap"]) and defined(other["ap"]) else DASH
+            slower = f", {SLOWER}" if slower_than_float(row, rows) else ""
+            latency = times(row["latency_ms"], other["latency_ms"]) + slower
+            size = times(row["size_bytes"], other["size_bytes"])
+            found.append(Change(row["name"], row["runtime"], other["name"], ap, latency, size))
+    return found
+
+
+def times(value: float | None, other: float | None) -> str:
+    """
+    >>> times(5, 20)
+    '×0.25'
+    """
+    return f"×{value / other:.2f}" if defined(value) and defined(other) and other else DASH
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """The fastest row against the first one (the teacher), on the same runtime where it was measured there; "" without such."""
+    timed = [row for row in rows if defined(row["latency_ms"]) and row["latency_ms"]]
+    if not timed:
+        return ""
+    fastest = min(timed, key=lambda row: row["latency_ms"])
+    same = [row for row in timed if row["name"] == rows[0]["name"] and row["runtime"] == fastest["runtime"]]
+    first = same[0] if same else rows[0]
+    if first["name"] == fastest["name"] or not defined(first["latency_ms"]):
+        return ""
+    where = f"{fastest['name']} on {fastest['runtime']}"
+    against = first["name"] if same else f"{first['name']} on {first['runtime']}"
+    return (
+        f"Fastest: {where}, AP {accuracy(fastest['ap'])}, {milliseconds(fastest['latency_ms'])} ms, "
+        f"{millions(fastest['size_bytes'])} MB; {against}: AP {accuracy(first['ap'])}, "
+        f"{milliseconds(first['latency_ms'])} ms, {millions(first['size_bytes'])} MB."
+    )
+
+
+def legend(rows: Sequence[Row]) -> str:
+    """What the columns mean, in one paragraph under the table."""
+    undefined = f" {DASH}: undefined or not measured." if any(DASH in column.cell(row) for column in cost_columns(rows) for row in rows) else ""
+    return (
+        "AP: COCO average precision, a fraction. ms, p90 ms: median and 90th percentile of one image. speedup: against the float "
+        "row on the same runtime, with its interval where it was measured. MB: 10^6 bytes of the written artefact." + undefined
+    )
+
+
+def flat(environment: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as (key, text) lines.
+
+    >>> flat({"cpu": "x", "versions": {"torch": "2.11"}, "threads": [1, 2]})
+    [('cpu', 'x'), ('versions torch', '2.11'), ('threads', '1, 2')]
+    """
+    lines = []
+    for key, value in environment.items():
+        name = f"{prefix}{str(key).replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            lines += flat(value, f"{name} ")
+        elif isinstance(value, (list, tuple)):
+            lines.append((name, ", ".join(map(str, value))))
+        else:
+            lines.append((name, DASH if value is None else str(value)))
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(4.26), duration(83), duration(7260)
+    ('4.3 s', '1 min 23 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

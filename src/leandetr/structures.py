@@ -1,0 +1,141 @@
+"""What flows through the library: batches, queries, detector outputs, detections, and the two facts every model carries.
+
+Shapes use B images, N queries, L decoder layers, C classes (plus one no-object column for softmax heads), D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+from torch import Tensor
+
+
+class Target(TypedDict):
+    """The objects of one image, as transformers' detectors read them.
+
+    class_labels: (n,) int64, contiguous class ids. boxes: (n, 4) float32, (cx, cy, w, h) relative to `size`, in [0, 1].
+    image_id: (1,) int64. orig_size: (2,) int64, (height, width) of the photograph. size: (2,) int64, (height, width) of
+    the image in the batch without its padding.
+    """
+
+    class_labels: Tensor
+    boxes: Tensor
+    image_id: Tensor
+    orig_size: Tensor
+    size: Tensor
+
+
+class Batch(TypedDict):
+    """What a data loader yields: a mapping, so that the training engine can move it to a device.
+
+    pixel_values: (B, 3, H, W) float32, normalised, zero where padded. pixel_mask: (B, H, W) int64, 1 where there is image.
+    labels: one `Target` an image.
+    """
+
+    pixel_values: Tensor
+    pixel_mask: Tensor
+    labels: list[Target]
+
+
+@dataclass
+class Queries:
+    """The decoder's inputs. None where a family has no such thing.
+
+    content: (B, N, D). position: (B, N, D) position embeddings (anchor logits (B, N, 4) in DAB-DETR).
+    reference: (B, N, 2 or 4) reference points, (cx, cy[, w, h]) in [0, 1].
+    """
+
+    content: Tensor | None = None
+    position: Tensor | None = None
+    reference: Tensor | None = None
+
+
+@dataclass
+class Memory:
+    """What the decoder attends to, and the recorded call that lets it be run again on other queries.
+
+    tokens: (B, S, D) encoder output. shapes: (h, w) of every feature level in the order in which they are flattened into
+    S = sum(h * w). call: the decoder's keyword arguments with the main queries only (denoising and groups stripped).
+    """
+
+    tokens: Tensor
+    shapes: list[tuple[int, int]]
+    call: dict[str, Any]
+
+
+@dataclass
+class DetectorOutput:
+    """Every decoder layer's answer for the main queries; the last layer is the prediction.
+
+    logits: (L, B, N, C). boxes: (L, B, N, 4), (cx, cy, w, h) in [0, 1]. hidden: (L, B, N, D), after the decoder's final norm
+    where it has one. queries: the decoder's inputs. features: one (B, D, h, w) map a level, what the decoder attends to.
+    memory: the same as tokens, with what `Detector.decode` needs. loss: the family's own detection loss, when labels were given.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    hidden: Tensor
+    queries: Queries
+    memory: Memory
+    features: list[Tensor] = field(default_factory=list)
+    loss: Tensor | None = None
+
+
+@dataclass
+class Detections:
+    """The answer for one image: scores (n,) in [0, 1], highest first; labels (n,) int64, contiguous class ids; boxes (n, 4)
+    (x0, y0, x1, y1) in pixels of the original photograph."""
+
+    scores: Tensor
+    labels: Tensor
+    boxes: Tensor
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """Contiguous class id <-> the data set's own category id <-> name, stored in every checkpoint.
+
+    COCO's category ids run from 1 to 90 with gaps; a detector's classes run from 0 to C - 1 without any.
+
+    >>> classes = ClassMap(names=("person", "zebra"), dataset_ids=(1, 24))
+    >>> classes.dataset_ids[1], classes.contiguous(24)
+    (24, 1)
+    """
+
+    names: tuple[str, ...]
+    dataset_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.dataset_ids):
+            raise ValueError(f"{len(self.names)} class names for {len(self.dataset_ids)} ids")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def contiguous(self, dataset_id: int) -> int:
+        """The contiguous id of a data set's category id; KeyError where there is none."""
+        try:
+            return self.dataset_ids.index(dataset_id)
+        except ValueError:
+            raise KeyError(dataset_id) from None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a photograph to a model's pixel values: resize, scale to [0, 1], subtract `mean`, divide by `std`.
+
+    size: fixed (height, width), aspect ratio not kept; or None, and then the shorter side becomes `shortest_edge` unless the longer
+    one would exceed `longest_edge`. mean, std: one value a channel (red, green, blue).
+    """
+
+    size: tuple[int, int] | None = (640, 640)
+    shortest_edge: int | None = None
+    longest_edge: int | None = None
+    mean: Sequence[float] = (0.0, 0.0, 0.0)
+    std: Sequence[float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if (self.size is None) == (self.shortest_edge is None):
+            raise ValueError("preprocessing takes either a fixed size or a shortest edge")

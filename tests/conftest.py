@@ -1,0 +1,62 @@
+"""Fixtures that several areas share: the real photographs, and tiny detectors of every family."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.utils import logging as transformers_logging
+
+from leandetr.detectors.create import create
+from leandetr.structures import ClassMap
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real photographs and reference cases beside the project."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip(f"needs the real photographs and reference cases in {folder}")
+    return folder
+
+
+@pytest.fixture
+def classes() -> ClassMap:
+    """Five classes whose ids in the data set have gaps, as COCO's have."""
+    return ClassMap(("disc", "square", "star", "ring", "cross"), (1, 3, 7, 9, 90))
+
+
+@pytest.fixture
+def tiny_detector(classes):
+    """tiny_detector(name, **overrides): an untrained detector for 128 x 128 images, 3 decoder layers, 12 queries, in eval mode."""
+
+    def build(name: str, backbone: str = "resnet18", **overrides):
+        torch.manual_seed(0)
+        small = {"d_model": 64, "decoder_layers": 3, "encoder_layers": 1, "num_queries": 12, "decoder_ffn_dim": 64} | overrides
+        return create(name, classes, (128, 128), backbone=backbone, overrides=small).eval()
+
+    return build
+
+
+@pytest.fixture
+def labels():
+    """labels(3, 0): random objects for a batch of images, three in the first and none in the second."""
+
+    def build(*counts: int):
+        generator = torch.Generator().manual_seed(0)
+        return [
+            {
+                "class_labels": torch.randint(0, 5, (n,), generator=generator),
+                "boxes": torch.rand(n, 4, generator=generator) * 0.3 + 0.3,
+                "image_id": torch.tensor([index]),
+                "orig_size": torch.tensor([200, 300]),
+                "size": torch.tensor([128, 128]),
+            }
+            for index, n in enumerate(counts)
+        ]
+
+    return build
