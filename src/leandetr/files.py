@@ -8,7 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from leandetr.errors import UserError
+
+
+MARKER = "leandetr.json"
 
 
 @contextmanager
@@ -19,19 +24,49 @@ def writing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _errors_name(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        finally:
+            _remove(temporary)
+
+
+@contextmanager
+def writing_files(folder: Path, last: str) -> Iterator[Path]:
+    """A temporary folder whose files are moved into `folder` when the block ends well, the file named `last` at the end.
+
+    Other files in `folder` stay. `last` is the file by which readers know that the rest is there.
+    """
+    folder = Path(folder)
+    temporary = folder / f".incoming.{os.getpid()}.tmp"
+    with _errors_name(folder):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
+                os.replace(file, folder / file.name)
+        finally:
+            _remove(temporary)
+
+
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or name another place") from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        elif temporary.exists():
-            temporary.unlink()
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path}: {reason}; free some space or name another place") from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,3 +86,17 @@ def read_json(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror}; give the path of an existing JSON file") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); write the file again or name another") from error
+
+
+def claim_folder(path: Path, command: str) -> None:
+    """Make `path` an output folder of ours, with a marker that says so.
+
+    Raises UserError where the folder holds files and no marker of ours, or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; name a folder for the output")
+    if path.is_dir() and not (path / MARKER).exists() and any(path.iterdir()):
+        raise UserError(f"{path} exists and is not an output of leandetr; name another folder or empty it")
+    if not (path / MARKER).exists():
+        write_json(path / MARKER, {"made_by": "leandetr", "command": command})

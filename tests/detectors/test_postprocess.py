@@ -1,4 +1,4 @@
-"""What post-processing promises: methods 0.7 query by query, order, pixels of the photograph, every count of images and queries."""
+"""What post-processing promises: each head's rule, boxes in the photograph's pixels, any number of images and queries."""
 
 import pytest
 import torch

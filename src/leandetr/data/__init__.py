@@ -1,0 +1,1 @@
+"""Photographs and their boxes: reading, checking, transforming, and a synthetic set."""

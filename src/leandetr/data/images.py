@@ -4,78 +4,88 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from leandetr.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+# What undoes each EXIF orientation; 5 to 8 swap width and height.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
     """The image as RGB, turned upright as its EXIF orientation says.
 
-    Grey, palette, CMYK and 16-bit images are converted (16 bits are scaled to 8, not cut off); what is transparent becomes
-    white, as viewers and annotation tools show it.
-
     Args:
-        path: the image file.
-        size: (height, width) that the annotations give for it: the frame in which their boxes are measured. Where the file as
-            stored, before its EXIF turn by 90 degrees, has this size, the boxes were drawn on the unturned image and it is left
-            unturned. Where the file has other dimensions in the same proportions, it was resized after it was annotated,
-            and the image is resized to the frame.
+        path: the image file; `decode` says how its colours are converted.
+        size: (height, width) that the annotations give for it: the frame in which their boxes are measured. Where a file whose
+            EXIF says "turn by 90 degrees" has this size unturned, its boxes were drawn on the unturned image, and it is left
+            so. Where the file has other dimensions in the same proportions, it was resized after it was annotated, and
+            the image is resized to the frame.
 
     Raises:
         UserError: no such file, no image, a truncated image, or one whose proportions are not those of `size`.
     """
-    image = decode(path)
-    if size is None:
-        return to_rgb(ImageOps.exif_transpose(image))
-    frame = (size[1], size[0])
-    if image.size != frame or not is_turned(image):
-        image = ImageOps.exif_transpose(image)
-    image = to_rgb(image)
-    return image if image.size == frame else _fit(image, frame, path)
+    image, orientation = decode(path)
+    if orientation in UPRIGHT and not (swaps_sides(orientation) and size == (image.height, image.width)):
+        image = image.transpose(UPRIGHT[orientation])
+    return image if size in (None, (image.height, image.width)) else _fit(image, size, path)
 
 
-def decode(path: Path) -> Image.Image:
-    """The image as stored, with every pixel decoded. Raises UserError where that cannot be done."""
+def decode(path: Path) -> tuple[Image.Image, int]:
+    """The image as stored, in RGB, and its EXIF orientation from 1 (upright) to 8.
+
+    Grey, palette and CMYK images are converted; 16 bits are scaled to 8; what is transparent becomes white, as viewers and
+    annotation tools show it.
+
+    Raises:
+        UserError: no such file, no image, or not all of its pixels can be decoded.
+    """
     try:
         with Image.open(path) as image:
             image.load()
-            return image
+            return to_rgb(image), image.getexif().get(ExifTags.Base.Orientation, 1)
     except FileNotFoundError as error:
         raise UserError(f"the image {path} does not exist; restore it or remove it from the annotations") from error
-    except Exception as error:  # Pillow's readers raise whatever the bytes lead them to: OSError, SyntaxError, struct.error, ...
+    except (
+        Exception
+    ) as error:  # Pillow's readers raise whatever the bytes lead them to: OSError, SyntaxError, struct.error, ...
         reason = "is not an image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be decoded ({error})"
         raise UserError(f"{path} {reason}; replace the file or remove it from the annotations") from error
 
 
-def is_turned(image: Image.Image) -> bool:
-    """Whether the image's EXIF orientation swaps its width and height."""
-    return image.getexif().get(ExifTags.Base.Orientation) in QUARTER_TURNS
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, of which Pillow's own conversion keeps all above 255 as white
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion turns all above 255 white
         pixels = np.clip(np.asarray(image), 0, 65535)
-        image = Image.fromarray((pixels / 257 + 0.5).astype(np.uint8))
+        image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
+def swaps_sides(orientation: int) -> bool:
+    return orientation in (5, 6, 7, 8)
+
+
 def same_proportions(a: tuple[int, int], b: tuple[int, int]) -> bool:
     """Whether the one size is the other one scaled, up to the rounding of either to whole pixels."""
-    slack = max(a[0], b[0]) + max(a[1], b[1])
-    return abs(a[0] * b[1] - a[1] * b[0]) <= slack
+    return abs(a[0] * b[1] - a[1] * b[0]) <= max(sum(a), sum(b))
 
 
-def _fit(image: Image.Image, frame: tuple[int, int], path: Path) -> Image.Image:
-    sizes = f"is {image.width} x {image.height} pixels but its annotations say {frame[0]} x {frame[1]}"
-    if not same_proportions(image.size, frame):
-        raise UserError(f"{path} {sizes}; correct the size in the JSON or replace the file (`leandetr data check` lists all)")
+def _fit(image: Image.Image, size: tuple[int, int], path: Path) -> Image.Image:
+    height, width = size
+    sizes = f"is {image.width} x {image.height} pixels but its annotations say {width} x {height}"
+    if not same_proportions((image.height, image.width), size):
+        raise UserError(f"{path} {sizes}; correct the JSON or replace the file (`leandetr data check` lists them all)")
     logger.warning("%s %s: resized to the annotations' size", path, sizes)
-    return image.resize(frame, Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)

@@ -7,8 +7,8 @@ Augmentations by name; each ends in the resize that the model's `Preprocessing` 
     detr   DETR's (Carion et al., ECCV 2020, section 4): flip; in half of the views resize, random crop, resize. Models with a
            free aspect ratio also vary the shorter side from 0.6 to 1 times its length. All of DETR's lengths, made for a
            shorter side of 800, are scaled to the model's.
-    ssd    for models of a fixed size, after SSD (Liu et al., ECCV 2016) as RT-DETR uses it, in a mild form: zoom out up to 2 times
-           in half of the views, IoU-constrained crop in 0.8 of them, flip, colour jitter
+    ssd    for models of a fixed size, after SSD (Liu et al., ECCV 2016) as RT-DETR uses it, in a mild form: zoom out up to
+           2 times in half of the views, IoU-constrained crop in 0.8 of them, flip, colour jitter
 
 Every random choice follows from the seed of the call, so a view can be made again at any time and in any process.
 """
@@ -87,7 +87,7 @@ def train_transform(preprocessing: Preprocessing, augment: str = "flip") -> Dete
             padding = {tv_tensors.Image: [round(255 * mean) for mean in preprocessing.mean]}
             zoom = v2.RandomZoomOut(fill=padding, side_range=(1.0, 2.0), p=0.5)
             crop = v2.RandomApply([IoUCrop()], p=0.8)
-            jitter = v2.ColorJitter(brightness=0.125, contrast=0.3, saturation=0.3, hue=0.02)
+            jitter = v2.ColorJitter(brightness=0.125, contrast=0.3, saturation=0.3)  # hue would cost more than all the rest
             return DetectionTransform(preprocessing, [zoom, crop, flip, resize, jitter])
     raise unknown("augmentation", augment, AUGMENTATIONS)
 

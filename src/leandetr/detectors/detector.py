@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from leandetr.detectors.families import DecoderRun, family_of
 from leandetr.detectors.postprocess import postprocess
 from leandetr.detectors.preprocessing import write_preprocessing
-from leandetr.files import writing
+from leandetr.files import writing_files
 from leandetr.structures import Batch, ClassMap, Detections, DetectorOutput, Memory, Preprocessing, Queries, Target
 
 
@@ -94,11 +94,11 @@ class Detector(nn.Module):
         return postprocess(output.logits, output.pred_boxes, self.head, sizes, top_k)
 
     def save(self, folder: Path) -> None:
-        """Write `config.json`, `model.safetensors` and `preprocessor_config.json`; an existing folder is replaced whole."""
+        """Write `model.safetensors`, `preprocessor_config.json` and, last, `config.json`, each under its final name only when whole."""
         self.config.id2label = dict(enumerate(self.class_map.names))
         self.config.label2id = {name: index for index, name in enumerate(self.class_map.names)}
         self.config.dataset_category_ids = list(self.class_map.dataset_ids)
-        with writing(Path(folder)) as temporary:
+        with writing_files(Path(folder), last="config.json") as temporary:
             self.model.save_pretrained(temporary)
             write_preprocessing(temporary, self.preprocessing, self.head)
 

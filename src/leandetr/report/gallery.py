@@ -16,8 +16,8 @@ with warnings.catch_warnings():  # it warns that it draws with NumPy where OpenC
     warnings.simplefilter("ignore", UserWarning)
     import supervision as sv
 
-# Ten hues that stay apart on photographs and for colour-blind readers; classes beyond the tenth start over.
-COLOURS = ("#e69f00", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#f0e442", "#7f3c8d", "#a5512b", "#11a579")
+# Eight hues that stay apart for colour-blind readers, light enough for black text; classes beyond the eighth start over.
+COLOURS = ("#e69f00", "#4c9be8", "#e8743b", "#19b28a", "#dd8fbb", "#9fd8f7", "#f0e442", "#b58ae0")
 LONGEST = 440  # pixels of a drawn image's longer side: small images are enlarged so that labels can be read
 
 

@@ -3,7 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from leandetr.report.rows import Change, Column, Row, accuracy_columns, changes, cost_columns, duration, flat, headline, legend
+from leandetr.report.rows import (
+    AREAS,
+    LEGEND,
+    RATIOS,
+    Change,
+    Column,
+    Row,
+    accuracy_columns,
+    changes,
+    cost_columns,
+    duration,
+    flat,
+    headline,
+)
 
 
 def render_markdown(results: Mapping[str, Any]) -> str:
@@ -14,11 +27,11 @@ def render_markdown(results: Mapping[str, Any]) -> str:
             `recipe` (text) and `steps` (of `name`, `seconds`, `summary`).
     """
     rows = results["rows"]
-    parts = ["# What it cost", headline(rows), row_table(cost_columns(rows), rows), legend(rows)]
+    parts = ["# What it cost", headline(rows), row_table(cost_columns(rows), rows), LEGEND]
     if compared := changes(rows):
         titles = ["row", "runtime", "against", "AP change", "latency", "size"]
-        parts += ["## What each step changed", text_table(titles, compared, numeric=[False] * 3 + [True, False, True])]
-    parts += ["## Accuracy", row_table(accuracy_columns(), rows), "Small, medium, large: by COCO's object areas (below 32², to 96², above)."]
+        parts += ["## What each step changed", text_table(titles, compared, numeric=[False] * 3 + [True, False, True]), RATIOS]
+    parts += ["## Accuracy", row_table(accuracy_columns(), rows), AREAS]
     if steps := results.get("steps"):
         cells = [[step["name"], duration(step["seconds"]), step["summary"]] for step in steps]
         parts += ["## Steps", text_table(["step", "time", "result"], cells, numeric=[False, True, False])]
@@ -45,4 +58,4 @@ def text_table(titles: Sequence[str], cells: Sequence[Sequence[str] | Change], n
         return "| " + " | ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric)) + " |"
 
     rule = "|" + "|".join("-" * (w + 1) + (":" if n else "-") for w, n in zip(widths, numeric)) + "|"
-    return "\n".join([padded(titles).rstrip(), rule, *map(padded, cells)])
+    return "\n".join([padded(titles), rule, *map(padded, cells)])

@@ -17,7 +17,7 @@ STEP_BEFORE = {"distilled": "baseline", "baseline": "teacher"}
 class Row(TypedDict):
     """One artefact on one runtime.
 
-    name: `teacher`, `distilled`, `distilled-static`, ...; a quantized row's name is its float row's name, a dash and the scheme.
+    name: `teacher`, `distilled`, `distilled-static`, ...; a quantized row is named as its float row, a dash and the scheme.
     artifact: the measured file or folder. runtime: `pytorch`, `onnxruntime`, ... ap ... ap_large: fractions in [0, 1]; None or
     -1 where undefined (no such objects). latency_ms, latency_p90_ms: median and 90th percentile of one image, in milliseconds.
     speedup: the float row's latency over this row's, on the same runtime (1 for a float row), and its interval's two ends.
@@ -134,7 +134,10 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
 
 def accuracy_columns() -> list[Column]:
     """COCO's six average precisions."""
-    columns = [Column("row", lambda row: row["name"], numeric=False), Column("runtime", lambda row: row["runtime"], numeric=False)]
+    columns = [
+        Column("row", lambda row: row["name"], numeric=False),
+        Column("runtime", lambda row: row["runtime"], numeric=False),
+    ]
     titles = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
     return columns + [Column(title, lambda row, key=key: accuracy(row[key])) for key, title in titles.items()]
 
@@ -162,31 +165,30 @@ def times(value: float | None, other: float | None) -> str:
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """The fastest row against the first one (the teacher), on the same runtime where it was measured there; "" without such."""
-    timed = [row for row in rows if defined(row["latency_ms"]) and row["latency_ms"]]
+    """The fastest row beside the first one (the teacher), on the same runtime where it was measured there; "" without such."""
+    timed = [row for row in rows if defined(row["latency_ms"])]
     if not timed:
         return ""
     fastest = min(timed, key=lambda row: row["latency_ms"])
-    same = [row for row in timed if row["name"] == rows[0]["name"] and row["runtime"] == fastest["runtime"]]
-    first = same[0] if same else rows[0]
-    if first["name"] == fastest["name"] or not defined(first["latency_ms"]):
+    firsts = [row for row in timed if row["name"] == rows[0]["name"]]
+    first = next((row for row in firsts if row["runtime"] == fastest["runtime"]), firsts[0] if firsts else fastest)
+    if first["name"] == fastest["name"]:
         return ""
-    where = f"{fastest['name']} on {fastest['runtime']}"
-    against = first["name"] if same else f"{first['name']} on {first['runtime']}"
-    return (
-        f"Fastest: {where}, AP {accuracy(fastest['ap'])}, {milliseconds(fastest['latency_ms'])} ms, "
-        f"{millions(fastest['size_bytes'])} MB; {against}: AP {accuracy(first['ap'])}, "
-        f"{milliseconds(first['latency_ms'])} ms, {millions(first['size_bytes'])} MB."
-    )
+    return f"Fastest: {summary(fastest)}. For comparison: {summary(first)}."
 
 
-def legend(rows: Sequence[Row]) -> str:
-    """What the columns mean, in one paragraph under the table."""
-    undefined = f" {DASH}: undefined or not measured." if any(DASH in column.cell(row) for column in cost_columns(rows) for row in rows) else ""
-    return (
-        "AP: COCO average precision, a fraction. ms, p90 ms: median and 90th percentile of one image. speedup: against the float "
-        "row on the same runtime, with its interval where it was measured. MB: 10^6 bytes of the written artefact." + undefined
-    )
+def summary(row: Row) -> str:
+    cost = f"{milliseconds(row['latency_ms'])} ms, {millions(row['size_bytes'])} MB"
+    return f"{row['name']} on {row['runtime']}, AP {accuracy(row['ap'])}, {cost}"
+
+
+LEGEND = (
+    "AP: COCO average precision, a fraction. ms, p90 ms: median and 90th percentile of one image. speedup: against the float "
+    "row on the same runtime, with its interval where it was measured. MB: 10^6 bytes of the written artefact. "
+    f"{DASH}: undefined or not measured."
+)
+RATIOS = "Latency and size: multiples of what the row held against has; ×0.50 is half."
+AREAS = "Small, medium and large objects: areas below 32², up to 96² and above, in pixels of the photograph."
 
 
 def flat(environment: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

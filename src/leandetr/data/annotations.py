@@ -1,0 +1,228 @@
+"""A COCO JSON: where it lies, and its images, classes and boxes as arrays."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+
+from leandetr.errors import UserError
+from leandetr.files import read_json
+from leandetr.structures import ClassMap
+
+logger = logging.getLogger(__name__)
+
+SECTIONS = ("images", "annotations", "categories")
+OVERHANG = 1.0  # pixels by which a box may reach over the image's edge: rounding, not a fault
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set: a COCO JSON and the folder that its file names are relative to."""
+
+    annotations: Path
+    images: Path
+
+
+def find_split(data: Path | str, split: Literal["train", "val"]) -> Split:
+    """The split of a folder with `annotations/instances_{split}.json` and `{split}/`, or COCO's `{split}2017` for either.
+
+    Raises:
+        UserError: there is no such folder, or it lacks one of the two.
+    """
+    data = Path(data)
+    if not data.is_dir():
+        fault = "is a file" if data.exists() else "does not exist"
+        raise UserError(f"{data} {fault}; give the folder that holds annotations/ and {split}/")
+    names = (split, f"{split}2017")
+    files = [file for name in names if (file := data / "annotations" / f"instances_{name}.json").is_file()]
+    if not files:
+        raise UserError(f"{data} has no annotations/instances_{split}.json; put the boxes there in COCO's format")
+    folders = [folder for name in names if (folder := data / name).is_dir()]
+    if not folders:
+        raise UserError(f"{data} has no folder {split}/ (or {split}2017/); put the images there")
+    return Split(annotations=files[0], images=folders[0])
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """n images and their m boxes, sorted by image. Faulty boxes are left out.
+
+    image_ids: (n,) int64. sizes: (n, 2) int64, (height, width). first: (n + 1,) int64; the boxes of image i are
+    `first[i]:first[i + 1]`. boxes: (m, 4) float64, (x, y, width, height) in pixels, as in the JSON. areas: (m,) float64, as in
+    the JSON, else width times height. labels: (m,) int64, contiguous ids of `class_map`. crowd: (m,) bool. skipped: number of
+    boxes left out. clipped: number of boxes that reach over their image's edge by more than a pixel.
+    """
+
+    class_map: ClassMap
+    image_ids: np.ndarray
+    sizes: np.ndarray
+    first: np.ndarray
+    boxes: np.ndarray
+    areas: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    skipped: int
+    clipped: int
+    encoded_names: np.ndarray  # bytes of one width: Python strings would be copied into every loader worker as they are counted
+
+    def file_name(self, index: int) -> str:
+        return self.encoded_names[index].decode()
+
+
+def read_annotations(file: Path, class_map: ClassMap | None = None) -> Annotations:
+    """Read and judge a COCO JSON.
+
+    Args:
+        file: the JSON.
+        class_map: the classes of a model; the data's are matched to them by name. By default the data's own.
+
+    Raises:
+        UserError: not COCO, no images, an id that occurs twice, a size that is not one, a box of a category that is not listed,
+            a class that the model does not know.
+    """
+    coco = read_coco(file)
+    own_classes = _class_map(file, coco["categories"])
+    images = coco["images"]
+    if not images:
+        raise UserError(f"{file} lists no images; add some or name another file")
+    image_ids = _integers(file, "images", images, "id")
+    _once(file, "image id", image_ids)
+    names = _column(file, "images", images, "file_name")
+    sizes = np.stack([_integers(file, "images", images, key) for key in ("height", "width")], axis=1)
+    if sizes.min() < 1:
+        nothing = names[sizes.min(axis=1).argmin()]
+        raise UserError(f"{file} gives {nothing} a height or width below 1; write its size in pixels")
+
+    annotations = coco["annotations"]
+    index_of = {image_id: index for index, image_id in enumerate(image_ids.tolist())}
+    image = np.array(
+        [index_of.get(i, -1) for i in _integers(file, "annotations", annotations, "image_id").tolist()], dtype=np.int64
+    )
+    labels = _labels(file, _integers(file, "annotations", annotations, "category_id"), own_classes, class_map or own_classes)
+    boxes = np.array([box_of(annotation) for annotation in annotations], dtype=np.float64).reshape(-1, 4)
+    areas = np.array([_area(annotation, box) for annotation, box in zip(annotations, boxes)], dtype=np.float64)
+    crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)
+
+    inside, overhanging = place(boxes, sizes[image])
+    good = inside & (image >= 0)
+    order = np.flatnonzero(good)[np.argsort(image[good], kind="stable")]
+    result = Annotations(
+        class_map=class_map or own_classes,
+        image_ids=image_ids,
+        sizes=sizes,
+        first=np.searchsorted(image[order], np.arange(len(images) + 1)),
+        boxes=boxes[order],
+        areas=areas[order],
+        labels=labels[order],
+        crowd=crowd[order],
+        skipped=int((~good).sum()),
+        clipped=int((good & overhanging).sum()),
+        encoded_names=np.array([str(name).encode() for name in names]),
+    )
+    if result.skipped or result.clipped:
+        faults = f"{result.skipped} faulty boxes are skipped, {result.clipped} are cut at the image's edge"
+        logger.warning("%s: %s; `leandetr data check` lists them", file, faults)
+    return result
+
+
+def class_map_of(split: Split) -> ClassMap:
+    """The classes of a split, contiguous in the order of their dataset ids. Raises UserError where the JSON is not COCO."""
+    return _class_map(split.annotations, read_coco(split.annotations)["categories"])
+
+
+def read_coco(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """The JSON's three lists. Raises UserError where one is missing or holds anything but dictionaries."""
+    coco = read_json(file)
+    for section in SECTIONS:
+        entries = coco.get(section) if isinstance(coco, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise UserError(
+                f"{file} is not COCO: it has no list of {section!r}; write it in COCO's format or name another file"
+            )
+    return {section: coco[section] for section in SECTIONS}
+
+
+def box_of(annotation: dict[str, Any]) -> list[float]:
+    """The annotation's (x, y, width, height); not-a-number where it is not four numbers."""
+    try:
+        box = [float(value) for value in annotation["bbox"]]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        box = []
+    return box if len(box) == 4 else [math.nan] * 4
+
+
+def place(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How boxes (m, 4) (x, y, width, height) lie in images of (m, 2) (height, width).
+
+    Returns two (m,) bool: finite and with an area inside of the image; reaching over its edge by more than a pixel.
+    """
+    low, high, far = boxes[:, :2], boxes[:, :2] + boxes[:, 2:], sizes[:, ::-1]
+    inside = np.isfinite(boxes).all(axis=1) & ((boxes[:, 2:] > 0) & (low < far) & (high > 0)).all(axis=1)
+    return inside, ((low < -OVERHANG) | (high > far + OVERHANG)).any(axis=1)
+
+
+def _area(annotation: dict[str, Any], box: np.ndarray) -> float:
+    area = annotation.get("area")
+    return float(area) if isinstance(area, int | float) else box[2] * box[3]
+
+
+def _class_map(file: Path, categories: list[dict[str, Any]]) -> ClassMap:
+    ids = _integers(file, "categories", categories, "id")
+    names = np.array([str(name) for name in _column(file, "categories", categories, "name")])
+    if not categories:
+        raise UserError(f"{file} lists no categories; add the classes of its boxes")
+    _once(file, "category id", ids)
+    _once(file, "category name", names)
+    order = np.argsort(ids)
+    return ClassMap(names=tuple(names[order].tolist()), dataset_ids=tuple(ids[order].tolist()))
+
+
+def _labels(file: Path, categories: np.ndarray, own: ClassMap, target: ClassMap) -> np.ndarray:
+    """(m,) category ids of the data -> (m,) contiguous ids of `target`, matched by name."""
+    if strangers := [name for name in own.names if name not in target.names]:
+        raise UserError(
+            f"{file} has classes that the model does not know ({', '.join(strangers)}): the data has {', '.join(own.names)}, "
+            f"the model {', '.join(target.names)}; rename the categories or choose another model"
+        )
+    if (lost := ~np.isin(categories, own.dataset_ids)).any():
+        raise UserError(
+            f"{file} has a box of category {categories[lost][0]}, which its 'categories' lack; add it or correct the box"
+        )
+    label_of = np.array([target.names.index(name) for name in own.names], dtype=np.int64)
+    return label_of[np.searchsorted(own.dataset_ids, categories)]
+
+
+def _column(file: Path, section: str, entries: Sequence[dict[str, Any]], key: str) -> list[Any]:
+    try:
+        return [entry[key] for entry in entries]
+    except KeyError:
+        _not_coco(file, section, key, "lacks")
+
+
+def _integers(file: Path, section: str, entries: Sequence[dict[str, Any]], key: str) -> np.ndarray:
+    values = _column(file, section, entries, key)
+    if not all(is_whole(value) for value in values):
+        _not_coco(file, section, key, "has something other than a whole number as")
+    return np.array(values, dtype=np.int64)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a JSON value is a whole number of 64 bits; 640.0 is one."""
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return whole and abs(value) < 2**63
+
+
+def _not_coco(file: Path, section: str, key: str, fault: str) -> NoReturn:
+    raise UserError(
+        f"{file} is not COCO: an entry of {section!r} {fault} {key!r}; correct it (`leandetr data check` says where)"
+    )
+
+
+def _once(file: Path, what: str, values: np.ndarray) -> None:
+    unique, counts = np.unique(values, return_counts=True)
+    if len(unique) < len(values):
+        raise UserError(f"{file}: the {what} {unique[counts > 1][0]} occurs twice; each must be given once")

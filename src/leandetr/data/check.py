@@ -1,0 +1,157 @@
+"""Every fault of a data set in COCO's layout, not just the first one."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from leandetr.data.annotations import SECTIONS, Split, box_of, is_whole, place
+from leandetr.data.images import decode, swaps_sides
+from leandetr.errors import UserError
+from leandetr.files import read_json
+
+FIELDS = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("image_id", "category_id"),
+    "categories": ("id", "name"),
+}
+NAMES = ("file_name", "name")  # the fields that hold text; the others hold whole numbers
+
+
+@dataclass
+class Fault:
+    """One kind of fault: how often it occurs, and where, for the first few times."""
+
+    kind: str
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+def check(split: Split, examples: int = 3) -> list[Fault]:
+    """All faults of a split by kind, in the order of the checks; an empty list where there are none.
+
+    Every image is decoded, on as many threads as there are processors; a progress bar goes to stderr where that is a terminal.
+
+    Args:
+        split: the annotations may be ones that `CocoDataset` refuses.
+        examples: how many occurrences of each kind to name.
+
+    Raises:
+        UserError: the annotations cannot be read or are no JSON dictionary: there is nothing to check.
+    """
+    coco = read_json(split.annotations)
+    if not isinstance(coco, dict):
+        raise UserError(
+            f"{split.annotations} is not COCO: it holds no dictionary; write it in COCO's format or name another file"
+        )
+    faults: dict[str, Fault] = {}
+    for kind, example in _occurrences(coco, split.images):
+        fault = faults.setdefault(kind, Fault(kind))
+        fault.count += 1
+        if len(fault.examples) < examples:
+            fault.examples.append(example)
+    return list(faults.values())
+
+
+def faults_table(faults: list[Fault]) -> Table:
+    """The faults with their counts and examples, for the terminal."""
+    table = Table("fault", "count", "for example")
+    table.columns[1].justify = "right"
+    for fault in faults:
+        table.add_row(fault.kind, str(fault.count), "\n".join(fault.examples))
+    return table
+
+
+def _occurrences(coco: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
+    """(kind, example) of every fault."""
+    sound: dict[str, list[dict[str, Any]]] = {}
+    for section in SECTIONS:
+        entries = coco.get(section)
+        if not isinstance(entries, list):
+            yield "missing list", f"{section!r} is {'absent' if entries is None else 'no list'}"
+            entries = []
+        elif not entries and section != "annotations":
+            yield "empty list", f"{section!r}"
+        malformed = [(number, why) for number, entry in enumerate(entries) if (why := _malformed(entry, FIELDS[section]))]
+        yield from (("malformed entry", f"{section}[{number}]: {why}") for number, why in malformed)
+        bad = {number for number, _ in malformed}
+        sound[section] = [entry for number, entry in enumerate(entries) if number not in bad]
+
+    images, annotations, categories = (sound[section] for section in SECTIONS)
+    numbered = [annotation for annotation in annotations if "id" in annotation]
+    for kind, entries, key in (
+        ("duplicate image id", images, "id"),
+        ("duplicate file name", images, "file_name"),
+        ("duplicate annotation id", numbered, "id"),
+        ("duplicate category id", categories, "id"),
+        ("duplicate category name", categories, "name"),
+    ):
+        counts = Counter(repr(entry[key]) for entry in entries)
+        yield from ((kind, f"{value} occurs {count} times") for value, count in counts.items() if count > 1)
+    yield from _box_faults(images, annotations, categories)
+    yield from _image_faults(images, folder)
+
+
+def _malformed(entry: Any, keys: tuple[str, ...]) -> str | None:
+    if not isinstance(entry, dict):
+        return f"{entry!r:.40} is no dictionary"
+    for key in keys:
+        if key not in entry:
+            return f"lacks {key!r}"
+        if not (isinstance(entry[key], str) if key in NAMES else is_whole(entry[key])):
+            return f"{key!r} is {entry[key]!r:.40}"
+    return None
+
+
+def _box_faults(images: list[dict], annotations: list[dict], categories: list[dict]) -> Iterator[tuple[str, str]]:
+    image_of = {image["id"]: image for image in images}
+    category_ids = {category["id"] for category in categories}
+    for annotation in annotations:
+        name = f"annotation {annotation['id']}" if "id" in annotation else f"an annotation of image {annotation['image_id']}"
+        if annotation["category_id"] not in category_ids:
+            yield "unknown category", f"{name}: category {annotation['category_id']}"
+        image = image_of.get(annotation["image_id"])
+        if image is None:
+            yield "unknown image", f"{name}: image {annotation['image_id']}"
+        box = np.array([box_of(annotation)])
+        shown = f"{name}: {annotation.get('bbox')!r:.60}"
+        if not np.isfinite(box).all():
+            yield "box is not four finite numbers", shown
+        elif (box[:, 2:] <= 0).any():
+            yield "empty box", shown
+        elif image is not None:
+            inside, overhanging = place(box, np.array([[image["height"], image["width"]]]))
+            if not inside or overhanging:
+                where = "outside of" if not inside else "reaching out of"
+                yield f"box {where} its image", f"{shown} in {image['width']} x {image['height']}"
+
+
+def _image_faults(images: list[dict[str, Any]], folder: Path) -> Iterator[tuple[str, str]]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        console = Console(stderr=True)
+        found = pool.map(lambda image: _image_fault(image, folder), images)
+        checked = track(found, "checking images", len(images), console=console, disable=not console.is_terminal, transient=True)
+        yield from (fault for fault in checked if fault is not None)
+
+
+def _image_fault(image: dict[str, Any], folder: Path) -> tuple[str, str] | None:
+    path = folder / image["file_name"]
+    if not path.is_file():
+        return "missing image", str(path)
+    try:
+        pixels, orientation = decode(path)
+    except UserError as error:
+        return "unreadable image", str(error).partition(";")[0]
+    width, height = pixels.size
+    given = (image["width"], image["height"])
+    if given == (width, height) or (swaps_sides(orientation) and given == (height, width)):
+        return None
+    return "size differs from the file", f"{path}: {given[0]} x {given[1]} in the JSON, {width} x {height} in the file"

@@ -1,0 +1,132 @@
+"""A data set in COCO's layout, one image and its boxes at a time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from leandetr.data.annotations import Split, class_map_of, find_split, read_annotations
+from leandetr.data.images import read_image
+from leandetr.data.transforms import DetectionTransform
+from leandetr.errors import UserError
+from leandetr.structures import Batch, ClassMap, Target
+
+__all__ = ["CocoDataset", "Split", "class_map_of", "collate", "find_split"]
+
+
+class CocoDataset(Dataset):
+    """Images and their boxes, as a detector takes them. Only the annotations are held in memory, as arrays.
+
+    The size that the JSON gives for an image is the frame of its boxes: `load_image` returns every image in that frame (see
+    `read_image` for EXIF turns and resized files), and `orig_size` is that size. Crowd boxes are no training targets but
+    part of `ground_truth`. Boxes that are empty, not finite, outside of their image or of an image that is not listed
+    are skipped and counted in `skipped`; the others are cut at the image's edge for training.
+
+    Args:
+        split: where the annotations and images are.
+        transform: makes a view of an image, see `leandetr.data.transforms`.
+        class_map: the classes of the model that will read the data; categories are matched to them by name. By default
+            the data's own classes.
+        seed: the view of an image follows from this, the epoch and the image's id, in any process and order.
+
+    Raises:
+        UserError: as `read_annotations`, and where an image is missing.
+    """
+
+    def __init__(self, split: Split, transform: DetectionTransform, class_map: ClassMap | None = None, seed: int = 0) -> None:
+        self.split, self.transform, self.seed = split, transform, seed
+        self.annotations = read_annotations(split.annotations, class_map)
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers that persist see a new epoch too
+        missing = [index for index in range(len(self)) if not self.path(index).is_file()]
+        if missing:
+            count = f"{len(missing)} of the {len(self)} images of {split.annotations} do not exist"
+            raise UserError(f"{count}, the first is {self.path(missing[0])}; restore them or remove them from the annotations")
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        """A view of an image, (3, h, w) float32 and normalised, and its target."""
+        index = range(len(self))[index]
+        mine = slice(self.annotations.first[index], self.annotations.first[index + 1])
+        objects = ~self.annotations.crowd[mine]
+        corners = self.annotations.boxes[mine][objects]
+        corners[:, 2:] += corners[:, :2]
+        labels = self.annotations.labels[mine][objects]
+        pixels, boxes, class_labels = self.transform(
+            self.load_image(index), torch.from_numpy(corners), torch.from_numpy(labels), self._view_seed(index)
+        )
+        return pixels, Target(
+            class_labels=class_labels,
+            boxes=boxes,
+            image_id=torch.tensor([self.image_ids[index]]),
+            orig_size=torch.tensor(self.annotations.sizes[index]),
+            size=torch.tensor(pixels.shape[-2:]),
+        )
+
+    @property
+    def class_map(self) -> ClassMap:
+        return self.annotations.class_map
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """(n,) int64, in the order of the items."""
+        return self.annotations.image_ids
+
+    @property
+    def skipped(self) -> int:
+        """How many faulty boxes are left out."""
+        return self.annotations.skipped
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose which views the next items are."""
+        self._epoch.fill_(epoch)
+
+    def path(self, index: int) -> Path:
+        return self.split.images / self.annotations.file_name(index)
+
+    def load_image(self, index: int) -> Image.Image:
+        """The photograph as RGB, in the frame of its boxes. Raises UserError where the file cannot be read."""
+        height, width = self.annotations.sizes[index].tolist()
+        return read_image(self.path(index), (height, width))
+
+    def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
+        """The annotations as a COCO dictionary for evaluation, crowd boxes among them.
+
+        Category ids are `class_map.dataset_ids`; boxes are as in the JSON, not cut at the edge; annotations are numbered
+        from 1, since COCO's evaluation reads an id of 0 as "unmatched".
+        """
+        known = self.annotations
+        images = [
+            {"id": image_id, "file_name": known.file_name(index), "height": height, "width": width}
+            for index, (image_id, (height, width)) in enumerate(zip(known.image_ids.tolist(), known.sizes.tolist()))
+        ]
+        image_ids = np.repeat(known.image_ids, np.diff(known.first))
+        category_ids = np.array(self.class_map.dataset_ids)[known.labels]
+        columns = (column.tolist() for column in (image_ids, category_ids, known.boxes, known.areas, known.crowd))
+        annotations = [
+            {"id": number, "image_id": image_id, "category_id": category_id, "bbox": box, "area": area, "iscrowd": int(crowd)}
+            for number, (image_id, category_id, box, area, crowd) in enumerate(zip(*columns), start=1)
+        ]
+        categories = [{"id": i, "name": name} for i, name in zip(self.class_map.dataset_ids, self.class_map.names)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _view_seed(self, index: int) -> int:
+        parts = [int(part) % 2**64 for part in (self.seed, self._epoch, self.image_ids[index])]
+        return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+def collate(items: Sequence[tuple[Tensor, Target]]) -> Batch:
+    """Images (3, h, w) of several sizes -> one batch, padded with zeros at the right and the bottom to the largest h and w."""
+    height, width = (max(image.shape[side] for image, _ in items) for side in (1, 2))
+    pixel_values = torch.zeros(len(items), 3, height, width)
+    pixel_mask = torch.zeros(len(items), height, width, dtype=torch.int64)
+    for index, (image, _) in enumerate(items):
+        pixel_values[index, :, : image.shape[1], : image.shape[2]] = image
+        pixel_mask[index, : image.shape[1], : image.shape[2]] = 1
+    return Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=[target for _, target in items])

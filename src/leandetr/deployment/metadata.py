@@ -1,0 +1,76 @@
+"""What an exported file says about itself, so that it works alone: classes, preprocessing, head, and where it comes from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import transformers
+
+from leandetr.detectors.detector import Detector
+from leandetr.structures import ClassMap, Preprocessing
+
+#: the key under which the text is kept, in an ONNX file's properties and in an OpenVINO file's runtime information
+KEY = "leandetr"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """head: "softmax" or "sigmoid". parameters: how many the model has. scheme: of its quantization, None for float.
+    provenance: what it was made from and with, by name."""
+
+    class_map: ClassMap
+    preprocessing: Preprocessing
+    head: str
+    parameters: int
+    scheme: str | None
+    provenance: dict[str, str]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Metadata:
+        """Raises KeyError, TypeError or ValueError where the text is not what `to_json` writes."""
+        values: dict[str, Any] = json.loads(text)
+        classes, preprocessing = values["class_map"], values["preprocessing"]
+        size = preprocessing.pop("size")
+        return cls(
+            **values
+            | {
+                "class_map": ClassMap(tuple(classes["names"]), tuple(classes["dataset_ids"])),
+                "preprocessing": Preprocessing(size=None if size is None else tuple(size), **preprocessing),
+            }
+        )
+
+
+def describe(detector: Detector, preprocessing: Preprocessing) -> Metadata:
+    """The metadata of a detector that is exported for photographs prepared as `preprocessing` says."""
+    packages = {name: version(name) for name in ("leandetr", "onnx", "onnxscript")}
+    return Metadata(
+        class_map=detector.class_map,
+        preprocessing=preprocessing,
+        head=detector.head,
+        parameters=count_parameters(detector),
+        scheme=scheme_of(detector),
+        provenance={
+            "source": str(getattr(detector.config, "_name_or_path", "") or "built in memory"),
+            "model_type": detector.config.model_type,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        | packages,
+    )
+
+
+def count_parameters(detector: Detector) -> int:
+    return sum(parameter.numel() for parameter in detector.parameters())
+
+
+def scheme_of(detector: Detector) -> str | None:
+    """The name of the scheme a detector was quantized with, None where it is float."""
+    record = getattr(detector.config, "quantization_config", None)
+    return None if record is None else record.scheme["scheme"]

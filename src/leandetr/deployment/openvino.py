@@ -1,0 +1,62 @@
+"""OpenVINO's own file format. An ONNX file runs on OpenVINO as it is; this is for programs that want the converted one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+
+import onnx
+
+from leandetr.deployment.metadata import KEY
+from leandetr.errors import UserError
+from leandetr.files import writing
+
+
+def convert_openvino(onnx_path: Path, xml_path: Path) -> Path:
+    """Write `xml_path` and, beside it, the weights (`.bin`), in the precision of the ONNX file and with its metadata.
+
+    Raises:
+        UserError: openvino is not installed, `xml_path` does not end in .xml, or the ONNX file cannot be read.
+    """
+    xml_path = Path(xml_path)
+    if xml_path.suffix != ".xml":
+        raise UserError(f"{xml_path}: an OpenVINO file ends in .xml; name it so")
+    openvino = import_openvino()
+    text = onnx_metadata(onnx_path)
+    model = openvino.convert_model(str(onnx_path))
+    if text is not None:
+        model.set_rt_info(text, KEY)
+    with (
+        writing(xml_path.with_suffix(".bin")) as weights,
+        writing(xml_path) as graph,
+        TemporaryDirectory(dir=xml_path.parent, prefix=".") as folder,  # OpenVINO wants the final suffixes already here
+    ):
+        openvino.serialize(model, f"{folder}/model.xml", f"{folder}/model.bin")
+        os.replace(f"{folder}/model.bin", weights)
+        os.replace(f"{folder}/model.xml", graph)
+    return xml_path
+
+
+def import_openvino() -> ModuleType:
+    """Raises UserError where the package is not installed."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise UserError("this needs the package openvino; install it with: pip install 'leandetr[openvino]'") from error
+    return openvino
+
+
+def onnx_metadata(path: Path) -> str | None:
+    """The text that `export_onnx` left in an ONNX file; None where it was written by something else.
+
+    Raises UserError where the file is missing or not ONNX.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; give the path of an ONNX file") from error
+    except Exception as error:  # protobuf's errors have no common class
+        raise UserError(f"{path} is not an ONNX file or is truncated; export it again") from error
+    return next((entry.value for entry in model.metadata_props if entry.key == KEY), None)

@@ -1,0 +1,230 @@
+"""Three engines behind one call: a batch goes in, one `Detections` an image comes out.
+
+Evaluation, benchmark and prediction take any of them and never ask which. They share the preprocessing (done by whoever makes the
+batch, as `preprocessing` says) and the post-processing; only `run` differs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from leandetr.deployment.metadata import KEY, Metadata, describe
+from leandetr.deployment.openvino import import_openvino, onnx_metadata
+from leandetr.detectors.detector import Detector
+from leandetr.detectors.load import load
+from leandetr.detectors.postprocess import postprocess
+from leandetr.errors import UserError, unknown
+from leandetr.structures import Batch, ClassMap, Detections, Preprocessing
+
+
+class Runtime:
+    """What all engines share.
+
+    Attributes:
+        name: the engine, as tables show it.
+        artifact: the file, folder or hub id that it runs.
+        size_bytes: of the artefact's weights and graph, as written.
+        metadata: what the artefact says about itself.
+    """
+
+    name: str
+
+    def __init__(self, artifact: str, size_bytes: int, metadata: Metadata) -> None:
+        self.artifact, self.size_bytes, self.metadata = artifact, size_bytes, metadata
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.metadata.preprocessing
+
+    @property
+    def class_map(self) -> ClassMap:
+        return self.metadata.class_map
+
+    @property
+    def parameters(self) -> int:
+        return self.metadata.parameters
+
+    def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """pixel_values (B, 3, H, W) and, where the size is not fixed, pixel_mask (B, H, W) -> logits (B, N, C), boxes (B, N, 4)
+        in (cx, cy, w, h) of [0, 1], on the CPU."""
+        raise NotImplementedError
+
+    def __call__(self, batch: Batch) -> list[Detections]:
+        mask = batch["pixel_mask"] if self.preprocessing.size is None else None
+        logits, boxes = self.run(batch["pixel_values"], mask)
+        sizes = torch.stack([target["orig_size"] for target in batch["labels"]])
+        return postprocess(logits, boxes, self.metadata.head, sizes)
+
+
+class PlainDetector(nn.Module):
+    """A detector as a function of tensors alone, without the hooks that read its layers: what is run, timed and exported."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.model = detector.model
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        output = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask)
+        return output.logits, output.pred_boxes
+
+
+class PyTorchRuntime(Runtime):
+    """Eager PyTorch, on the device that the detector is on; puts the detector into evaluation mode.
+
+    Args:
+        detector: float or quantized.
+        artifact: the folder or hub id that it was loaded from.
+        threads: of the whole process, since PyTorch has no others; left as they are by default.
+    """
+
+    name = "pytorch"
+
+    def __init__(self, detector: Detector, artifact: str | Path = "", threads: int | None = None) -> None:
+        super().__init__(str(artifact), _written_bytes(detector, Path(artifact)), describe(detector, detector.preprocessing))
+        self.detector = detector.eval()
+        self.plain = PlainDetector(detector).eval()
+        self.device = next(detector.parameters()).device
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        mask = None if pixel_mask is None else pixel_mask.to(self.device)
+        logits, boxes = self.plain(pixel_values.to(self.device), mask)
+        return logits.cpu(), boxes.cpu()
+
+
+class OnnxRuntime(Runtime):
+    """ONNX Runtime on the CPU.
+
+    Args:
+        path: a file that `export_onnx` wrote.
+        threads: of one call; by default as many as PyTorch uses.
+
+    Raises:
+        UserError: no such file, not ONNX, written by something else, or refused by ONNX Runtime.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        path = Path(path)
+        super().__init__(str(path), *_onnx_facts(path))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised; the log would say it a second time
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        # Threads that spin after a call would take the processor from whatever runs next, as in an interleaved benchmark.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors have no common class
+            raise UserError(f"{path}: ONNX Runtime refuses it ({error}); export it again with this version") from error
+        self.inputs = {item.name for item in self.session.get_inputs()}
+
+    def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        given = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+        feed = {name: tensor.contiguous().numpy() for name, tensor in given.items() if name in self.inputs}
+        logits, boxes = self.session.run(["logits", "boxes"], feed)
+        return torch.from_numpy(logits), torch.from_numpy(boxes)
+
+
+class OpenVinoRuntime(Runtime):
+    """OpenVINO on the CPU, in process. What the file has in float32 is computed in float32, as the other engines do; OpenVINO's
+    own default is bfloat16 where the processor has it.
+
+    Args:
+        path: an `.xml` that `convert_openvino` wrote, or an `.onnx` that `export_onnx` wrote.
+        threads: of one call; by default as many as PyTorch uses.
+
+    Raises:
+        UserError: openvino is not installed, no such file, or a file of something else.
+    """
+
+    name = "openvino"
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        path, openvino = Path(path), import_openvino()
+        core = openvino.Core()
+        if path.suffix == ".onnx":
+            super().__init__(str(path), *_onnx_facts(path))
+            model = core.read_model(path)
+        else:
+            weights = path.with_suffix(".bin")
+            for file in (path, weights):
+                if not file.is_file():
+                    raise UserError(
+                        f"{file}: no such file; an OpenVINO model is an .xml with a .bin of the same name beside it"
+                    )
+            try:
+                model = core.read_model(path, weights)
+            except RuntimeError as error:
+                raise UserError(f"{path} is not an OpenVINO model or is truncated; convert it again") from error
+            text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
+            super().__init__(str(path), path.stat().st_size + weights.stat().st_size, _read_metadata(path, text))
+        config = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self.compiled = core.compile_model(model, "CPU", config)
+        self.inputs = {port.get_any_name() for port in self.compiled.inputs}
+
+    def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        given = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+        feed = {name: tensor.contiguous().numpy() for name, tensor in given.items() if name in self.inputs}
+        answer = self.compiled(feed)
+        return torch.from_numpy(answer["logits"]), torch.from_numpy(answer["boxes"])
+
+
+ENGINES = ("pytorch", "onnxruntime", "openvino")
+
+
+def open_runtime(source: str | Path, threads: int | None = None, engine: str | None = None) -> Runtime:
+    """The runtime for an artefact: an `.onnx` on ONNX Runtime, an `.xml` on OpenVINO, a folder or hub id on PyTorch.
+
+    Args:
+        source: what to run.
+        threads: of one call; the engine decides by default.
+        engine: one of `ENGINES`; an `.onnx` also runs on "openvino".
+
+    Raises:
+        UserError: an unknown engine, one that does not run such a file, or a file that cannot be read.
+    """
+    suffix = Path(source).suffix
+    possible = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}.get(suffix, ("pytorch",))
+    if engine is not None and engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if engine is not None and engine not in possible:
+        raise UserError(f"{source} does not run on {engine}; it runs on {' or '.join(possible)}")
+    match engine or possible[0]:
+        case "onnxruntime":
+            return OnnxRuntime(Path(source), threads)
+        case "openvino":
+            return OpenVinoRuntime(Path(source), threads)
+        case _:
+            return PyTorchRuntime(load(source), source, threads)
+
+
+def _onnx_facts(path: Path) -> tuple[int, Metadata]:
+    metadata = _read_metadata(path, onnx_metadata(path))
+    return path.stat().st_size, metadata
+
+
+def _read_metadata(path: Path, text: str | None) -> Metadata:
+    if text is None:
+        raise UserError(f"{path} does not say what its classes and preprocessing are; export the detector with leandetr")
+    try:
+        return Metadata.from_json(text)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} was exported by another version of leandetr ({error!r}); export it again") from error
+
+
+def _written_bytes(detector: Detector, folder: Path) -> int:
+    """Of the folder's weights; where there is no such folder, of the weights as they would be written."""
+    files = [file.stat().st_size for file in folder.glob("*.safetensors")] if str(folder) != "." else []
+    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in detector.state_dict().values()}
+    return sum(files) or sum(tensors.values())

@@ -1,0 +1,100 @@
+"""A student, its teacher, and the weighted terms between them: one module that a training loop treats as any other.
+
+L = L_detection + sum over terms of weight * term(student, teacher, batch)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from leandetr.detectors.detector import Detector
+from leandetr.distillation.teacher import Teacher, single_precision
+from leandetr.distillation.term import Term
+from leandetr.errors import UserError
+from leandetr.structures import Batch, DetectorOutput, Target
+
+#: In this many first steps the terms' gradients are measured: each costs one more backward pass through the decoder.
+GRADIENT_STEPS = 10
+
+
+@dataclass
+class DistillerOutput:
+    """loss: the scalar to minimise.
+
+    logs: detached scalars on the loss's device. "detection" and "<term>/<part>" are values before weighting, "share/<term>" is
+    a term's weighted part of the loss. In the first steps "gradient/<term>" is the norm of the weighted term's gradient at the
+    student's memory (what the decoder attends to), through which every term's gradient passes on its way to the encoder and
+    the backbone: a term that drowns the others or vanishes shows there, whatever its value.
+    """
+
+    loss: Tensor
+    logs: dict[str, Tensor]
+
+
+class Distiller(nn.Module):
+    """Trains `student` on its own detection loss and on the terms. Its `state_dict` holds the student and the terms' adapters.
+
+    Args:
+        student: the detector to train.
+        teacher: the detector to learn from; it is put in evaluation mode and never trained.
+        terms: distillation terms and their weights, each >= 0.
+
+    Raises:
+        UserError: a negative weight, or a student's class that the teacher lacks.
+    """
+
+    def __init__(self, student: Detector, teacher: Detector, terms: Iterable[tuple[Term, float]]) -> None:
+        super().__init__()
+        terms = list(terms)
+        for term, weight in terms:
+            if not weight >= 0:
+                raise UserError(f"the weight of the distillation term {term.name!r} is {weight}; give 0 or more")
+        self.student = student
+        self.teacher = Teacher(teacher, student)
+        self.terms = nn.ModuleDict({term.name: term for term, _ in terms})
+        self.weights = {term.name: weight for term, weight in terms}
+        self.steps = 0
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor, labels: list[Target]) -> DistillerOutput:
+        """One batch of the student's augmented images (B, 3, H, W), its mask (B, H, W) and its objects -> loss and logs.
+
+        Raises UserError where the teacher does not have what a term needs.
+        """
+        student = single_precision(self.student(pixel_values, pixel_mask, labels=labels))
+        teacher = self.teacher(pixel_values, pixel_mask)
+        batch = Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels)
+
+        losses, logs = {"detection": student.loss}, {"detection": student.loss}
+        for name, term in self.terms.items():
+            self._check_served(term, teacher)
+            parts = term(student, teacher, batch)
+            logs |= {f"{name}/{part}": value for part, value in parts.items()}
+            losses[name] = self.weights[name] * sum(parts.values())
+        loss = sum(losses.values())
+        logs |= {f"share/{name}": value / loss for name, value in losses.items()}
+        if self.training and self.steps < GRADIENT_STEPS and torch.is_grad_enabled():
+            logs |= {f"gradient/{name}": gradient_norm(value, student.memory.tokens) for name, value in losses.items()}
+        self.steps += self.training
+        return DistillerOutput(loss, {name: value.detach() for name, value in logs.items()})
+
+    def _check_served(self, term: Term, output: DetectorOutput) -> None:
+        for need in sorted(term.needs):
+            value = getattr(output, need)
+            if value is None or (isinstance(value, list) and not value):
+                kind = self.teacher.detector.config.model_type
+                raise UserError(
+                    f"the distillation term {term.name!r} needs the teacher's {need}, and this {kind} teacher has none; "
+                    "choose another method or another teacher"
+                )
+
+
+def gradient_norm(loss: Tensor, at: Tensor) -> Tensor:
+    """The Euclidean norm of d loss / d at; 0 where `at` does not enter the loss. The graph stays usable."""
+    if not loss.requires_grad:
+        return torch.zeros_like(loss)
+    (gradient,) = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(loss) if gradient is None else gradient.float().norm()

@@ -1,0 +1,185 @@
+"""Hungarian-matching logits distillation (DETRDistill, Chang et al., ICCV 2023, section 4.1, eq. 2-4).
+
+The teacher's queries split into positives, which its own assignment matches with an object, and negatives, all the others. Each
+part is matched with the student's queries on its own, at every decoder stage k:
+
+    L = sum_k  1/n_pos sum_positives [ class + 5 * |b_S - b_T|_1 + 2 * (1 - GIoU(b_S, b_T)) ]
+             + 1/n_neg sum_negatives [         5 * |b_S - b_T|_1 + 2 * (1 - GIoU(b_S, b_T)) ]
+
+Negatives teach boxes alone, because their class need not be background (footnote 1). The class part compares distributions:
+binary cross-entropy between sigmoid heads, KL divergence over K + 1 classes between softmax heads.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from leandetr.detectors.detector import Detector
+from leandetr.distillation.term import Term
+from leandetr.errors import UserError, unknown
+from leandetr.losses import Assignment, HungarianMatcher, box_cost, box_losses, mean_over_ranks, pad_targets, solve, to_host
+from leandetr.structures import Batch, DetectorOutput
+
+BBOX_WEIGHT, GIOU_WEIGHT = 5.0, 2.0
+STAGES = ("progressive", "last")
+
+
+class HungarianLogits(Term):
+    """Makes the student's set of predictions like the teacher's. Their numbers of queries and of decoder stages may differ.
+
+    Args:
+        student_head, teacher_head: "softmax" or "sigmoid".
+        matcher: how the teacher's queries are matched with the objects.
+        stages: "progressive": a teacher's stage teaches the student's stage of the same depth. "last": the teacher's last stage
+            teaches all (DETRDistill, table 7).
+        positive_class, positive_box, negative_box: the three parts of table 6.
+
+    Raises:
+        UserError: unknown `stages`, or all three parts switched off.
+    """
+
+    name = "logits"
+    needs = frozenset({"logits", "boxes"})
+
+    def __init__(
+        self,
+        student_head: str,
+        teacher_head: str,
+        matcher: HungarianMatcher,
+        *,
+        stages: str = "progressive",
+        positive_class: bool = True,
+        positive_box: bool = True,
+        negative_box: bool = True,
+    ) -> None:
+        super().__init__()
+        if stages not in STAGES:
+            raise unknown("stages of the logits term", stages, STAGES)
+        if not (positive_class or positive_box or negative_box):
+            raise UserError("positive_class, positive_box and negative_box of the logits term are all off; switch one on")
+        self.classes = SoftClasses(student_head, teacher_head)
+        self.matcher = matcher
+        self.stages = stages
+        self.positive_class, self.positive_box, self.negative_box = positive_class, positive_box, negative_box
+
+    @classmethod
+    def build(cls, student: Detector, teacher: Detector, **options: str | bool) -> Self:
+        return cls(student.head, teacher.head, HungarianMatcher.from_config(teacher.config, teacher.head), **options)
+
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
+        """Student (L, B, N, ...), teacher (K, B, M, ...) -> the parts that are switched on, each summed over the L stages."""
+        depth = len(student.logits)
+        stages = teaching_stages(depth, len(teacher.logits)) if self.stages == "progressive" else [-1] * depth
+        teacher_logits, teacher_boxes = teacher.logits[stages], teacher.boxes[stages]
+        positives, negatives = self.match(student, teacher_logits, teacher_boxes, batch)
+
+        def boxes(pairs: Assignment) -> Tensor:
+            l1, giou = box_losses(pairs.of_queries(student.boxes), teacher_boxes[pairs.layers, pairs.images, pairs.targets])
+            return (BBOX_WEIGHT * l1 + GIOU_WEIGHT * giou).sum() / count(pairs)
+
+        def count(pairs: Assignment) -> Tensor:  # of one stage: every stage has as many
+            return mean_over_ranks(len(pairs.layers) // depth, student.boxes.device)
+
+        parts = {}
+        if self.positive_class:
+            targets = self.classes.targets(teacher_logits[positives.layers, positives.images, positives.targets])
+            losses = self.classes.losses(positives.of_queries(student.logits), targets)
+            parts["positive_class"] = losses.sum() / count(positives)
+        if self.positive_box:
+            parts["positive_box"] = boxes(positives)
+        if self.negative_box:
+            parts["negative_box"] = boxes(negatives)
+        return parts
+
+    @torch.no_grad()
+    def match(
+        self, student: DetectorOutput, teacher_logits: Tensor, teacher_boxes: Tensor, batch: Batch
+    ) -> tuple[Assignment, Assignment]:
+        """Student queries for the teacher's positives and, apart from that, for its negatives; targets are teacher queries.
+
+        teacher_logits (L, B, M, C) and teacher_boxes (L, B, M, 4) hold the teacher's stage for every student's stage. All three
+        matchings (the teacher's own, positives, negatives) share one device-to-host copy.
+        """
+        objects = pad_targets(batch["labels"])
+        by_box = box_cost(student.boxes, teacher_boxes, BBOX_WEIGHT, GIOU_WEIGHT)
+        own, by_box, by_class = to_host(
+            self.matcher.cost(teacher_logits, teacher_boxes, objects),
+            by_box,
+            self.classes.pairwise_losses(student.logits, self.classes.targets(teacher_logits)),
+        )
+        layers, images, queries, _ = solve(own, [[np.arange(size) for size in objects.sizes]] * len(own))
+        positive = np.zeros((len(own), len(objects.sizes), own.shape[2]), bool)
+        positive[layers, images, queries] = True
+        device = student.boxes.device
+        positives = solve(by_class + by_box, indices(positive))
+        negatives = solve(by_box, indices(~positive)) if self.negative_box else np.empty((4, 0), np.int64)
+        both = torch.from_numpy(np.concatenate([positives, negatives], axis=1)).to(device)
+        split = both.split([positives.shape[1], negatives.shape[1]], dim=1)
+        return Assignment(*split[0]), Assignment(*split[1])
+
+
+def indices(chosen: np.ndarray) -> list[list[np.ndarray]]:
+    """(L, B, M) bool -> the true indices of every layer and image."""
+    return [[np.flatnonzero(image) for image in layer] for layer in chosen]
+
+
+def teaching_stages(student: int, teacher: int) -> list[int]:
+    """Which of the teacher's stages teaches each of the student's: even groups, the last of each group teaches (figure 5).
+
+    >>> teaching_stages(3, 6), teaching_stages(6, 6), teaching_stages(6, 3)
+    ([1, 3, 5], [0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 2, 2])
+    """
+    return [-(-(stage + 1) * teacher // student) - 1 for stage in range(student)]
+
+
+class SoftClasses:
+    """Loss of a student's class logits against a teacher's class distribution.
+
+    Both sigmoid: sum over K classes of the binary cross-entropy. Both softmax: KL(teacher || student) over K + 1 classes.
+    Mixed: binary cross-entropy between the K class probabilities; a softmax head's are taken without its no-object column.
+
+    Args:
+        student_head, teacher_head: "softmax" or "sigmoid".
+    """
+
+    def __init__(self, student_head: str, teacher_head: str) -> None:
+        self.student_head, self.teacher_head = student_head, teacher_head
+
+    def targets(self, teacher_logits: Tensor) -> Tensor:
+        """(..., C_T) -> (..., C), the teacher's probabilities of the classes that are compared."""
+        if self.teacher_head == "sigmoid":
+            return teacher_logits.float().sigmoid()
+        probabilities = teacher_logits.float().softmax(-1)
+        return probabilities if self.student_head == "softmax" else probabilities[..., :-1]
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(P, C_S), (P, C) -> (P,)."""
+        log_yes, log_no = self._log_probabilities(logits)
+        if log_no is None:
+            return (torch.special.xlogy(targets, targets) - targets * log_yes).sum(-1)
+        return -(targets * log_yes + (1 - targets) * log_no).sum(-1)
+
+    @torch.no_grad()
+    def pairwise_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(..., N, C_S), (..., M, C) -> (..., N, M)."""
+        with torch.autocast(logits.device.type, enabled=False):
+            log_yes, log_no = self._log_probabilities(logits)
+            if log_no is None:
+                return torch.special.xlogy(targets, targets).sum(-1)[..., None, :] - log_yes @ targets.mT
+            return -(log_yes @ targets.mT) - log_no @ (1 - targets).mT
+
+    def _log_probabilities(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logarithms of the probability of each compared class and of its absence (None where classes exclude each other)."""
+        logits = logits.float()
+        if self.student_head == "sigmoid":
+            return F.logsigmoid(logits), F.logsigmoid(-logits)
+        log_yes = logits.log_softmax(-1)
+        if self.teacher_head == "softmax":
+            return log_yes, None
+        log_yes = log_yes[..., :-1]
+        return log_yes, torch.log1p(-log_yes.exp().clamp(max=1 - 1e-6))

@@ -1,0 +1,53 @@
+"""The distillation methods by name: which terms, with which weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from leandetr.detectors.detector import Detector
+from leandetr.distillation.logits import HungarianLogits
+from leandetr.distillation.term import Term
+from leandetr.errors import unknown
+
+TERMS: dict[str, type[Term]] = {term.name: term for term in (HungarianLogits,)}
+
+#: method -> weight of each of its terms (lambda in the papers)
+METHODS: dict[str, dict[str, float]] = {
+    "logits": {"logits": 1.0},
+}
+
+
+def build_terms(
+    methods: Sequence[str],
+    student: Detector,
+    teacher: Detector,
+    weights: Mapping[str, float] = {},
+    options: Mapping[str, Mapping[str, Any]] = {},
+) -> list[tuple[Term, float]]:
+    """The terms of one or more methods, with their weights, for a student and a teacher.
+
+    Args:
+        methods: names in `METHODS`.
+        weights: term -> weight, in place of the method's own.
+        options: term -> the term's options, e.g. {"logits": {"stages": "last"}}.
+
+    Raises:
+        UserError: an unknown method, term or option, or two detectors that a term cannot bridge.
+    """
+    chosen: dict[str, float] = {}
+    for method in methods:
+        if method not in METHODS:
+            raise unknown("distillation method", method, METHODS)
+        chosen |= METHODS[method]
+    for name in (*weights, *options):
+        if name not in chosen:
+            raise unknown(f"term of {' + '.join(methods)}", name, chosen)
+    for term, values in options.items():
+        known = [name for name, kind in inspect.signature(TERMS[term]).parameters.items() if kind.kind is kind.KEYWORD_ONLY]
+        for name in values:
+            if name not in known:
+                raise unknown(f"option of the {term} term", name, known)
+    chosen |= weights
+    return [(TERMS[name].build(student, teacher, **options.get(name, {})), weight) for name, weight in chosen.items()]

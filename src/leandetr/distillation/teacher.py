@@ -1,0 +1,106 @@
+"""The teacher as a student's terms see it: the same augmented images, its own preprocessing, the student's order of classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from leandetr.detectors.detector import Detector
+from leandetr.errors import UserError
+from leandetr.structures import ClassMap, DetectorOutput, Preprocessing
+
+
+class Teacher:
+    """A trained detector that answers a student's batches; not a module, so that it lands in no checkpoint, DDP or FSDP.
+
+    It runs in evaluation mode, without gradients and, on CUDA, in half precision. The answer is in single precision.
+
+    Args:
+        detector: the teacher.
+        student: the detector whose batches it will see.
+
+    Raises:
+        UserError: the student has a class that the teacher lacks.
+    """
+
+    def __init__(self, detector: Detector, student: Detector) -> None:
+        self.detector = detector.eval()
+        self.view = View(student.preprocessing, detector.preprocessing)
+        self.columns = class_columns(student.class_map, detector.class_map, detector.head)
+
+    @torch.no_grad()
+    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor) -> DetectorOutput:
+        """The student's pixel_values (B, 3, H, W) and pixel_mask (B, H, W) -> the teacher's output."""
+        if next(self.detector.parameters()).device != pixel_values.device:
+            self.detector.to(pixel_values.device)
+        with torch.autocast("cuda", torch.float16, enabled=pixel_values.is_cuda):
+            output = single_precision(self.detector(*self.view(pixel_values, pixel_mask)))
+        return output if self.columns is None else replace(output, logits=output.logits[..., self.columns])
+
+
+def class_columns(student: ClassMap, teacher: ClassMap, teacher_head: str) -> list[int] | None:
+    """The teacher's logit column of each of the student's classes, by name; None where the two already agree.
+
+    A softmax head's no-object column stays the last. Classes that only the teacher knows are left out.
+    """
+    if student.names == teacher.names:
+        return None
+    missing = [name for name in student.names if name not in teacher.names]
+    if missing:
+        raise UserError(
+            f"the teacher does not know {', '.join(missing)}: it has the classes {', '.join(teacher.names)}, and the student "
+            f"has {', '.join(student.names)}; name a teacher that was trained on the student's classes"
+        )
+    no_object = [len(teacher)] if teacher_head == "softmax" else []
+    return [teacher.names.index(name) for name in student.names] + no_object
+
+
+def single_precision(output: DetectorOutput) -> DetectorOutput:
+    """With float32 logits, boxes, hidden states and features: losses lose too much in half precision."""
+    return replace(
+        output,
+        logits=output.logits.float(),
+        boxes=output.boxes.float(),
+        hidden=output.hidden.float(),
+        features=[level.float() for level in output.features],
+    )
+
+
+class View:
+    """From the student's pixel values to the teacher's: other normalisation, and another size where the teacher's is fixed.
+
+    A teacher without a fixed size sees the batch at the student's size, padding included. One with a fixed size sees each image
+    without its padding, stretched to that size, as it saw its training images; boxes relative to the image do not change.
+    """
+
+    def __init__(self, student: Preprocessing, teacher: Preprocessing) -> None:
+        self.padded = student.size is None
+        self.size = teacher.size
+        mean, std = torch.tensor(teacher.mean), torch.tensor(teacher.std)
+        # pixel = student_value * student_std + student_mean;  teacher_value = (pixel - mean) / std
+        self.scale = (torch.tensor(student.std) / std)[:, None, None]
+        self.shift = ((torch.tensor(student.mean) - mean) / std)[:, None, None]
+        self.same = tuple(student.mean) == tuple(teacher.mean) and tuple(student.std) == tuple(teacher.std)
+
+    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) and (B, H, W) -> (B, 3, h, w) and (B, h, w)."""
+        if self.size is not None and (self.padded or pixel_values.shape[-2:] != self.size):
+            pixel_values = self._stretched(pixel_values, pixel_mask)
+            pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=pixel_mask.dtype)
+        if not self.same:
+            pixel_values = pixel_values * self.scale.to(pixel_values) + self.shift.to(pixel_values)
+            pixel_values = pixel_values * pixel_mask[:, None]  # padding is zero after normalisation
+        return pixel_values, pixel_mask
+
+    def _stretched(self, pixel_values: Tensor, pixel_mask: Tensor) -> Tensor:
+        if not self.padded:
+            return F.interpolate(pixel_values, self.size, mode="bilinear", align_corners=False, antialias=True)
+        # The images' sizes are on the device alone; a sampling grid computed there spares a copy to the host.
+        width, height = pixel_mask[:, 0].float().mean(1), pixel_mask[:, :, 0].float().mean(1)  # shares of the padded frame
+        nothing = torch.zeros_like(width)
+        corner = torch.stack([width, nothing, width - 1, nothing, height, height - 1], -1).view(-1, 2, 3)
+        grid = F.affine_grid(corner, [*pixel_values.shape[:2], *self.size], align_corners=False)
+        return F.grid_sample(pixel_values, grid.to(pixel_values), mode="bilinear", align_corners=False)

@@ -1,0 +1,36 @@
+"""What a distillation method is to the `Distiller`: a loss term over two detectors' outputs."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from leandetr.detectors.detector import Detector
+from leandetr.structures import Batch, DetectorOutput
+
+
+class Term(nn.Module):
+    """One distillation loss; a method is a list of weighted terms.
+
+    name: what recipes, logs and errors call it. needs: the fields of the teacher's `DetectorOutput` that it reads. Keyword-only
+    arguments of the constructor are its options in a recipe.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+
+    @classmethod
+    def build(cls, student: Detector, teacher: Detector, **options: Any) -> Self:
+        """The term for these two detectors, whose widths, heads and families it may have to bridge.
+
+        Raises UserError where it cannot.
+        """
+        raise NotImplementedError
+
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
+        """Two answers to one batch, the teacher's classes in the student's order -> named scalars, whose sum is the loss.
+
+        Gradients reach the student and the term's own parameters, never the teacher.
+        """
+        raise NotImplementedError

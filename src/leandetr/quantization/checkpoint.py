@@ -1,0 +1,111 @@
+"""How a quantized model says what it is, in `config.json`, and is built again when transformers loads it.
+
+The record holds the result of every decision (what was folded, each layer's plan), not the decisions: loading never matches a pattern,
+runs a model or needs data. After `import leandetr`, `AutoModelForObjectDetection.from_pretrained(folder)` knows the method.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from leandetr.quantization.fold import apply_folds
+from leandetr.quantization.modules import GriddedActivation, LayerPlan, quantized_layer, replace_modules
+
+METHOD = "leandetr"
+
+
+@register_quantization_config(METHOD)
+class QuantizationRecord(QuantizationConfigMixin):
+    """What was done to a model.
+
+    Args:
+        scheme: the configuration it was quantized with, as a mapping.
+        folds: convolution -> BatchNorm folded into it.
+        layers: quantized layer -> its `LayerPlan`, as a mapping.
+        activations: activation function -> bits of the grid on its output.
+        left_float: layer with weights that stayed float -> why.
+    """
+
+    def __init__(
+        self,
+        scheme: dict[str, Any],
+        folds: dict[str, str],
+        layers: dict[str, dict[str, Any]],
+        activations: dict[str, int],
+        left_float: dict[str, str],
+        quant_method: str = METHOD,
+    ) -> None:
+        self.quant_method = quant_method
+        self.scheme = scheme
+        self.folds = folds
+        self.layers = layers
+        self.activations = activations
+        self.left_float = left_float
+
+    def summary(self) -> str:
+        """One line on what was quantized, then one a reason on what was not."""
+        inputs: dict[str, int] = {}
+        for plan in self.layers.values():
+            inputs[plan["input"]] = inputs.get(plan["input"], 0) + 1
+        kinds = ", ".join(f"{count} with {INPUTS[kind]}" for kind, count in sorted(inputs.items()))
+        lines = [f"{self.scheme['scheme']}: {len(self.layers)} layers quantized ({kinds}), {len(self.left_float)} left float"]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.left_float.items():
+            reasons.setdefault(reason, []).append(name)
+        for reason, names in reasons.items():
+            lines.append(f"  float, {reason}: {len(names)} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})")
+        return "\n".join(lines)
+
+
+INPUTS = {
+    "float": "float inputs",
+    "dynamic": "inputs quantized at run time",
+    "grid": "inputs on calibrated grids",
+    "given": "inputs that come on a calibrated grid",
+}
+
+
+def build(model: PreTrainedModel, record: QuantizationRecord) -> dict[nn.Module, nn.Module]:
+    """Give a model whose norms are folded the structure of the record, with empty quantized layers.
+
+    Returns old module -> new module.
+    """
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, plan in record.layers.items():
+        layer = model.get_submodule(name)
+        replacements[layer] = quantized_layer(layer, LayerPlan(**plan))
+    for name, bits in record.activations.items():
+        activation = model.get_submodule(name)
+        replacements[activation] = GriddedActivation(activation, bits)
+    replace_modules(model, replacements)
+    return replacements
+
+
+def attach(model: PreTrainedModel, record: QuantizationRecord) -> None:
+    """Mark a model as quantized, the way transformers marks one that it loaded."""
+    model.hf_quantizer = Quantizer(record)
+    model.is_quantized = True
+    model.quantization_method = METHOD
+    model.config.quantization_config = record
+
+
+@register_quantizer(METHOD)
+class Quantizer(HfQuantizer):
+    """Called by transformers while it loads a quantized checkpoint."""
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        apply_folds(model, self.quantization_config.folds)
+        build(model, self.quantization_config)
+        return model
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False

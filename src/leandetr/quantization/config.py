@@ -1,0 +1,187 @@
+"""What to quantize and how: one frozen dataclass a scheme, and per-layer overrides by name pattern.
+
+| scheme | weights | activations |
+|---|---|---|
+| `WeightOnly` | int8, one scale an output channel | float |
+| `Dynamic` | the same | Linear: uint8, grid taken from each input at run time; Conv2d: float, see `Dynamic` |
+| `Static` | the same, 2 to 8 bits | uint8 on calibrated grids, 2 to 8 bits; the inputs of layers and the outputs of convolutions |
+
+Every scheme folds BatchNorm into the convolution before it first, which is exact.
+
+    Static(overrides={"model.encoder.*": "dynamic", "model.decoder.layers.0.*": "float", "*.fc2": Static(weight_bits=4)})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+from leandetr.errors import UserError, unknown
+
+FLOAT = "float"
+
+#: layers that stay float unless an override says otherwise, and why
+DEFAULT_FLOAT = {
+    "*class_labels_classifier*": "class head",
+    "*class_embed*": "class head",
+    "*enc_score_head*": "class head",
+    "*bbox_predictor*": "box head",
+    "*bbox_embed*": "box head",
+    "*enc_bbox_head*": "box head",
+    "*reference_points*": "reference points",
+    "*ref_point_head*": "reference points",
+    "*query_pos_head*": "takes box coordinates",
+    "*query_scale*": "scales position embeddings",
+    "*pos_trans*": "takes position embeddings of boxes",
+    "*sampling_offsets": "sampling offsets",
+    "*.attention_weights": "weights of sampled points",
+    "*patch_embeddings.projection": "its caller reads the type of the weight",
+}
+
+OBSERVERS = ("min-max", "moving-average", "percentile", "mse")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What all schemes share.
+
+    Args:
+        overrides: layer-name pattern (`*`, `?`, `[...]`; `*` also crosses dots) -> "float", a scheme's name, a scheme, or a scheme as
+            a mapping. Of several patterns that match a layer the last one counts; they also outrank the default exceptions.
+
+    Raises:
+        UserError: a number of bits out of range, an unknown scheme or option, an override that holds overrides.
+    """
+
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "overrides", {pattern: _setting(pattern, value) for pattern, value in self.overrides.items()})
+
+    def setting(self, names: list[str]) -> tuple[Scheme | None, str]:
+        """How a layer known under `names` is quantized, None for float, and the reason."""
+        found: tuple[Scheme | None, str] = (self, self.name)
+        for pattern, reason in DEFAULT_FLOAT.items():
+            if _matches(pattern, names):
+                found = (None, reason)
+        for pattern, value in self.overrides.items():
+            if _matches(pattern, names):
+                found = (None if value == FLOAT else value, f"override {pattern}")
+        return found
+
+    def check_overrides(self, names: list[str]) -> None:
+        """Raises UserError for a pattern that matches none of a model's layer names."""
+        for pattern in self.overrides:
+            if not _matches(pattern, names):
+                near = get_close_matches(pattern, names, n=1, cutoff=0.0)
+                raise UserError(f"override {pattern!r} matches no layer; the nearest name is {near[0]!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `from_dict` reads back."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "overrides"}
+        overrides = {pattern: value if value == FLOAT else value.to_dict() for pattern, value in self.overrides.items()}
+        return {"scheme": self.name, **own, "overrides": overrides}
+
+
+@dataclass(frozen=True)
+class WeightOnly(Scheme):
+    """Integer weights, float arithmetic: the file shrinks to about a quarter, the speed stays that of float."""
+
+    name: ClassVar[str] = "weight-only"
+
+
+@dataclass(frozen=True)
+class Dynamic(Scheme):
+    """Linear layers multiply integers, their input's grid being taken when they run; convolutions hold integer weights alone.
+
+    ONNX Runtime's ConvInteger is slower than its float convolution: 10.2 against 1.6 ms for 64 to 64 channels, 3x3, at 60x80, and
+    4.7 against 0.9 ms for 256 to 64, 1x1 (one thread, AVX-512 VNNI). Its integer Linear is faster: 0.8 against 2.7 ms for
+    1050x256x1024.
+    """
+
+    name: ClassVar[str] = "dynamic"
+
+
+@dataclass(frozen=True)
+class Static(Scheme):
+    """Linear and Conv2d multiply integers on grids found with calibration images.
+
+    Args:
+        weight_bits, activation_bits: 2 to 8; stored in 8 bits each.
+        observer: how a grid's range is found: "min-max", "moving-average" (0.9 over batches), "percentile" (`percentile` of the values are
+            inside) or "mse" (the range with the least squared rounding error).
+        percentile: in percent, above 50.
+        calibration_images: how many images are read from the batches.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    observer: str = "min-max"
+    percentile: float = 99.99
+    calibration_images: int = 128
+
+    name: ClassVar[str] = "static"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("weight_bits", "activation_bits"):
+            if not 2 <= getattr(self, option) <= 8:
+                raise UserError(f"static: {option} is {getattr(self, option)}; give 2 to 8")
+        if self.observer not in OBSERVERS:
+            raise unknown("observer", self.observer, OBSERVERS)
+        if not 50 < self.percentile <= 100:
+            raise UserError(f"static: percentile is {self.percentile}; give more than 50 and at most 100")
+        if self.calibration_images < 1:
+            raise UserError(f"static: calibration_images is {self.calibration_images}; give 1 or more")
+
+
+SCHEMES: dict[str, type[Scheme]] = {scheme.name: scheme for scheme in (WeightOnly, Dynamic, Static)}
+
+
+def scheme_config(name: str, **options: Any) -> Scheme:
+    """A scheme by its name.
+
+    >>> scheme_config("static", observer="mse").observer
+    'mse'
+
+    Raises UserError for an unknown scheme or option, with the nearest one, and for a value out of range.
+    """
+    if name not in SCHEMES:
+        raise unknown("scheme", name, SCHEMES)
+    known = [f.name for f in fields(SCHEMES[name])]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of scheme {name}", option, known)
+    return SCHEMES[name](**options)
+
+
+def from_dict(values: Mapping[str, Any]) -> Scheme:
+    """A scheme from a mapping with the key `scheme` and the scheme's options."""
+    if "scheme" not in values:
+        raise UserError(f"a quantization setting lacks the key scheme; give one of {', '.join(SCHEMES)}")
+    return scheme_config(values["scheme"], **{key: value for key, value in values.items() if key != "scheme"})
+
+
+def _matches(pattern: str, names: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _setting(pattern: str, value: Any) -> Any:
+    if value == FLOAT:
+        return FLOAT
+    if isinstance(value, str):
+        if value not in SCHEMES:
+            raise unknown(f"setting of override {pattern}:", value, [FLOAT, *SCHEMES])
+        value = scheme_config(value)
+    elif isinstance(value, Mapping):
+        value = from_dict(value)
+    if not isinstance(value, Scheme):
+        raise UserError(f"override {pattern}: {value!r} is no setting; give {FLOAT}, a scheme's name or a scheme's options")
+    if value.overrides:
+        raise UserError(f"override {pattern}: an override cannot hold overrides; write its patterns beside it")
+    return value

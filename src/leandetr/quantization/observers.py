@@ -1,0 +1,163 @@
+"""Finding the range of a tensor from batches of it, in memory that does not grow with their number.
+
+An observer sees tensors one after the other and answers a range (low, high) that holds 0. `grid_of` turns a range into the scale
+and the zero point of an unsigned grid.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from leandetr.quantization.config import Static
+
+Range = tuple[float, float]
+
+UNSIGNED = -1e-5  # a minimum above this is rounding noise of a tensor that has no negative values
+
+
+def grid_of(low: float, high: float, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale () float32 and zero point () uint8 of the b-bit grid over [low, high], widened to hold 0:
+
+        scale = (high - low) / (2^b - 1),    zero_point = round(-low / scale)
+
+    A tensor without negative values gets zero point 0. An empty range gets scale 1.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    if low >= UNSIGNED:
+        low = 0.0
+    levels = 2**bits - 1
+    scale = torch.tensor((high - low) / levels, dtype=torch.float32)
+    if not scale > 0:
+        scale = torch.ones(())
+    zero_point = torch.round(torch.tensor(-low) / scale).clamp(0, levels)
+    return scale, zero_point.to(torch.uint8)
+
+
+class Observer(ABC):
+    @abstractmethod
+    def update(self, x: Tensor) -> None:
+        """Take in a tensor of any shape with at least one element."""
+
+    @abstractmethod
+    def range(self) -> Range:
+        """The range of everything seen; low <= 0 <= high. At least one tensor must have been seen."""
+
+
+class MinMax(Observer):
+    """The smallest and the largest value."""
+
+    def __init__(self) -> None:
+        self.low, self.high = 0.0, 0.0
+
+    def update(self, x: Tensor) -> None:
+        low, high = (value.item() for value in torch.aminmax(x))
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def range(self) -> Range:
+        return self.low, self.high
+
+
+class MovingAverage(Observer):
+    """The smallest and the largest value of a batch, averaged over batches: average <- 0.9 average + 0.1 batch."""
+
+    momentum = 0.9
+
+    def __init__(self) -> None:
+        self.ends: Tensor | None = None
+
+    def update(self, x: Tensor) -> None:
+        ends = torch.stack(torch.aminmax(x)).double().cpu()
+        self.ends = ends if self.ends is None else self.momentum * self.ends + (1 - self.momentum) * ends
+
+    def range(self) -> Range:
+        low, high = self.ends.tolist()
+        return min(low, 0.0), max(high, 0.0)
+
+
+class Histogram(Observer):
+    """Counts of |values| on each side of 0, in bins of one width that doubles when a value lies beyond the last bin.
+
+    Doubling merges neighbouring bins, so counts stay exact and memory constant; a width is at most twice what was needed.
+    """
+
+    bins = 2048  # a side
+
+    def __init__(self) -> None:
+        self.width = 0.0
+        self.counts = torch.zeros(2, self.bins, dtype=torch.float64)  # negative side, positive side
+
+    def update(self, x: Tensor) -> None:
+        x = x.detach().float().flatten()
+        reach = x.abs().max().item()
+        if self.width == 0.0:  # nothing but zeros so far, all of them in the first bin
+            self.width = reach / self.bins
+        if reach == 0.0:
+            self.counts[1, 0] += x.numel()
+            return
+        while self.width * self.bins < reach:
+            pairs = self.counts.unflatten(1, (-1, 2)).sum(2)
+            self.counts = torch.cat([pairs, torch.zeros_like(pairs)], dim=1)
+            self.width *= 2
+        for side, values in enumerate((-x[x < 0], x[x >= 0])):
+            index = (values / self.width).long().clamp(max=self.bins - 1)
+            self.counts[side] += torch.bincount(index, minlength=self.bins).double().cpu()
+
+    def ends(self) -> Range:
+        """The outer edges of the outermost bins that hold anything."""
+        filled = [torch.nonzero(side).flatten() for side in self.counts]
+        low, high = (((bins[-1].item() + 1) * self.width) if len(bins) else 0.0 for bins in filled)
+        return -low, high
+
+
+class Percentile(Histogram):
+    """The range outside which (100 - percentile) % of the values lie, half of them on each side."""
+
+    def __init__(self, percentile: float) -> None:
+        super().__init__()
+        self.outside = (1 - percentile / 100) / 2
+
+    def range(self) -> Range:
+        values = torch.cat([self.counts[0].flip(0), self.counts[1]])
+        below = values.cumsum(0) / values.sum()
+        above = values.flip(0).cumsum(0) / values.sum()
+        low = int((below <= self.outside).sum()) - self.bins  # bins wholly outside, counted from 0.0
+        high = self.bins - int((above <= self.outside).sum())
+        least, most = self.ends()
+        return max(min(low * self.width, 0.0), least), min(max(high * self.width, 0.0), most)
+
+
+class MeanSquares(Histogram):
+    """The range, both ends shrunk by one ratio out of 80, with the least sum of (x - fake_quantize(x))^2."""
+
+    ratios = 80
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def range(self) -> Range:
+        centres = (torch.arange(self.bins, dtype=torch.float64) + 0.5) * self.width
+        values = torch.stack([-centres, centres])
+        low, high = self.ends()
+        best, least = (low, high), float("inf")
+        for step in range(self.ratios, 0, -1):
+            candidate = (low * step / self.ratios, high * step / self.ratios)
+            scale, zero_point = (t.double() for t in grid_of(*candidate, self.bits))
+            rounded = (torch.clamp(torch.round(values / scale) + zero_point, 0, 2**self.bits - 1) - zero_point) * scale
+            error = (self.counts * (values - rounded) ** 2).sum().item()
+            if error < least:
+                best, least = candidate, error
+        return best
+
+
+def observer_of(scheme: Static) -> Observer:
+    """A fresh observer of the scheme's kind."""
+    return {
+        "min-max": MinMax,
+        "moving-average": MovingAverage,
+        "percentile": lambda: Percentile(scheme.percentile),
+        "mse": lambda: MeanSquares(scheme.activation_bits),
+    }[scheme.observer]()

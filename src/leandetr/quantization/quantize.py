@@ -1,0 +1,187 @@
+"""One verb: `quantize(detector, config, calibration_batches)` gives a detector whose layers hold integers.
+
+The order: decide for every layer, fold BatchNorm, place the static grids, calibrate them on the float model, replace the layers. The
+result evaluates, saves, loads and exports like any other detector.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from leandetr.detectors.detector import Detector
+from leandetr.errors import UserError
+from leandetr.quantization.checkpoint import QuantizationRecord, attach, build
+from leandetr.quantization.config import Dynamic, Scheme, Static
+from leandetr.quantization.fold import fold_batch_norms
+from leandetr.quantization.modules import DYNAMIC_INPUT, GRID_INPUT, LayerPlan, is_quantizable, names_of
+from leandetr.quantization.observers import Observer, grid_of, observer_of
+from leandetr.quantization.placement import Placement, place
+from leandetr.structures import Batch
+
+
+def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[Batch] = ()) -> Detector:
+    """A quantized copy of a detector; the float one stays as it is.
+
+    Args:
+        detector: a float detector.
+        config: `WeightOnly`, `Dynamic` or `Static`, see `config.py`.
+        calibration_batches: batches as the detector takes them, read once and no further than the scheme's `calibration_images`; only
+            `Static` needs them. Memory does not depend on their number.
+
+    Returns:
+        The quantized detector in evaluation mode. Its `config.quantization_config` records what was done, and `summary()` of that says how
+        many layers were quantized, and which stayed float and why.
+
+    Raises:
+        UserError: the detector is quantized already; a layer pattern matches nothing; calibration images are missing, fewer than asked,
+            or all empty; a layer's values are not finite.
+
+    Example:
+        >>> small = quantize(detector, Static(calibration_images=64), loader)      # doctest: +SKIP
+        >>> print(small.config.quantization_config.summary())                      # doctest: +SKIP
+    """
+    if getattr(detector.config, "quantization_config", None) is not None:
+        raise UserError("the model is quantized already; give the float model that it was made from")
+    detector = copy.deepcopy(detector).eval()
+    model = detector.model
+    settings, left_float = _decide(model, config)
+    static = {layer: setting for layer, setting in settings.items() if isinstance(setting, Static)}
+    asked = max((setting.calibration_images for setting in static.values()), default=0)
+    images = _images(calibration_batches, asked, next(model.parameters()).device)
+    first = next(images) if static else _blank(detector)
+
+    def run() -> None:
+        model(pixel_values=first[0][:1], pixel_mask=first[1][:1])
+
+    with torch.no_grad():
+        folds = fold_batch_norms(model, run)
+        placement = place(model, static, run) if static else Placement()
+        grids = _calibrate(model, static, placement, chain([first], images)) if static else Grids({}, {})
+
+    names = names_of(model)
+    for layer in placement.idle:
+        del settings[layer]
+        left_float[names[layer][0]] = "does not run on images"
+    plans = {layer: placement.plans.get(layer) or _plain_plan(layer, setting) for layer, setting in settings.items()}
+    record = QuantizationRecord(
+        scheme=config.to_dict(),
+        folds=folds,
+        layers={names[layer][0]: plan.to_dict() for layer, plan in plans.items()},
+        activations={names[module][0]: setting.activation_bits for module, setting in placement.activations.items()},
+        left_float=left_float,
+    )
+    replaced = build(model, record)
+    grids.fill(replaced)
+    for layer in plans:
+        replaced[layer].fill(layer)
+    attach(model, record)
+    return detector
+
+
+@dataclass
+class Grids:
+    """Scale and zero point of the grids on the inputs and outputs of modules of the float model."""
+
+    inputs: dict[nn.Module, tuple[Tensor, Tensor]]
+    outputs: dict[nn.Module, tuple[Tensor, Tensor]]
+
+    def fill(self, replaced: dict[nn.Module, nn.Module]) -> None:
+        """Set the grids of the modules that have replaced the float ones."""
+        for side, grids in (("input", self.inputs), ("output", self.outputs)):
+            for module, (scale, zero_point) in grids.items():
+                grid = getattr(replaced[module], side)
+                grid.scale.copy_(scale)
+                grid.zero_point.copy_(zero_point)
+
+
+def _calibrate(
+    model: nn.Module, static: dict[nn.Module, Static], placement: Placement, images: Iterable[tuple[Tensor, Tensor]]
+) -> Grids:
+    """Observe the float model on the calibration images, and choose the grids."""
+    inputs = {layer: static[layer] for layer, plan in placement.plans.items() if plan.input == GRID_INPUT}
+    outputs = {layer: static[layer] for layer, plan in placement.plans.items() if plan.output_bits is not None}
+    outputs |= placement.activations
+    input_observers = {module: observer_of(setting) for module, setting in inputs.items()}
+    output_observers = {module: observer_of(setting) for module, setting in outputs.items()}
+    handles = [module.register_forward_pre_hook(_reader(input_observers)) for module in inputs]
+    handles += [module.register_forward_hook(_reader(output_observers)) for module in outputs]
+    try:
+        for pixels, mask in images:
+            model(pixel_values=pixels, pixel_mask=mask)
+    finally:
+        for handle in handles:
+            handle.remove()
+    grids = Grids(_chosen(input_observers, inputs), _chosen(output_observers, outputs))
+    grids.inputs |= {layer: grids.outputs[source] for layer, source in placement.sources.items()}
+    return grids
+
+
+def _reader(observers: dict[nn.Module, Observer]) -> Callable[..., None]:
+    """A hook that shows a module's input, or its output in a forward hook, to the module's observer."""
+
+    def read(module: nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
+        x = inputs[0] if output is None else output
+        if not torch.isfinite(x).all():
+            raise UserError(f"a {type(module).__name__} of the model gives values that are not finite; check its weights")
+        observers[module].update(x)
+
+    return read
+
+
+def _chosen(observers: dict[nn.Module, Observer], settings: dict[nn.Module, Static]) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+    return {module: grid_of(*observer.range(), settings[module].activation_bits) for module, observer in observers.items()}
+
+
+def _decide(model: nn.Module, config: Scheme) -> tuple[dict[nn.Module, Scheme], dict[str, str]]:
+    """Every layer's setting, and for the layers with weights that stay float their names and why."""
+    settings, left_float, layer_names = {}, {}, []
+    for module, names in names_of(model).items():
+        if is_quantizable(module):
+            layer_names += names
+            setting, reason = config.setting(names)
+            if setting is None:
+                left_float[names[0]] = reason
+            else:
+                settings[module] = setting
+        elif any(parameter.ndim > 1 for parameter in module.parameters(recurse=False)):
+            left_float[names[0]] = f"{type(module).__name__}, neither a plain Linear nor a plain Conv2d"
+    config.check_overrides(layer_names)
+    return settings, left_float
+
+
+def _plain_plan(layer: nn.Module, setting: Scheme) -> LayerPlan:
+    dynamic = isinstance(setting, Dynamic) and isinstance(layer, nn.Linear)
+    return LayerPlan(input=DYNAMIC_INPUT) if dynamic else LayerPlan()
+
+
+def _images(batches: Iterable[Batch], asked: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixel values and masks of exactly `asked` images, batch by batch."""
+    found, content = 0, False
+    for batch in batches:
+        pixels, mask = (batch[key][: asked - found].to(device) for key in ("pixel_values", "pixel_mask"))
+        found += len(pixels)
+        content = content or bool(pixels.min() < pixels.max())
+        if found == asked and not content:
+            raise UserError(
+                f"all {asked} calibration images are empty (every pixel alike); give images like those to be detected on"
+            )
+        if len(pixels):
+            yield pixels, mask
+        if found == asked:
+            return
+    if found == 0:
+        raise UserError("a static scheme needs calibration images and there are none; give images of the training split")
+    raise UserError(f"{asked} calibration images were asked for and there are {found}; give more or lower calibration_images")
+
+
+def _blank(detector: Detector) -> tuple[Tensor, Tensor]:
+    """One image to run the model on where only the order of its modules matters."""
+    height, width = detector.preprocessing.size or (256, 256)
+    device = next(detector.parameters()).device
+    return torch.zeros(1, 3, height, width, device=device), torch.ones(1, height, width, dtype=torch.long, device=device)

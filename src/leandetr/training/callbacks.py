@@ -1,0 +1,105 @@
+"""What happens around the training steps: epochs told to the data, evaluation, a log file, a progress bar."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from leandetr.data.coco import CocoDataset
+from leandetr.training.ema import MovingAverage
+
+
+class TellEpoch(TrainerCallback):
+    """The training set augments by (seed, epoch, image): tell it the epoch."""
+
+    def __init__(self, dataset: CocoDataset) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int(state.epoch or 0))
+
+
+class UpdateAverage(TrainerCallback):
+    """Move the averaged weights after every optimiser step."""
+
+    def __init__(self, average: MovingAverage) -> None:
+        self.average = average
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.average.update()
+
+
+class EvaluateEvery(TrainerCallback):
+    """Evaluate after every n-th epoch and at the end."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        last = state.global_step >= state.max_steps
+        control.should_evaluate = last or round(state.epoch) % self.epochs == 0
+        control.should_save = True
+        control.should_log = True
+
+
+class LogFile(TrainerCallback):
+    """One JSON object a line: losses, rates, terms, AP. A resumed training goes on at the end of the same file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class ProgressBar(TrainerCallback):
+    """Steps done, loss, best AP, time passed and time left, on stderr; a line an epoch where stderr is no terminal."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.console = Console(stderr=True)
+        self.progress: Progress | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task(self.title, total=state.max_steps, completed=state.global_step, said="")
+        self.progress.start()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.progress:
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.progress is None:
+            return
+        loss = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), None)
+        said = f"loss {loss:.3f}" if loss is not None else ""
+        if "eval_ap" in logs:
+            said += f"  AP {logs['eval_ap']:.3f} (best {state.best_metric:.3f})"
+            if not self.console.is_terminal:
+                epoch = f"epoch {state.epoch:.0f}/{state.num_train_epochs}"
+                self.console.print(f"{self.title}: {epoch}, step {state.global_step}/{state.max_steps}, {said}", highlight=False)
+        self.progress.update(self.task, said=said)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.progress:
+            self.progress.stop()
+            self.progress = None

@@ -1,0 +1,54 @@
+"""How a detector is trained: one object, read from a recipe or from the command line."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Training(BaseModel):
+    """Schedule and optimisation. Unknown keys are refused.
+
+    epochs: passes over the training images. max_steps: stop after so many optimiser steps instead.
+    batch_size: images a step and process. accumulate: steps whose gradients are added up before one update.
+    lr: peak learning rate of AdamW; backbone_lr: factor on it for the backbone (DETR: 0.1).
+    schedule: "cosine" down to zero, or "step": times 0.1 at the fraction `step_at` of the training.
+    warmup: fraction of the training during which the rate rises linearly from zero.
+    clip: largest norm of the gradient. ema: decay of the weights' moving average, which is what is evaluated and kept; 0 is off.
+    precision: "auto" takes bfloat16 where a GPU has it and float32 elsewhere.
+    augment: name of a training transform (`data/transforms.py`); "auto" takes "zoom" for fixed sizes and "detr" for others.
+    evaluate_every: epochs between evaluations; the last epoch is always evaluated, and the best by AP is kept.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    epochs: int = Field(50, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(8, ge=1)
+    accumulate: int = Field(1, ge=1)
+    lr: float = Field(1e-4, gt=0)
+    backbone_lr: float = Field(0.1, ge=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    schedule: Literal["cosine", "step"] = "cosine"
+    step_at: float = Field(0.8, gt=0, lt=1)
+    warmup: float = Field(0.05, ge=0, lt=1)
+    clip: float = Field(0.1, gt=0)
+    ema: float = Field(0.999, ge=0, lt=1)
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    augment: str = "auto"
+    evaluate_every: int = Field(1, ge=1)
+    workers: int | None = Field(None, ge=0)
+    tensorboard: bool = False
+    seed: int = 0
+
+    def factor(self, step: int, steps: int) -> float:
+        """The learning rate at `step` of `steps`, as a factor on the peak."""
+        warm = max(1, round(self.warmup * steps))
+        if self.warmup and step < warm:
+            return (step + 1) / warm
+        progress = min(1.0, (step - warm) / max(1, steps - warm))
+        if self.schedule == "step":
+            return 0.1 if step >= self.step_at * steps else 1.0
+        return 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,53 @@
+"""One training from start, or from where it was killed, to the best detector."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from leandetr.data.coco import CocoDataset
+from leandetr.detectors.detector import Detector
+from leandetr.detectors.load import load
+from leandetr.training.callbacks import EvaluateEvery, LogFile, ProgressBar, TellEpoch
+from leandetr.training.config import Training
+from leandetr.training.trainer import DetectionTrainer, last_checkpoint
+
+
+def fit(module: nn.Module, train: CocoDataset, val: CocoDataset, config: Training, output: Path, title: str) -> Detector:
+    """Train and return the best detector by AP on `val`.
+
+    Args:
+        module: a `Detector`, or a `Distiller` around one.
+        train, val: the images, with the detector's own preprocessing in their transforms.
+        output: where checkpoints, `log.jsonl` and the best detector go. A folder with checkpoints of the same training is resumed
+            from and ends with the same weights as a training that was never interrupted.
+        title: said beside the progress bar.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    resume = last_checkpoint(output)
+    if resume is None and (output / "log.jsonl").exists():
+        (output / "log.jsonl").unlink()
+    random.seed(config.seed)
+    np.random.seed(config.seed)  # noqa: NPY002 - transformers draws denoising noise from the global generators
+    torch.manual_seed(config.seed)
+    callbacks = [
+        TellEpoch(train),
+        EvaluateEvery(config.evaluate_every),
+        LogFile(output / "log.jsonl"),
+        ProgressBar(title),
+    ]
+    trainer = DetectionTrainer(module, train, val, config, output, callbacks)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.accelerator.wait_for_everyone()
+    return load(output / "best")
+
+
+def forget_checkpoints(output: Path) -> None:
+    """Remove what is needed for resuming alone, once a training is over."""
+    for path in output.glob("checkpoint-*"):
+        shutil.rmtree(path)

@@ -1,0 +1,92 @@
+"""What the check promises: every fault is found, counted and named, whatever else is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from leandetr.data.check import check, faults_table
+from leandetr.data.coco import Split, find_split
+from leandetr.errors import UserError
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    """faulty(coco) -> Split, with the images a.jpg, b.jpg (64 x 48), cut.jpg (truncated) and text.jpg (no image)."""
+    for name in ("a.jpg", "b.jpg", "cut.jpg"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:900])
+    (tmp_path / "text.jpg").write_text("no image")
+
+    def write(coco):
+        (tmp_path / "coco.json").write_text(json.dumps(coco))
+        return Split(tmp_path / "coco.json", tmp_path)
+
+    return write
+
+
+def image(number, name, width=64, height=48):
+    return {"id": number, "file_name": name, "width": width, "height": height}
+
+
+def box(number, bbox, image_id=1, category_id=1):
+    return {"id": number, "image_id": image_id, "category_id": category_id, "bbox": bbox}
+
+
+CATEGORIES = [{"id": 1, "name": "cell"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {}),
+        ({"images": [image(1, "a.jpg"), image(2, "gone.jpg")]}, {"missing image": 1}),
+        ({"images": [image(1, "a.jpg"), image(2, "cut.jpg"), image(3, "text.jpg")]}, {"unreadable image": 2}),
+        ({"images": [image(1, "a.jpg", 48, 64)], "annotations": []}, {"size differs from the file": 1}),
+        ({"images": [image(1, "a.jpg"), image(1, "b.jpg")]}, {"duplicate image id": 1}),
+        ({"images": [image(1, "a.jpg"), image(2, "a.jpg")]}, {"duplicate file name": 1}),
+        ({"images": []}, {"empty list": 1, "unknown image": 1}),
+        ({"images": [image(1, "a.jpg"), {"id": 2}, 7]}, {"malformed entry": 2}),
+        ({"annotations": [box(1, [0, 0, 9, 9]), box(1, [0, 0, 8, 8])]}, {"duplicate annotation id": 1}),
+        ({"annotations": [box(1, [70, 0, 9, 9])]}, {"box outside of its image": 1}),
+        ({"annotations": [box(1, [60, 0, 9, 9]), box(2, [55.5, 0, 9, 9])]}, {"box reaching out of its image": 1}),
+        ({"annotations": [box(1, [5, 5, 0, 9]), box(2, [5, 5, 9, -1])]}, {"empty box": 2}),
+        (
+            {"annotations": [box(1, [float("nan"), 5, 9, 9]), box(2, [5, 5, 9]), {"id": 3, "image_id": 1, "category_id": 1}]},
+            {"box is not four finite numbers": 3},
+        ),
+        ({"annotations": [box(1, [0, 0, 9, 9], image_id=5)]}, {"unknown image": 1}),
+        ({"annotations": [box(1, [0, 0, 9, 9], category_id=5)]}, {"unknown category": 1}),
+        ({"categories": None}, {"missing list": 1, "unknown category": 1}),
+        ({"categories": [*CATEGORIES, {"id": 1, "name": "cell"}]}, {"duplicate category id": 1, "duplicate category name": 1}),
+    ],
+)
+def test_every_kind_of_fault_is_found(faulty, changes, expected):
+    coco = {"images": [image(1, "a.jpg")], "annotations": [box(1, [0, 0, 9, 9])], "categories": CATEGORIES} | changes
+    assert {fault.kind: fault.count for fault in check(faulty(coco))} == expected
+
+
+def test_faults_are_counted_and_the_first_few_named(faulty):
+    coco = {"images": [image(n, f"gone{n}.jpg") for n in range(9)], "annotations": [], "categories": CATEGORIES}
+    (fault,) = check(faulty(coco), examples=2)
+    assert fault.count == 9
+    assert [example.rsplit("/", 1)[1] for example in fault.examples] == ["gone0.jpg", "gone1.jpg"]
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(faults_table([fault]))
+    assert all(text in shown.get() for text in ("missing image", "9", "gone1.jpg"))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", ""], ids=["list", "cut", "empty"])
+def test_what_is_no_json_dictionary_is_refused_by_name(faulty, text):
+    split = faulty({})
+    split.annotations.write_text(text)
+    with pytest.raises(UserError, match=r"coco\.json is not"):
+        check(split)
+
+
+@pytest.mark.parametrize("name", ["bccd", "coco_tiny_by"])
+def test_real_sets_are_free_of_faults(shared, name):
+    assert check(find_split(shared / "data" / name, "val")) == []

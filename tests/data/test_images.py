@@ -1,0 +1,110 @@
+"""What reading promises: any photograph becomes upright RGB in the annotations' frame; what cannot be read is named."""
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from leandetr.data.images import read_image
+from leandetr.errors import UserError
+
+RED = np.array([200, 40, 40], dtype=np.uint8)
+
+
+def gradient(height=48, width=64):
+    """Dark at the left and top, bright at the right and bottom: 8-bit grey."""
+    return np.add.outer(np.arange(height), np.arange(width)).astype(np.uint8)
+
+
+def close(image, expected, tolerance=0):
+    return image.mode == "RGB" and np.abs(np.asarray(image).astype(int) - expected.astype(int)).max() <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "I;16"])
+def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
+    grey = gradient()
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    if mode == "I;16":
+        Image.fromarray(grey.astype(np.uint16) * 257).save(path)
+    elif mode == "P":
+        Image.fromarray(np.stack([grey] * 3, axis=-1)).quantize(256).save(path)
+    else:
+        Image.fromarray(grey).convert("RGB").convert(mode).save(path)
+    expected = np.asarray(Image.fromarray(grey).convert("1").convert("L")) if mode == "1" else grey
+    assert close(read_image(path), expected[..., None], tolerance=1 if mode in ("P", "CMYK") else 0)
+
+
+def test_what_is_transparent_becomes_white(tmp_path):
+    pixels = np.zeros((4, 4, 4), dtype=np.uint8)
+    pixels[:2] = [*RED, 255]
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    expected = np.full((4, 4, 3), 255, dtype=np.uint8)
+    expected[:2] = RED
+    assert close(read_image(tmp_path / "image.png"), expected)
+
+
+def save_turned(path, orientation, pixels):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+
+
+TURNED = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).T,
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+def test_images_are_turned_upright(tmp_path, orientation):
+    pixels = gradient()
+    save_turned(tmp_path / "image.png", orientation, pixels)
+    upright = TURNED[orientation](pixels)
+    assert close(read_image(tmp_path / "image.png"), upright[..., None])
+    assert close(read_image(tmp_path / "image.png", upright.shape), upright[..., None])
+
+
+def test_an_image_that_was_annotated_unturned_stays_unturned(tmp_path):
+    save_turned(tmp_path / "image.png", 6, gradient())
+    assert close(read_image(tmp_path / "image.png", (48, 64)), gradient()[..., None])
+
+
+def test_an_image_resized_after_annotation_is_brought_back_into_the_boxes_frame(tmp_path, caplog):
+    Image.fromarray(gradient(24, 32)).save(tmp_path / "image.png")
+    with caplog.at_level(logging.WARNING):
+        assert read_image(tmp_path / "image.png", (48, 64)).size == (64, 48)
+    assert "image.png is 32 x 24 pixels but its annotations say 64 x 48" in caplog.text
+
+
+def test_an_image_of_another_shape_is_refused(tmp_path):
+    Image.fromarray(gradient(48, 64)).save(tmp_path / "image.png")
+    with pytest.raises(UserError, match=r"image\.png is 64 x 48 pixels but its annotations say 48 x 64"):
+        read_image(tmp_path / "image.png", (64, 48))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:900]), "cannot be decoded"),
+        (lambda path: path.write_bytes(b"text"), "is not an image"),
+        (lambda path: path.write_bytes(b""), "is not an image"),
+        (lambda path: path.unlink(), "does not exist"),
+    ],
+    ids=["truncated", "text", "empty", "missing"],
+)
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_what_cannot_be_read_is_named(tmp_path, spoil, message, suffix):
+    path = tmp_path / f"photo.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(path)
+    spoil(path)
+    with pytest.raises(UserError, match=message) as caught:
+        read_image(path)
+    assert f"photo.{suffix}" in str(caught.value)
+    assert "\n" not in str(caught.value)
