@@ -88,15 +88,20 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error}); write the file again or name another") from error
 
 
-def claim_folder(path: Path, command: str) -> None:
-    """Make `path` an output folder of ours, with a marker that says so.
+def claim_folder(path: Path, made_from: Any) -> None:
+    """Make `path` an output folder of ours: a marker in it says what it is made from, so that interrupted work is only ever continued
+    with the same input.
 
-    Raises UserError where the folder holds files and no marker of ours, or cannot be written.
+    Raises UserError where the folder holds files and no marker of ours, or one of other work, or cannot be written.
     """
-    path = Path(path)
+    path, marker = Path(path), Path(path) / MARKER
+    made_from = json.loads(json.dumps(made_from, default=str))
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; name a folder for the output")
-    if path.is_dir() and not (path / MARKER).exists() and any(path.iterdir()):
+    if marker.exists():
+        if read_json(marker).get("made_from") != made_from:
+            raise UserError(f"{path} holds the result of other settings; name another folder or remove it")
+    elif path.is_dir() and any(path.iterdir()):
         raise UserError(f"{path} exists and is not an output of leandetr; name another folder or empty it")
-    if not (path / MARKER).exists():
-        write_json(path / MARKER, {"made_by": "leandetr", "command": command})
+    else:
+        write_json(marker, {"made_by": "leandetr", "made_from": made_from})

@@ -214,7 +214,8 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     marker = folder / "annotations" / "instances_train.json"
-    info = read_json(marker).get("info", {}) if marker.is_file() else {}
-    ours = info.get("generator") == GENERATOR and {path.name for path in folder.iterdir()} == {"annotations", "train", "val"}
-    if not ours:
+    content = read_json(marker) if marker.is_file() else None
+    info = content.get("info") if isinstance(content, dict) else None
+    ours = isinstance(info, dict) and info.get("generator") == GENERATOR
+    if not ours or {path.name for path in folder.iterdir()} != {"annotations", "train", "val"}:
         raise UserError(f"{folder} exists and is not a set of shapes; name a new folder or remove it")

@@ -34,7 +34,8 @@ class Backbone:
 
 def describe_backbone(name: str, stages: int, frozen_norm: bool, overrides: dict[str, Any]) -> Backbone:
     """The last `stages` of the five resolutions of a timm model (`resnet18`, `tf_efficientnet_lite0`) or of a transformers
-    backbone named by its model type (`rt_detr_resnet`, `swin`), whose configuration `overrides` changes.
+    backbone named by its model type (`rt_detr_resnet`, `swin`). `overrides` changes its configuration; `out_indices` in it chooses
+    other stages.
 
     frozen_norm: BatchNorm keeps its statistics and scales; done by timm itself, because the replacement inside transformers'
     detectors drops the activation that timm fuses into its norms.
@@ -43,15 +44,15 @@ def describe_backbone(name: str, stages: int, frozen_norm: bool, overrides: dict
     """
     if name in MODEL_FOR_BACKBONE_MAPPING_NAMES and name != "timm_backbone":
         config = AutoConfig.for_model(name, **overrides)
-        deepest = len(config.stage_names) - 1
-        config.out_indices = list(range(deepest - stages + 1, deepest + 1))
+        if "out_indices" not in overrides:
+            deepest = len(config.stage_names) - 1
+            config.out_indices = list(range(deepest - stages + 1, deepest + 1))
         mean, std = ((0.0,) * 3, (1.0,) * 3) if name.startswith("rt_detr") else (IMAGENET_MEAN, IMAGENET_STD)
     elif timm.is_model(name):
         probe = timm.create_model(name, features_only=True, pretrained=False)
         levels = len(probe.feature_info)
-        config = TimmBackboneConfig(
-            backbone=name, out_indices=list(range(levels - stages, levels)), freeze_batch_norm_2d=frozen_norm, **overrides
-        )
+        chosen = {"out_indices": list(range(levels - stages, levels)), "freeze_batch_norm_2d": frozen_norm} | overrides
+        config = TimmBackboneConfig(backbone=name, **chosen)
         config.use_pretrained_backbone = False
         mean, std = probe.default_cfg.get("mean", IMAGENET_MEAN), probe.default_cfg.get("std", IMAGENET_STD)
     else:

@@ -7,15 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leandetr.detectors.detector import Detector
+from leandetr.distillation.features import TargetAwareFeatures
+from leandetr.distillation.fitnet import FitNet
 from leandetr.distillation.logits import HungarianLogits
 from leandetr.distillation.term import Term
 from leandetr.errors import unknown
 
-TERMS: dict[str, type[Term]] = {term.name: term for term in (HungarianLogits,)}
+TERMS: dict[str, type[Term]] = {term.name: term for term in (HungarianLogits, TargetAwareFeatures, FitNet)}
 
 #: method -> weight of each of its terms (lambda in the papers)
 METHODS: dict[str, dict[str, float]] = {
     "logits": {"logits": 1.0},
+    "features": {"features": 20.0},
+    "fitnet": {"fitnet": 1.0},
 }
 
 

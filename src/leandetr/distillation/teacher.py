@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leandetr.detectors.detector import Detector
+from leandetr.distillation.frames import cut_out
 from leandetr.errors import UserError
 from leandetr.structures import ClassMap, DetectorOutput, Preprocessing
 
@@ -98,9 +99,4 @@ class View:
     def _stretched(self, pixel_values: Tensor, pixel_mask: Tensor) -> Tensor:
         if not self.padded:
             return F.interpolate(pixel_values, self.size, mode="bilinear", align_corners=False, antialias=True)
-        # The images' sizes are on the device alone; a sampling grid computed there spares a copy to the host.
-        width, height = pixel_mask[:, 0].float().mean(1), pixel_mask[:, :, 0].float().mean(1)  # shares of the padded frame
-        nothing = torch.zeros_like(width)
-        corner = torch.stack([width, nothing, width - 1, nothing, height, height - 1], -1).view(-1, 2, 3)
-        grid = F.affine_grid(corner, [*pixel_values.shape[:2], *self.size], align_corners=False)
-        return F.grid_sample(pixel_values, grid.to(pixel_values), mode="bilinear", align_corners=False)
+        return cut_out(pixel_values, pixel_mask, self.size)

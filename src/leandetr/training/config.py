@@ -18,7 +18,7 @@ class Training(BaseModel):
     warmup: fraction of the training during which the rate rises linearly from zero.
     clip: largest norm of the gradient. ema: decay of the weights' moving average, which is what is evaluated and kept; 0 is off.
     precision: "auto" takes bfloat16 where a GPU has it and float32 elsewhere.
-    augment: name of a training transform (`data/transforms.py`); "auto" takes "zoom" for fixed sizes and "detr" for others.
+    augment: name of a training transform (`data/transforms.py`); "auto" takes "ssd" for fixed sizes and "detr" for others.
     evaluate_every: epochs between evaluations; the last epoch is always evaluated, and the best by AP is kept.
     """
 

@@ -1,0 +1,132 @@
+"""Target-aware feature distillation (DETRDistill, Chang et al., ICCV 2023, section 4.2, eq. 5-8).
+
+The teacher's queries say where in its feature map F_T (H x W x d) the knowledge is. With psi_i = F_T Q_i, the response of
+every cell to query i, and q_i, how well query i finds its object,
+
+    L = sum_i q_i / (M d H W) * || psi_i (F_T - phi(F_S)) ||^2            (8)
+    q_i = c_i^gamma * IoU(b_i, b_i^GT)^(1 - gamma)                        (7)
+
+where c_i is the teacher's score for the class of the object that its own assignment gives to query i; a query without an
+object has q_i = 0. Treating all queries alike, L = 1 / (d H W) * || psi (F_T - phi(F_S)) ||^2 with psi = 1/M sum_i psi_i
+(5, 6), is the paper's failing ablation.
+
+Where the paper is silent: Q are the states after the teacher's last decoder layer, of which psi_i is divided by its largest
+absolute value in the image, because raw products of normalised states make the loss some thousand times larger; H W counts
+the cells that are not padding; several levels are averaged.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from leandetr.boxes import to_corners
+from leandetr.detectors.detector import Detector
+from leandetr.distillation.levels import Level, Levels
+from leandetr.distillation.term import Term
+from leandetr.errors import UserError, unknown
+from leandetr.losses import HungarianMatcher, pad_targets
+from leandetr.structures import Batch, DetectorOutput
+
+MASKS = ("quality", "uniform")
+RESPONSES = ("normalised", "raw")
+QUERIES = ("states", "embeddings")
+
+
+class TargetAwareFeatures(Term):
+    """Imitates the teacher's features where its good queries look.
+
+    Args:
+        levels: brings the two detectors' feature maps together.
+        teacher_head: "softmax" or "sigmoid".
+        matcher: how the teacher's queries are matched with the objects.
+        mask: "quality" (eq. 7 and 8) or "uniform" (eq. 5 and 6).
+        response: psi_i "normalised" to at most 1 in absolute value, or "raw".
+        queries: Q are the "states" after the teacher's last decoder layer, or the "embeddings" that enter its decoder.
+        gamma: in [0, 1], how much the score counts against the IoU in eq. 7.
+
+    Raises:
+        UserError: an unknown choice, or a gamma outside [0, 1].
+    """
+
+    name = "features"
+    needs = frozenset({"logits", "boxes", "hidden", "features", "queries"})
+
+    def __init__(
+        self,
+        levels: Levels,
+        teacher_head: str,
+        matcher: HungarianMatcher,
+        *,
+        mask: str = "quality",
+        response: str = "normalised",
+        queries: str = "states",
+        gamma: float = 0.5,
+    ) -> None:
+        super().__init__()
+        for option, value, known in (("mask", mask, MASKS), ("response", response, RESPONSES), ("queries", queries, QUERIES)):
+            if value not in known:
+                raise unknown(f"{option} of the features term", value, known)
+        if not 0 <= gamma <= 1:
+            raise UserError(f"gamma of the features term is {gamma}; give a number from 0 to 1")
+        self.levels = levels
+        self.teacher_head, self.matcher = teacher_head, matcher
+        self.mask, self.response, self.queries, self.gamma = mask, response, queries, gamma
+
+    @classmethod
+    def build(cls, student: Detector, teacher: Detector, **options: str | float) -> Self:
+        matcher = HungarianMatcher.from_config(teacher.config, teacher.head)
+        return cls(Levels.build(student, teacher), teacher.head, matcher, **options)
+
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
+        """Features of both and the teacher's last decoder layer -> {"imitation": scalar}."""
+        with torch.no_grad():
+            queries, quality = self.chosen_queries(teacher, batch)
+        count = teacher.hidden.shape[2]
+        losses = [self.imitation(level, queries, quality, count) for level in self.levels(student, teacher, batch)]
+        return {"imitation": torch.stack(losses).mean()}
+
+    def imitation(self, level: Level, queries: Tensor, quality: Tensor, count: int) -> Tensor:
+        """One level, queries (B, G, D) that make the mask, their quality (B, G), M = count -> scalar, the mean over images."""
+        with torch.no_grad():
+            psi = self.responses(level, queries)
+            weight = psi.mean(1).square() if self.mask == "uniform" else torch.einsum("bg,bghw->bhw", quality, psi**2) / count
+        squares = (level.teacher - level.student).square().mean(1)
+        valid = level.valid[:, 0]
+        return ((weight * squares * valid).sum((1, 2)) / valid.sum((1, 2))).mean()
+
+    def responses(self, level: Level, queries: Tensor) -> Tensor:
+        """psi: (B, G, D) queries -> (B, G, h, w), zero in padding."""
+        psi = torch.einsum("bgd,bdhw->bghw", queries, level.teacher) * level.valid
+        return psi / psi.abs().amax((2, 3), keepdim=True).clamp(min=1e-6) if self.response == "normalised" else psi
+
+    def chosen_queries(self, teacher: DetectorOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The teacher's queries (B, G, D) that make the mask, and their quality (B, G) by eq. 7.
+
+        By quality: for every object, padded to the batch's largest count G, the query that the teacher assigns to it; other
+        queries have quality 0. Uniform: all M, and the quality is not used.
+        """
+        queries = teacher.hidden[-1] if self.queries == "states" else embeddings(teacher)
+        if self.mask == "uniform":
+            return queries, queries.new_ones(queries.shape[:2])
+        objects = pad_targets(batch["labels"])
+        pairs = self.matcher(teacher.logits[-1:], teacher.boxes[-1:], objects)
+        classes = pairs.of_targets(objects.classes)[:, None]
+        logits = pairs.of_queries(teacher.logits[-1:]).float()
+        scores = (logits.sigmoid() if self.teacher_head == "sigmoid" else logits.softmax(-1)).gather(1, classes)[:, 0]
+        found = to_corners(pairs.of_queries(teacher.boxes[-1:]).float())
+        overlap = box_iou(found[:, None], to_corners(pairs.of_targets(objects.boxes))[:, None]).flatten().nan_to_num()
+        shape = objects.classes.shape
+        chosen, quality = queries.new_zeros(*shape, queries.shape[-1]), queries.new_zeros(shape)
+        chosen[pairs.images, pairs.targets] = queries[pairs.images, pairs.queries]
+        quality[pairs.images, pairs.targets] = scores**self.gamma * overlap ** (1 - self.gamma)
+        return chosen, quality
+
+
+def embeddings(teacher: DetectorOutput) -> Tensor:
+    """(B, M, D): the learned queries, which some families keep as positions and others as content."""
+    entering = (teacher.queries.position, teacher.queries.content)
+    return next(q for q in entering if q is not None and q.shape == teacher.hidden.shape[1:]).float()

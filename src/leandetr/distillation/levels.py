@@ -1,0 +1,77 @@
+"""The student's feature maps beside the teacher's, cell by cell: what every feature distillation compares."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leandetr.detectors.detector import Detector
+from leandetr.distillation.frames import cut_out
+from leandetr.structures import Batch, DetectorOutput
+
+
+class Level(NamedTuple):
+    """student, teacher: (B, D, h, w), all the teacher's. valid: (B, 1, h, w), 1 where there is image, 0 in padding."""
+
+    student: Tensor
+    teacher: Tensor
+    valid: Tensor
+
+
+class Levels(nn.Module):
+    """Pairs the levels of the two detectors and brings the student's maps to the teacher's width and size.
+
+    A 1x1 convolution adapts the width where it differs; it is shared by the levels, which have the same channels. Detectors
+    with equally many levels are paired in order; else each level of the one with fewer is paired with the other's of the most
+    similar number of cells.
+
+    Args:
+        student_width, teacher_width: channels of the feature maps.
+        cut_padding: the student sees padded batches and the teacher each image without its padding, see `teacher.View`.
+    """
+
+    def __init__(self, student_width: int, teacher_width: int, cut_padding: bool = False) -> None:
+        super().__init__()
+        same = student_width == teacher_width
+        self.adapter = nn.Identity() if same else nn.Conv2d(student_width, teacher_width, kernel_size=1)
+        self.cut_padding = cut_padding
+
+    @classmethod
+    def build(cls, student: Detector, teacher: Detector) -> Levels:
+        padded = student.preprocessing.size is None and teacher.preprocessing.size is not None
+        return cls(width_of(student), width_of(teacher), padded)
+
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> list[Level]:
+        """Features (B, d, h, w) a level of each -> the pairs of levels."""
+        return [self._pair(*maps, batch["pixel_mask"]) for maps in pair_levels(student.features, teacher.features)]
+
+    def _pair(self, student_map: Tensor, teacher_map: Tensor, pixel_mask: Tensor) -> Level:
+        adapted, size = self.adapter(student_map), teacher_map.shape[-2:]
+        if self.cut_padding:
+            return Level(cut_out(adapted, pixel_mask, size), teacher_map, torch.ones_like(teacher_map[:, :1]))
+        if adapted.shape[-2:] != size:  # another stride or another input size
+            adapted = F.interpolate(adapted, size, mode="bilinear", align_corners=False)
+        valid = F.interpolate(pixel_mask[:, None].to(teacher_map.dtype), size, mode="nearest")
+        return Level(adapted, teacher_map, valid)
+
+
+def pair_levels(student: list[Tensor], teacher: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Student and teacher maps (B, D, h, w), paired in order or by the nearest number of cells."""
+
+    def nearest(level: Tensor, others: list[Tensor]) -> Tensor:
+        return min(others, key=lambda other: abs(math.log(other.shape[-2:].numel() / level.shape[-2:].numel())))
+
+    if len(student) == len(teacher):
+        return list(zip(student, teacher))
+    if len(student) < len(teacher):
+        return [(level, nearest(level, teacher)) for level in student]
+    return [(nearest(level, student), level) for level in teacher]
+
+
+def width_of(detector: Detector) -> int:
+    """Channels of a detector's queries and memory; some families call it hidden_size, others mean the backbone's by that."""
+    return getattr(detector.config, "d_model", None) or detector.config.hidden_size

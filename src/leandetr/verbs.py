@@ -1,0 +1,199 @@
+"""The verbs of the command line as Python functions: each reads files, does one thing, writes files and returns what it made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from leandetr.data.coco import CocoDataset, Split, class_map_of, collate, find_split
+from leandetr.data.transforms import eval_transform, train_transform
+from leandetr.deployment.benchmark import Measurement, measure
+from leandetr.deployment.onnx import export_onnx
+from leandetr.deployment.openvino import convert_openvino
+from leandetr.deployment.runtimes import PyTorchRuntime, Runtime, open_runtime
+from leandetr.detectors.create import MODELS, create
+from leandetr.detectors.detector import Detector
+from leandetr.detectors.load import load
+from leandetr.distillation.distiller import Distiller
+from leandetr.distillation.methods import build_terms
+from leandetr.errors import UserError
+from leandetr.evaluation import coco
+from leandetr.evaluation.coco import CocoMetrics
+from leandetr.files import claim_folder, read_json
+from leandetr.quantization.config import Scheme, scheme_config
+from leandetr.quantization.quantize import quantize as quantize_detector
+from leandetr.structures import Preprocessing
+from leandetr.training.config import Training
+from leandetr.training.fit import fit, forget_checkpoints
+
+Data = Path | str | Mapping[str, Split]
+
+
+def split_of(data: Data, split: str) -> Split:
+    """A split of a data folder, or of a mapping from split names to (annotations, images).
+
+    Raises UserError where there is no such split.
+    """
+    if isinstance(data, Mapping):
+        if split not in data:
+            raise UserError(f"the data has no split {split!r}, only {', '.join(data)}; name its annotations and images too")
+        return data[split]
+    return find_split(data, split)
+
+
+def train(
+    data: Data,
+    model: str,
+    out: Path,
+    image_size: tuple[int, int] | None = None,
+    backbone: str | None = None,
+    weights: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    training: Training | None = None,
+) -> Detector:
+    """Train a detector on `train` and keep the best by AP on `val` in `out`.
+
+    Args:
+        data: a folder in COCO's layout, or its splits.
+        model: a short name of `leandetr models`, or a saved detector or hub id to train further.
+        image_size, backbone, weights, overrides: of a new detector, see `create`.
+
+    A training that was killed is continued when it is started again. Raises UserError for every fault of the input.
+    """
+    training = training or Training()
+    building = {"image_size": image_size, "backbone": backbone, "weights": weights, "overrides": overrides or {}}
+    claim_folder(out, ["train", data, model, building, training.model_dump()])
+    student = _student(data, model, **building, seed=training.seed)
+    return _fit(student, student, data, training, Path(out))
+
+
+def distill(
+    data: Data,
+    teacher: str | Path,
+    student: str,
+    out: Path,
+    method: str = "logits",
+    term_weights: Mapping[str, float] | None = None,
+    image_size: tuple[int, int] | None = None,
+    backbone: str | None = None,
+    weights: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    training: Training | None = None,
+) -> Detector:
+    """As `train`, while learning from `teacher` (a saved detector or hub id) by one or more methods, joined by commas.
+
+    term_weights: weight of a term in place of the method's own.
+    """
+    training = training or Training()
+    building = {"image_size": image_size, "backbone": backbone, "weights": weights, "overrides": overrides or {}}
+    claim_folder(out, ["distill", data, teacher, student, method, term_weights, building, training.model_dump()])
+    guide = load(teacher)
+    pupil = _student(data, student, **building, seed=training.seed)
+    distiller = Distiller(pupil, guide, build_terms(method.split(","), pupil, guide, term_weights or {}))
+    return _fit(distiller, pupil, data, training, Path(out))
+
+
+def quantize(
+    model: str | Path,
+    data: Data,
+    scheme: str | Scheme,
+    out: Path,
+    calibration: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Detector:
+    """Quantize a saved detector with a scheme and save the result in `out`.
+
+    calibration: images of `train` for schemes that need them; the scheme's own number by default.
+    """
+    config = scheme if isinstance(scheme, Scheme) else scheme_config(scheme, **(options or {}))
+    if calibration is not None and hasattr(config, "calibration_images"):
+        config = replace(config, calibration_images=calibration)
+    claim_folder(out, ["quantize", model, data, config.to_dict()])
+    detector = load(model)
+    quantized = quantize_detector(detector, config, calibration_batches(data, detector, config))
+    quantized.save(Path(out))
+    return quantized
+
+
+def calibration_batches(data: Data, detector: Detector, config: Scheme) -> Iterable[dict]:
+    """Images spread evenly over `train`, without augmentation; none where the scheme asks for none."""
+    asked = getattr(config, "calibration_images", 0)
+    if not asked:
+        return []
+    dataset = CocoDataset(split_of(data, "train"), eval_transform(detector.preprocessing), detector.class_map)
+    chosen = torch.linspace(0, len(dataset) - 1, min(asked, len(dataset))).round().long().unique().tolist()
+    return DataLoader(Subset(dataset, chosen), batch_size=8, collate_fn=collate)
+
+
+def evaluate(model: str | Path, data: Data, split: str = "val", engine: str | None = None) -> CocoMetrics:
+    """COCO's numbers of a saved detector, an .onnx, an OpenVINO .xml, or a JSON in COCO's results format, on a split."""
+    chosen = split_of(data, split)
+    if str(model).endswith(".json"):
+        dataset = CocoDataset(chosen, eval_transform(Preprocessing()))
+        results = read_json(Path(model))
+        if not isinstance(results, list):
+            raise UserError(f"{model} is not a list of detections in COCO's results format; name the file of results")
+        return coco.evaluate_results(dataset.ground_truth(), results)
+    return evaluate_runtime(open_runtime(model, engine=engine), chosen)[0]
+
+
+def evaluate_runtime(runtime: Runtime, split: Split) -> tuple[CocoMetrics, list[dict[str, Any]]]:
+    """The numbers and the detections (COCO's results format) of a runtime on a split."""
+    dataset = CocoDataset(split, eval_transform(runtime.preprocessing), runtime.class_map)
+    return coco.evaluate(runtime, dataset)
+
+
+def export(model: str | Path, out: Path, to: str = "onnx", image_size: tuple[int, int] | None = None) -> Path:
+    """Write a saved detector as an .onnx file, or as OpenVINO's .xml and .bin."""
+    out = Path(out)
+    if to == "onnx":
+        return export_onnx(load(model), out, image_size)
+    if to != "openvino":
+        raise UserError(f"unknown format {to!r}; export to onnx or openvino")
+    graph = export_onnx(load(model), out.with_suffix(".onnx"), image_size)
+    return convert_openvino(graph, out)
+
+
+def benchmark(
+    models: Sequence[str | Path], data: Data, engine: str | None = None, repeats: int = 50, threads: int | None = None
+) -> list[Measurement]:
+    """Latency of one photograph for each model, measured in turn on the same images; ratios are to the first model."""
+    runtimes = [open_runtime(model, threads=threads, engine=engine) for model in models]
+    return measure(runtimes, split_of(data, "val"), repeats=repeats)
+
+
+def _student(
+    data: Data,
+    model: str,
+    image_size: tuple[int, int] | None,
+    backbone: str | None,
+    weights: str | None,
+    overrides: Mapping[str, Any] | None,
+    seed: int,
+) -> Detector:
+    if model not in MODELS:
+        if backbone or weights or overrides or image_size:
+            raise UserError(f"{model} is loaded as it is: leave out the size, backbone, weights and model settings of a new model")
+        return load(model)
+    if image_size is None:
+        raise UserError(f"a new {model} needs a size: add --image-size HEIGHT WIDTH")
+    torch.manual_seed(seed)
+    return create(model, class_map_of(split_of(data, "train")), image_size, backbone, weights, dict(overrides or {}))
+
+
+def _fit(module: torch.nn.Module, detector: Detector, data: Data, training: Training, out: Path) -> Detector:
+    preprocessing, class_map = detector.preprocessing, detector.class_map
+    augment = training.augment
+    if augment == "auto":
+        augment = "detr" if preprocessing.size is None else "ssd"
+    train_set = CocoDataset(split_of(data, "train"), train_transform(preprocessing, augment), class_map, training.seed)
+    val_set = CocoDataset(split_of(data, "val"), eval_transform(preprocessing), class_map)
+    best = fit(module, train_set, val_set, training, out / "training", title=out.name)
+    best.save(out)
+    forget_checkpoints(out / "training")
+    return best

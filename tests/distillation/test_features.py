@@ -1,0 +1,136 @@
+"""Target-aware feature distillation is eq. 5-8 as a plain loop computes them; it looks where the teacher's good queries look."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert, box_iou
+
+from leandetr.distillation.features import TargetAwareFeatures
+from leandetr.distillation.levels import Levels
+from leandetr.errors import UserError
+from leandetr.losses import HungarianMatcher, pad_targets
+
+
+def term(head: str = "sigmoid", widths: tuple[int, int] = (8, 8), **options) -> TargetAwareFeatures:
+    return TargetAwareFeatures(Levels(*widths), head, HungarianMatcher(2.0, 5.0, 2.0, head), **options)
+
+
+def batch_of(labels: list, side: int = 32) -> dict:
+    return {"labels": labels, "pixel_mask": torch.ones(len(labels), side, side, dtype=torch.int64)}
+
+
+def responses(queries: Tensor, feature: Tensor, normalised: bool) -> Tensor:
+    """(M, D) queries and a (D, h, w) map -> (M, h, w), one query and one cell at a time."""
+    psi = torch.zeros(len(queries), *feature.shape[1:])
+    for i, query in enumerate(queries):
+        for y in range(feature.shape[1]):
+            for x in range(feature.shape[2]):
+                psi[i, y, x] = torch.dot(feature[:, y, x], query)
+        if normalised:
+            psi[i] /= psi[i].abs().max()
+    return psi
+
+
+@pytest.mark.parametrize("head", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("response", ["normalised", "raw"])
+@pytest.mark.parametrize("counts", [(3, 1), (0, 2), (9, 1)], ids=["few", "one image without", "more objects than queries"])
+def test_equals_equations_7_and_8_as_a_plain_loop(output, labels, head, response, counts):
+    student, teacher = output(widths=[8, 8]), output(widths=[8, 8], head=head)
+    objects = labels(*counts)
+    pairs = HungarianMatcher(2.0, 5.0, 2.0, head)(teacher.logits[-1:], teacher.boxes[-1:], pad_targets(objects))
+    expected = torch.zeros(())
+    for student_map, teacher_map in zip(student.features, teacher.features):
+        for image in range(2):
+            psi = responses(teacher.hidden[-1, image], teacher_map[image], response == "normalised")
+            _, height, width = teacher_map[image].shape
+            for b, i, j in zip(pairs.images, pairs.queries, pairs.targets):
+                if b != image:
+                    continue
+                logits, label = teacher.logits[-1, image, i], objects[image]["class_labels"][j]
+                score = logits.sigmoid()[label] if head == "sigmoid" else logits.softmax(-1)[label]
+                boxes = [
+                    box_convert(box[None], "cxcywh", "xyxy")
+                    for box in (teacher.boxes[-1, image, i], objects[image]["boxes"][j])
+                ]
+                quality = score**0.5 * box_iou(*boxes)[0, 0] ** 0.5
+                difference = psi[i] * (teacher_map[image] - student_map[image])
+                expected += quality / (8 * 8 * height * width) * difference.square().sum() / 2 / 2  # levels, images
+    found = term(head, response=response)(student, teacher, batch_of(objects))["imitation"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_uniform_mask_equals_equations_5_and_6(output, labels):
+    student, teacher = output(), output()
+    expected = torch.zeros(())
+    for image in range(2):
+        psi = responses(teacher.hidden[-1, image], teacher.features[0][image], normalised=False).mean(0)
+        difference = psi * (teacher.features[0][image] - student.features[0][image])
+        expected += difference.square().sum() / (8 * 4 * 4) / 2
+    found = term(mask="uniform", response="raw")(student, teacher, batch_of(labels(2, 0)))["imitation"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_normalised_responses_reach_one(output):
+    teacher = output()
+    (level,) = Levels(8, 8)(teacher, teacher, batch_of([{}, {}]))
+    psi = term().responses(level, teacher.hidden[-1])
+    torch.testing.assert_close(psi.abs().amax((2, 3)), torch.ones(2, 8))
+
+
+def test_equal_features_cost_nothing(output, labels):
+    same = output()
+    assert term()(same, same, batch_of(labels(3, 2)))["imitation"] == 0
+
+
+@pytest.mark.parametrize("widths", [(8, 8), (8, 16)], ids=["same", "wider teacher"])
+def test_gradient_reaches_the_student_and_its_adapter(output, labels, widths):
+    student, teacher = output(widths=[widths[0]], grad=True), output(widths=[widths[1]])
+    features = term(widths=widths)
+    features(student, teacher, batch_of(labels(3, 2)))["imitation"].backward()
+    assert student.features[0].grad.abs().sum() > 0
+    assert all(parameter.grad is not None for parameter in features.parameters())
+
+
+@pytest.mark.parametrize("mask", ["quality", "uniform"])
+def test_a_batch_without_objects_gives_a_finite_loss(output, labels, mask):
+    student = output(grad=True)
+    loss = term(mask=mask)(student, output(), batch_of(labels(0, 0)))["imitation"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(student.features[0].grad).all()
+    assert (loss == 0) == (mask == "quality")
+
+
+def test_the_order_of_the_teachers_queries_does_not_matter(output, labels):
+    student, teacher, batch = output(), output(), batch_of(labels(2, 3))
+    order = torch.randperm(8)
+    shuffled = {name: getattr(teacher, name)[:, :, order] for name in ("logits", "boxes", "hidden")}
+    torch.testing.assert_close(term()(student, replace(teacher, **shuffled), batch), term()(student, teacher, batch))
+
+
+def test_padding_does_not_count(output, labels):
+    student, teacher, batch = output(), output(), batch_of(labels(2, 2))
+    batch["pixel_mask"][:, 16:] = 0
+    before = term()(student, teacher, batch)["imitation"]
+    teacher.features[0][:, :, 2:] *= 100
+    assert term()(student, teacher, batch)["imitation"] == before > 0
+
+
+def test_embeddings_can_be_asked_for_instead_of_states(output, labels):
+    student, teacher, batch = output(), output(), batch_of(labels(2, 2))
+    as_states = replace(teacher, hidden=teacher.queries.content[None].expand(3, -1, -1, -1))
+    expected = term()(student, as_states, batch)
+    torch.testing.assert_close(
+        term(queries="embeddings")(student, replace(teacher, hidden=teacher.hidden * 7), batch), expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"mask": "qualty"}, "did you mean 'quality'"), ({"response": "row"}, "'raw'"), ({"gamma": 1.5}, "from 0 to 1")],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        term(**options)
