@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 
 from leandetr.errors import UserError
 
-
 MARKER = "leandetr.json"
 
 
@@ -101,7 +100,7 @@ def claim_folder(path: Path, made_from: Any) -> None:
     if marker.exists():
         if read_json(marker).get("made_from") != made_from:
             raise UserError(f"{path} holds the result of other settings; name another folder or remove it")
-    elif path.is_dir() and any(path.iterdir()):
+    elif path.is_dir() and any(not file.name.startswith(".") for file in path.iterdir()):
         raise UserError(f"{path} exists and is not an output of leandetr; name another folder or empty it")
     else:
         write_json(marker, {"made_by": "leandetr", "made_from": made_from})

@@ -25,7 +25,6 @@ from leandetr.data.transforms import eval_transform
 from leandetr.deployment.benchmark import environment, measure
 from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.load import load
-from leandetr.errors import UserError
 from leandetr.files import claim_folder, read_json, write_json, write_text
 from leandetr.quantization.config import scheme_config
 from leandetr.recipe import Model, Quantization, Recipe
@@ -144,7 +143,14 @@ class Run:
             )
             return f"{student.training.epochs} epochs with {distillation.method}"
 
-        made_from = [data_key, teacher_key, student.model_dump(), distillation.model_dump(), self._size(student), self.recipe.seed]
+        made_from = [
+            data_key,
+            teacher_key,
+            student.model_dump(),
+            distillation.model_dump(),
+            self._size(student),
+            self.recipe.seed,
+        ]
         return self._step("distilled", made_from, work)
 
     def _building(self, model: Model) -> dict[str, Any]:
@@ -198,9 +204,7 @@ class Run:
             rows.append({"name": name} | {field: metrics[field] for field in ROWS_OF_ONE})
         self.console.print("[bold]benchmark[/bold]")
         float_row = {(name, runtime.name): index for index, (name, runtime) in enumerate(runtimes)}
-        against = [
-            float_row["distilled" if name in dict(self.variants) else name, runtime.name] for name, runtime in runtimes
-        ]
+        against = [float_row["distilled" if name in dict(self.variants) else name, runtime.name] for name, runtime in runtimes]
         for row, measured in zip(rows, measure([r for _, r in runtimes], split, benchmark.repeats, against), strict=True):
             row |= measured
         return rows

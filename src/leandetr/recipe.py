@@ -107,7 +107,9 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _student_is_built(self) -> Recipe:
         if self.student.model is None:
-            raise ValueError("student: give model; a finished checkpoint has nothing left to compare with and without a teacher")
+            raise ValueError(
+                "student: give model; a finished checkpoint has nothing left to compare with and without a teacher"
+            )
         return self
 
 
@@ -138,6 +140,14 @@ def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
         raise _sentence(error, source) from error
 
 
+def parse_training(values: dict[str, Any], source: str) -> Training:
+    """Raises UserError for a key or value of the schedule that is not understood."""
+    try:
+        return Training.model_validate(values)
+    except ValidationError as error:
+        raise _sentence(error, source, Training) from error
+
+
 def _set(values: dict[str, Any], path: list[str], value: Any, name: str) -> None:
     for key in path[:-1]:
         values = values.setdefault(key, {})
@@ -146,13 +156,13 @@ def _set(values: dict[str, Any], path: list[str], value: Any, name: str) -> None
     values[path[-1]] = value
 
 
-def _sentence(error: ValidationError, source: str) -> UserError:
+def _sentence(error: ValidationError, source: str, model: type[BaseModel] = Recipe) -> UserError:
     """The first fault of a validation, with the nearest known key where a key is unknown."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = _fields(Recipe, first["loc"][:-1])
-        return UserError(f"{source}: {unknown('recipe key', place, [*known])}")
+        known = _fields(model, first["loc"][:-1])
+        return UserError(f"{source}: {unknown('key', place, [*known])}")
     message = first["msg"].removeprefix("Value error, ")
     return UserError(f"{source}: {place or 'recipe'}: {message[0].lower() + message[1:]}; mend that key")
 

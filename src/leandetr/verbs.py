@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch.utils.data import DataLoader, Subset
 
 from leandetr.data.coco import CocoDataset, Split, class_map_of, collate, find_split
@@ -15,7 +16,7 @@ from leandetr.data.transforms import eval_transform, train_transform
 from leandetr.deployment.benchmark import Measurement, measure
 from leandetr.deployment.onnx import export_onnx
 from leandetr.deployment.openvino import convert_openvino
-from leandetr.deployment.runtimes import PyTorchRuntime, Runtime, open_runtime
+from leandetr.deployment.runtimes import Runtime, open_runtime
 from leandetr.detectors.create import MODELS, create
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
@@ -68,6 +69,8 @@ def train(
     training = training or Training()
     building = {"image_size": image_size, "backbone": backbone, "weights": weights, "overrides": overrides or {}}
     claim_folder(out, ["train", data, model, building, training.model_dump()])
+    if _finished(out):
+        return load(out)
     student = _student(data, model, **building, seed=training.seed)
     return _fit(student, student, data, training, Path(out))
 
@@ -92,6 +95,8 @@ def distill(
     training = training or Training()
     building = {"image_size": image_size, "backbone": backbone, "weights": weights, "overrides": overrides or {}}
     claim_folder(out, ["distill", data, teacher, student, method, term_weights, building, training.model_dump()])
+    if _finished(out):
+        return load(out)
     guide = load(teacher)
     pupil = _student(data, student, **building, seed=training.seed)
     distiller = Distiller(pupil, guide, build_terms(method.split(","), pupil, guide, term_weights or {}))
@@ -167,6 +172,11 @@ def benchmark(
     return measure(runtimes, split_of(data, "val"), repeats=repeats)
 
 
+def _finished(out: Path) -> bool:
+    """A training writes its detector last."""
+    return (Path(out) / "config.json").exists()
+
+
 def _student(
     data: Data,
     model: str,
@@ -178,7 +188,9 @@ def _student(
 ) -> Detector:
     if model not in MODELS:
         if backbone or weights or overrides or image_size:
-            raise UserError(f"{model} is loaded as it is: leave out the size, backbone, weights and model settings of a new model")
+            raise UserError(
+                f"{model} is loaded as it is: leave out the size, backbone, weights and model settings of a new model"
+            )
         return load(model)
     if image_size is None:
         raise UserError(f"a new {model} needs a size: add --image-size HEIGHT WIDTH")
@@ -194,6 +206,8 @@ def _fit(module: torch.nn.Module, detector: Detector, data: Data, training: Trai
     train_set = CocoDataset(split_of(data, "train"), train_transform(preprocessing, augment), class_map, training.seed)
     val_set = CocoDataset(split_of(data, "val"), eval_transform(preprocessing), class_map)
     best = fit(module, train_set, val_set, training, out / "training", title=out.name)
-    best.save(out)
-    forget_checkpoints(out / "training")
+    if PartialState().is_main_process:
+        best.save(out)
+        forget_checkpoints(out / "training")
+    PartialState().wait_for_everyone()
     return best

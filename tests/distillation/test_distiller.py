@@ -72,14 +72,26 @@ def test_the_student_and_its_adapters_are_trained_and_the_teacher_never(pair, ba
 
 
 @pytest.mark.parametrize("family", ["detr", "conditional_detr", "deformable_detr", "rt_detr_v2"])
-def test_logits_distillation_trains_a_student_of_another_family(tiny_detector, batch, family):
-    student, teacher = tiny_detector(family).train(), tiny_detector("detr", decoder_layers=4, num_queries=15)
-    distiller = Distiller(student, teacher, build_terms(["logits"], student, teacher)).train()
+def test_logits_and_features_of_another_family_train_the_whole_student(tiny_detector, batch, family):
+    student = tiny_detector(family).train()
+    teacher = tiny_detector("detr", d_model=128, decoder_layers=4, num_queries=15)
+    distiller = Distiller(student, teacher, build_terms(["logits", "features", "fitnet"], student, teacher)).train()
     result = distiller(**batch)
     result.loss.backward()
     assert torch.isfinite(result.loss)
-    assert {"logits/positive_class", "logits/positive_box", "logits/negative_box", "share/logits"} <= set(result.logs)
-    assert all(p.grad is not None for p in student.parameters() if p.requires_grad)
+    assert {"logits/positive_class", "logits/negative_box", "features/imitation", "share/fitnet"} <= set(result.logs)
+    assert all(p.grad is not None for p in distiller.parameters() if p.requires_grad)
+
+
+def test_detrdistill_is_its_three_terms_with_the_papers_weights(tiny_detector, batch):
+    student, teacher = tiny_detector("deformable_detr").train(), tiny_detector("deformable_detr", d_model=128)
+    terms = build_terms(["detrdistill"], student, teacher)
+    assert {term.name: weight for term, weight in terms} == {"logits": 1, "features": 20, "assignment": 1}
+    logs = Distiller(student, teacher, terms).train()(**batch).logs
+    assert sum(logs[f"share/{name}"] for name in ("detection", "logits", "features", "assignment")) == pytest.approx(
+        1, abs=1e-5
+    )
+    assert all(logs[f"gradient/{name}"] > 0 for name in ("detection", "logits", "features", "assignment"))
 
 
 def test_gradients_are_measured_at_the_memory_in_the_first_steps(pair, batch):

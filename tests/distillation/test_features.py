@@ -1,4 +1,4 @@
-"""Target-aware feature distillation is eq. 5-8 as a plain loop computes them; it looks where the teacher's good queries look."""
+"""Target-aware feature distillation is eq. 5-8 as a plain loop computes them, and looks where good queries look."""
 
 from dataclasses import replace
 

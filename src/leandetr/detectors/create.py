@@ -71,7 +71,11 @@ def create(
     recipe, family = MODELS[name], FAMILIES[MODELS[name].model_type]
     _check_size(name, image_size, family.size_divisor)
     overrides = dict(overrides or {})
-    inner = {key.removeprefix("backbone_config."): overrides.pop(key) for key in list(overrides) if key.startswith("backbone_config.")}
+    inner = {
+        key.removeprefix("backbone_config."): overrides.pop(key)
+        for key in list(overrides)
+        if key.startswith("backbone_config.")
+    }
     # DETR's own lineage always freezes the norms of its backbone; RT-DETR only where they have been trained before.
     frozen_norm = weights is not None or recipe.model_type not in REAL_TIME
     described = describe_backbone(backbone or recipe.backbone, recipe.stages, frozen_norm, inner)
@@ -117,7 +121,9 @@ def _config(
     except Exception as error:  # transformers' strict configurations raise kinds of their own
         raise UserError(f"model: {recipe.model_type} refuses {overrides}: {str(error).splitlines()[-1].strip()}") from error
     if config.d_model % config.decoder_attention_heads:
-        raise UserError(f"model.d_model: {config.d_model} is not divisible by its {config.decoder_attention_heads} attention heads")
+        raise UserError(
+            f"model.d_model: {config.d_model} is not divisible by its {config.decoder_attention_heads} attention heads"
+        )
     return config
 
 
@@ -136,5 +142,3 @@ def _widths(overrides: dict[str, Any], levels: int) -> dict[str, Any]:
     """One width through encoder and decoder where only one of them was asked for."""
     width = overrides.get("encoder_hidden_dim", overrides.get("d_model"))
     return {} if width is None else {"encoder_hidden_dim": width, "d_model": width, "decoder_in_channels": [width] * levels}
-
-

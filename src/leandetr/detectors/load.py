@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig
 
@@ -39,12 +40,19 @@ def load(source: str | Path) -> Detector:
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise UserError(f"{source}: no detector there ({_first_line(error)}); give a saved folder or a reachable hub id") from error
+        raise UserError(
+            f"{source}: no detector there ({_first_line(error)}); give a saved folder or a reachable hub id"
+        ) from error
     family_of(config)
     preprocessing = read_preprocessing(str(source))
     try:
         model, report = AutoModelForObjectDetection.from_pretrained(
-            source, config=config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+            source,
+            config=config,
+            dtype=torch.float32,  # half-precision files are a matter of storage; the CPU computes in single precision
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{source}: its weights cannot be read ({_first_line(error)}); save the model again") from error

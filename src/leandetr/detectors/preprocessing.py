@@ -20,7 +20,9 @@ def read_preprocessing(source: str) -> Preprocessing:
     try:
         values, _ = ImageProcessingMixin.get_image_processor_dict(str(source))
     except (OSError, ValueError) as error:
-        raise UserError(f"{source} has no readable preprocessor_config.json; save the model's image processor beside it") from error
+        raise UserError(
+            f"{source} has no readable preprocessor_config.json; save the model's image processor beside it"
+        ) from error
     normalise = values.get("do_normalize", True)
     mean, std = values.get("image_mean", IMAGENET_MEAN), values.get("image_std", IMAGENET_STD)
     size = values.get("size", {"height": 640, "width": 640})

@@ -7,18 +7,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leandetr.detectors.detector import Detector
+from leandetr.distillation.assignment import QueryPriorAssignment
 from leandetr.distillation.features import TargetAwareFeatures
 from leandetr.distillation.fitnet import FitNet
 from leandetr.distillation.logits import HungarianLogits
 from leandetr.distillation.term import Term
 from leandetr.errors import unknown
 
-TERMS: dict[str, type[Term]] = {term.name: term for term in (HungarianLogits, TargetAwareFeatures, FitNet)}
+TERMS: dict[str, type[Term]] = {
+    term.name: term for term in (HungarianLogits, TargetAwareFeatures, QueryPriorAssignment, FitNet)
+}
 
 #: method -> weight of each of its terms (lambda in the papers)
 METHODS: dict[str, dict[str, float]] = {
+    "detrdistill": {"logits": 1.0, "features": 20.0, "assignment": 1.0},
     "logits": {"logits": 1.0},
     "features": {"features": 20.0},
+    "assignment": {"assignment": 1.0},
     "fitnet": {"fitnet": 1.0},
 }
 

@@ -96,7 +96,9 @@ class ProgressBar(TrainerCallback):
             said += f"  AP {logs['eval_ap']:.3f} (best {state.best_metric:.3f})"
             if not self.console.is_terminal:
                 epoch = f"epoch {state.epoch:.0f}/{state.num_train_epochs}"
-                self.console.print(f"{self.title}: {epoch}, step {state.global_step}/{state.max_steps}, {said}", highlight=False)
+                self.console.print(
+                    f"{self.title}: {epoch}, step {state.global_step}/{state.max_steps}, {said}", highlight=False
+                )
         self.progress.update(self.task, said=said)
 
     def on_train_end(self, args, state, control, **kwargs):

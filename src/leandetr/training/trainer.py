@@ -35,7 +35,9 @@ class DetectionTrainer(Trainer):
     The best detector by AP is in `best` under the output folder, and is what `fit` returns.
     """
 
-    def __init__(self, module: nn.Module, train: CocoDataset, val: CocoDataset, config: Training, output: Path, callbacks) -> None:
+    def __init__(
+        self, module: nn.Module, train: CocoDataset, val: CocoDataset, config: Training, output: Path, callbacks
+    ) -> None:
         self.config = config
         self.detector: Detector = getattr(module, "student", module)
         self.average = MovingAverage(self.detector, config.ema) if config.ema else None
