@@ -133,11 +133,12 @@ def test_negative_weights_and_other_classes_are_refused(pair, classes):
         (["logits"], {}, {"logits": {"stage": "last"}}, "unknown option of the logits term 'stage': did you mean 'stages'"),
     ],
 )
-def test_unknown_names_are_refused_with_the_nearest(pair, methods, weights, options, message):
+def test_unknown_names_are_refused_with_the_nearest_before_anything_is_built(methods, weights, options, message):
     with pytest.raises(UserError, match=message):
-        build_terms(methods, *pair, weights, options)
+        build_terms(methods, None, None, weights, options)
 
 
-def test_weights_and_options_reach_their_terms(pair):
-    ((term, weight),) = build_terms(["logits"], *pair, {"logits": 0.5}, {"logits": {"stages": "last"}})
+def test_weights_and_options_reach_their_terms(tiny_detector):
+    detector = tiny_detector("detr")
+    ((term, weight),) = build_terms(["logits"], detector, detector, {"logits": 0.5}, {"logits": {"stages": "last"}})
     assert (weight, term.stages) == (0.5, "last")

@@ -1,8 +1,11 @@
 """What SwinDETR and SMCA-DETR share with DETR (Carion et al., ECCV 2020): configuration, encoder, decoder, heads and set loss.
 
-The encoder and decoder layers are transformers' own. Written anew are the loops over them; the decoder's because transformers'
-returns the state after every layer only when told so by `auxiliary_loss`, and then also feeds the normalised state into the next
-layer, which is another function.
+The encoder and decoder layers are transformers' own. Written anew are the loops over them; the decoder's because
+transformers' returns the state after every layer only when told so by `auxiliary_loss`, and then also feeds the normalised
+state into the next layer, which is another function.
+
+To ONNX these models are exported under `torch.no_grad()`: with gradients, the attention that is traced is laid out otherwise in
+memory than the one that is decomposed.
 
 Shapes use B images, N queries, L decoder layers, S tokens, D = `d_model` channels, C class columns, K classes.
 """
@@ -28,12 +31,12 @@ from leandetr.structures import Target
 class SetPredictionConfig(PreTrainedConfig):
     """What every DETR with a dense encoder is configured by.
 
-    num_queries: object queries N. d_model: width D, divisible by four and by the numbers of heads. class_cost, bbox_cost, giou_cost:
-    weights of the Hungarian matching; the three *_loss_coefficient: weights of the loss. auxiliary_loss: the loss is taken over
-    all decoder layers, each matched by itself; it changes no output.
+    num_queries: object queries N. d_model: width D, divisible by four and by the numbers of heads. class_cost, bbox_cost,
+    giou_cost: weights of the Hungarian matching; the three *_loss_coefficient: weights of the loss. auxiliary_loss: the loss is
+    taken over all decoder layers, each matched by itself; it changes no output.
     """
 
-    attribute_map = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
+    attribute_map = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}  # noqa: RUF012 (transformers' own)
 
     backbone_config: dict | PreTrainedConfig | None = None
     num_queries: int = 100

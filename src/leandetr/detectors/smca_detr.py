@@ -1,8 +1,8 @@
 """SMCA-DETR: spatially modulated co-attention, single scale (Gao et al., ICCV 2021, "Fast Convergence of DETR with Spatially
 Modulated Co-Attention"; details from the public code, gaopengcuhk/SMCA-DETR).
 
-DETR whose decoder looks near a point: every query predicts a reference centre once, and in every layer and head an offset from it
-and a scale; a Gaussian around that point is multiplied into the co-attention, which is its logarithm added to the logits:
+DETR whose decoder looks near a point: every query predicts a reference centre once, and in every layer and head an offset from
+it and a scale; a Gaussian around that point is multiplied into the co-attention, which is its logarithm added to the logits:
 
     softmax( q k^T / sqrt(d) + G ) v,    G(p, g) = -( s_x (p_x - g_x)^2 + s_y (p_y - g_y)^2 ) / smooth
 
@@ -97,8 +97,8 @@ def log_gaussian(point: Tensor, scale: Tensor, cells: tuple[int, int], smooth: f
 
 
 class SmcaDecoderLayer(DetrDecoderLayer):
-    """DETR's decoder layer with a Gaussian on its co-attention. The fourth norm, on content plus position, feeds the predictions
-    of centre, offset and scale."""
+    """DETR's decoder layer with a Gaussian on its co-attention. The fourth norm, on content plus position, feeds the
+    predictions of centre, offset and scale."""
 
     def __init__(self, config: SmcaDetrConfig) -> None:
         super().__init__(config)

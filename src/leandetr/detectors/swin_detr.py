@@ -4,9 +4,9 @@ Swin loses its class head; one fully connected layer a stage brings the stage's 
 chosen stages, told apart by learned level embeddings, are one sequence for DETR's encoder. `stages=[4]` is plain DETR on Swin
 (49 tokens at 224 x 224), `[2, 3, 4]` also shows the encoder strides 8 and 16 (1,029 tokens).
 
-The paper's distillation queries are a second set of learned embeddings that the object queries attend to and that attend to them.
-Their place is the decoder call: concatenated to the content and position of the object queries along N they are decoded by the
-same layers and heads, which know nothing of how many queries there are.
+The paper's distillation queries are a second set of learned embeddings that the object queries attend to and that attend to
+them. Their place is the decoder call: concatenated to the content and position of the object queries along N they are decoded
+by the same layers and heads, which know nothing of how many queries there are.
 
 Trains under `torch.compile`, the matching excepted. Images of any size; an image's output does not depend on its padding.
 """

@@ -26,7 +26,7 @@ from leandetr.errors import UserError
 from leandetr.losses import Assignment, HungarianMatcher, SetCriterion, pad_targets
 from leandetr.structures import Batch, DetectorOutput, Queries
 
-# The side, relative to the image, of the boxes that RT-DETR's encoder proposes on its finest level; it doubles with every level.
+# The side, relative to the image, of the boxes that RT-DETR's encoder proposes on its finest level; each level doubles it.
 FINEST_SIDE = 0.05
 
 
@@ -60,8 +60,8 @@ class QueryPriorAssignment(Term):
         if type(student.family) is not type(teacher.family) or two_stage:
             raise UserError(
                 f"the assignment term cannot give a {teacher.config.model_type} teacher's queries to this "
-                f"{student.config.model_type} student, whose queries mean something else; take a teacher of the same family and "
-                "not two-stage, or the methods logits,features"
+                f"{student.config.model_type} student, whose queries mean something else; take a teacher of the same family "
+                "that is not two-stage, or the methods logits,features"
             )
         return cls(student, width_of(teacher), HungarianMatcher.from_config(teacher.config, teacher.head), **options)
 
