@@ -232,6 +232,58 @@ def export(
     out_console.print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
 
 
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="Saved detector, hub id, .onnx or .xml.")],
+    sources: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the drawn pictures and predictions.json.")],
+    threshold: Annotated[float, typer.Option(help="Least score of a box.", min=0, max=1)] = 0.3,
+    form: Annotated[str, typer.Option("--format", help="plain, or coco for COCO's results format.")] = "plain",
+    annotations: Annotated[Path | None, typer.Option(help="COCO JSON whose image ids the coco format uses.")] = None,
+    engine: Engine = None,
+) -> None:
+    """Draw the boxes found on photographs and write them down.
+
+    Example: `leandetr predict student.onnx photo.jpg --out pictures`
+    """
+    from leandetr import verbs
+
+    out_console.print(str(verbs.predict(model, sources, out, threshold, form, annotations, engine)))
+
+
+@app.command()
+def benchmark(
+    models: Annotated[list[str], typer.Argument(help="Saved detectors, .onnx and .xml files; ratios are to the first.")],
+    data: DataFolder = None,
+    annotations: Annotated[Path | None, typer.Option(help="In place of --data: COCO JSON.")] = None,
+    images: Annotated[Path | None, typer.Option(help="In place of --data: folder of the images.")] = None,
+    engine: Engine = None,
+    repeats: Annotated[int, typer.Option(help="Interleaved rounds.", min=5)] = 50,
+    threads: Threads = None,
+    json: Json = None,
+) -> None:
+    """Latency of one photograph for several models, measured in turn on the same photographs.
+
+    Example: `leandetr benchmark runs/student student.onnx --data DATA --json latency.json`
+    """
+    from leandetr import verbs
+    from leandetr.deployment.benchmark import environment
+    from leandetr.files import write_json
+
+    found = verbs.benchmark(models, _data(data, annotations, images, annotations, images), engine, repeats, threads)
+    if json:
+        write_json(json, {"environment": environment(), "rows": found})
+    table = Table("artifact", "runtime", "latency ms", "p90 ms", "speed-up", "MB")
+    for row in found:
+        ratio = f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
+        slower = " slower" if row["speedup"] < 1 and row is not found[0] else ""
+        size = f"{row['size_bytes'] / 1e6:.2f}"
+        table.add_row(
+            row["artifact"], row["runtime"], f"{row['latency_ms']:.1f}", f"{row['latency_p90_ms']:.1f}", ratio + slower, size
+        )
+    out_console.print(table)
+
+
 @data_app.command("shapes")
 def data_shapes(
     out: Annotated[Path, typer.Option(help="Folder to write.")],

@@ -228,7 +228,8 @@ class Run:
         chosen = [index for index, image in enumerate(dataset.image_ids.tolist()) if image in truth][: self.recipe.gallery]
         return [
             Picture(
-                dataset.path(index),
+                dataset.path(index).name,
+                dataset.load_image(index),
                 truth[dataset.image_ids[index].item()],
                 {name: boxes.get(dataset.image_ids[index].item(), nothing) for name, boxes in found.items()},
             )

@@ -16,6 +16,7 @@ from leandetr.data.transforms import eval_transform, train_transform
 from leandetr.deployment.benchmark import Measurement, measure
 from leandetr.deployment.onnx import export_onnx
 from leandetr.deployment.openvino import convert_openvino
+from leandetr.deployment.predict import predict_images
 from leandetr.deployment.runtimes import Runtime, open_runtime
 from leandetr.detectors.create import MODELS, create
 from leandetr.detectors.detector import Detector
@@ -162,6 +163,21 @@ def export(model: str | Path, out: Path, to: str = "onnx", image_size: tuple[int
         raise UserError(f"unknown format {to!r}; export to onnx or openvino")
     graph = export_onnx(load(model), out.with_suffix(".onnx"), image_size)
     return convert_openvino(graph, out)
+
+
+def predict(
+    model: str | Path,
+    sources: Sequence[Path],
+    out: Path,
+    threshold: float = 0.3,
+    form: str = "plain",
+    annotations: Path | None = None,
+    engine: str | None = None,
+) -> Path:
+    """Detections of a saved detector or exported file on images and folders: drawn pictures and predictions.json in `out`."""
+    runtime = open_runtime(model, engine=engine)
+    claim_folder(out, ["predict", model, form])
+    return predict_images(runtime, sources, Path(out), threshold, form, annotations)
 
 
 def benchmark(

@@ -44,10 +44,10 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def gallery(tmp_path):
-    Image.new("RGB", (64, 48), "grey").save(tmp_path / "first & best.png")
+def gallery():
+    image = Image.new("RGB", (64, 48), "grey")
     boxes = Detections(torch.tensor([0.9]), torch.tensor([1]), torch.tensor([[5.0, 5.0, 30.0, 30.0]]))
-    return [Picture(tmp_path / "first & best.png", boxes, {"teacher": boxes, "distilled-static": boxes})]
+    return [Picture("first & best.png", image, boxes, {"teacher": boxes, "distilled-static": boxes})]
 
 
 def test_the_three_files_are_written_and_nothing_else(results, gallery, tmp_path):

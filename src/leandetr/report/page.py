@@ -6,9 +6,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from leandetr.drawing import COLOURS
 from leandetr.files import write_text
 from leandetr.report import rows as numbers
-from leandetr.report.gallery import COLOURS, Picture, panels
+from leandetr.report.gallery import Picture, panels
 from leandetr.report.markdown import render_markdown
 from leandetr.report.plots import accuracy_against_latency
 
@@ -38,7 +39,7 @@ def write_report(
         threshold: predicted boxes are drawn from this score on.
 
     Raises:
-        UserError: the folder cannot be written, or an image of the gallery cannot be read.
+        UserError: the folder cannot be written.
     """
     folder = Path(folder)
     if gallery:
@@ -78,12 +79,12 @@ def render_images(gallery: Sequence[Picture], class_names: Sequence[str], thresh
     """The text of `images.html`."""
     used = {
         label
-        for _, truth, predictions in gallery
-        for found in (truth, *predictions.values())
+        for picture in gallery
+        for found in (picture.truth, *picture.predictions.values())
         for label in found.labels.tolist()
     }
     return TEMPLATES.get_template("images.html.j2").render(
         classes=[(class_names[label], COLOURS[label % len(COLOURS)]) for label in sorted(used)],
         threshold=threshold,
-        images=[(Path(picture[0]).name, panels(Picture(*picture), class_names, threshold)) for picture in gallery],
+        images=[(picture.title, panels(picture, class_names, threshold)) for picture in gallery],
     )

@@ -1,0 +1,125 @@
+"""Latency of artefacts on their engines, measured so that a ratio between two of them means something.
+
+One photograph at a time, already decoded and resized, to its detections: inference and post-processing, which every engine needs.
+The candidates take turns, in a new order every round, so that what else the machine does falls on all of them alike; a ratio is
+the median over rounds of two latencies of the same round, with a bootstrap interval.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from leandetr.data.coco import CocoDataset, Split, collate
+from leandetr.data.transforms import eval_transform
+from leandetr.deployment.runtimes import Runtime
+from leandetr.structures import Batch
+
+WARM_UP = 5  # rounds that are not counted
+PHOTOGRAPHS = 8  # different ones, in turn
+BOOTSTRAP = 2000  # resamples of the rounds
+INTERVAL = (2.5, 97.5)  # percentiles
+PACKAGES = ("leandetr", "torch", "transformers", "onnxruntime", "openvino")
+
+
+class Measurement(TypedDict):
+    """latency_ms, latency_p90_ms: median and 90th percentile of one photograph, milliseconds. speedup: the reference's latency over this
+    one's, with the ends of its 95 % interval. size_bytes: of the written artefact. parameters: their number."""
+
+    artifact: str
+    runtime: str
+    latency_ms: float
+    latency_p90_ms: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    size_bytes: int
+    parameters: int
+
+
+def measure(
+    runtimes: Sequence[Runtime], split: Split, repeats: int = 50, against: Sequence[int] | None = None, seed: int = 0
+) -> list[Measurement]:
+    """Measure all runtimes in one interleaved run.
+
+    Args:
+        runtimes: what to measure; runtimes that are one object are measured once each time they are listed.
+        split: where the photographs come from.
+        repeats: counted rounds; 30 or more where a ratio is to be claimed.
+        against: for every runtime the index of the one its speed-up is relative to; the first by default.
+        seed: of the order in the rounds and of the bootstrap.
+    """
+    against = against or [0] * len(runtimes)
+    batches = [_photographs(runtime, split) for runtime in runtimes]
+    rng = np.random.default_rng(seed)
+    seconds = np.zeros((repeats, len(runtimes)))
+    for turn in range(-WARM_UP, repeats):
+        for index in rng.permutation(len(runtimes)):
+            batch = batches[index][turn % len(batches[index])]
+            start = time.perf_counter()
+            runtimes[index](batch)
+            if turn >= 0:
+                seconds[turn, index] = time.perf_counter() - start
+    return [
+        Measurement(
+            artifact=runtime.artifact,
+            runtime=runtime.name,
+            latency_ms=float(np.median(taken) * 1e3),
+            latency_p90_ms=float(np.percentile(taken, 90) * 1e3),
+            **_ratio(seconds[:, reference], taken, rng),
+            size_bytes=runtime.size_bytes,
+            parameters=runtime.parameters,
+        )
+        for runtime, taken, reference in zip(runtimes, seconds.T, against, strict=True)
+    ]
+
+
+def environment() -> dict[str, Any]:
+    """What a latency depends on: processor, cores, threads, versions; and when it was measured."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+        **versions,
+        "measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _photographs(runtime: Runtime, split: Split) -> list[Batch]:
+    """Batches of one photograph, prepared as the runtime wants them."""
+    dataset = CocoDataset(split, eval_transform(runtime.preprocessing), runtime.class_map)
+    return [collate([dataset[index]]) for index in range(min(PHOTOGRAPHS, len(dataset)))]
+
+
+def _ratio(reference: NDArray, taken: NDArray, rng: np.random.Generator) -> dict[str, float]:
+    ratios = reference / taken
+    samples = np.median(rng.choice(ratios, (BOOTSTRAP, len(ratios))), axis=1)
+    low, high = np.percentile(samples, INTERVAL)
+    return {"speedup": float(np.median(ratios)), "speedup_low": float(low), "speedup_high": float(high)}
+
+
+def _processor() -> str:
+    """The processor's name; Python itself knows only the architecture on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,105 @@
+"""Detections on photographs of any folder, by any runtime: pictures to look at and a file to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from leandetr.data.coco import collate
+from leandetr.data.images import read_image
+from leandetr.data.transforms import eval_transform
+from leandetr.deployment.runtimes import Runtime
+from leandetr.drawing import above, draw
+from leandetr.errors import UserError, unknown
+from leandetr.evaluation.coco import to_results
+from leandetr.files import read_json, write_json, writing
+from leandetr.structures import ClassMap, Detections, Target
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+FORMATS = ("plain", "coco")
+
+
+def predict_images(
+    runtime: Runtime,
+    sources: Sequence[Path],
+    out: Path,
+    threshold: float = 0.3,
+    form: str = "plain",
+    annotations: Path | None = None,
+    pictures: bool = True,
+) -> Path:
+    """Detect, draw, and write `out`/predictions.json.
+
+    Args:
+        runtime: what predicts.
+        sources: images, and folders whose images are taken.
+        out: folder for the JSON and, with `pictures`, one drawn JPEG an image.
+        threshold: of the score, for what is drawn and for the plain file; a COCO file holds every detection, as AP needs them.
+        form: "plain" (a list with one entry an image: file, and its detections by class name, score and box x0, y0, x1, y1), or "coco"
+            (COCO's results format).
+        annotations: COCO JSON whose image ids a COCO file uses; needed for it.
+
+    Returns:
+        The JSON's path.
+
+    Raises:
+        UserError: an image that cannot be read, no images, an unknown format, or an image that `annotations` does not list.
+    """
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
+    if form == "coco" and annotations is None:
+        raise UserError("the coco format numbers images as a data set does: name its JSON with --annotations")
+    ids = _image_ids(annotations) if annotations else {}
+    rows: list[Any] = []
+    for path in _images(sources):
+        image = read_image(path)
+        found = _detect(runtime, image)
+        if form == "coco":
+            if path.name not in ids:
+                raise UserError(f"{annotations} does not list the image {path.name}; leave it out or name its own annotations")
+            rows += to_results(found, ids[path.name], runtime.class_map)
+        else:
+            rows.append({"file": str(path), "detections": _plain(above(found, threshold), runtime.class_map)})
+        if pictures:
+            with writing(out / f"{path.stem}.jpg") as temporary:
+                drawn = draw(image, above(found, threshold), runtime.class_map.names, max(image.size), scores=True)
+                drawn.save(temporary, "JPEG", quality=92)
+    write_json(out / "predictions.json", rows)
+    return out / "predictions.json"
+
+
+def _detect(runtime: Runtime, image: Image.Image) -> Detections:
+    nothing = torch.zeros(0, dtype=torch.long)
+    pixels, boxes, labels = eval_transform(runtime.preprocessing)(image, torch.zeros(0, 4), nothing, 0)
+    size = torch.tensor([image.height, image.width])
+    target = Target(
+        class_labels=labels, boxes=boxes, image_id=torch.tensor([0]), orig_size=size, size=torch.tensor(pixels.shape[-2:])
+    )
+    return runtime(collate([(pixels, target)]))[0]
+
+
+def _images(sources: Iterable[Path]) -> Iterator[Path]:
+    for source in map(Path, sources):
+        if not source.is_dir():
+            yield source
+            continue
+        inside = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise UserError(f"{source} holds no images ({', '.join(SUFFIXES)}); name a folder that does")
+        yield from inside
+
+
+def _image_ids(annotations: Path) -> dict[str, int]:
+    try:
+        return {Path(image["file_name"]).name: image["id"] for image in read_json(annotations)["images"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{annotations} is not COCO: it lists no images with id and file_name; name another file") from error
+
+
+def _plain(found: Detections, classes: ClassMap) -> list[dict[str, Any]]:
+    rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    return [{"class": classes.names[label], "score": round(score, 4), "box": box} for label, score, box in rows]
