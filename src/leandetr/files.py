@@ -97,10 +97,11 @@ def claim_folder(path: Path, made_from: Any) -> None:
     made_from = json.loads(json.dumps(made_from, default=str))
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; name a folder for the output")
-    if marker.exists():
+    found = os.listdir(path) if path.exists() else []  # once, because every process of a distributed training comes here
+    if MARKER in found:
         if read_json(marker).get("made_from") != made_from:
             raise UserError(f"{path} holds the result of other settings; name another folder or remove it")
-    elif path.is_dir() and any(not file.name.startswith(".") for file in path.iterdir()):
+    elif any(not name.startswith(".") for name in found):
         raise UserError(f"{path} exists and is not an output of leandetr; name another folder or empty it")
     else:
         write_json(marker, {"made_by": "leandetr", "made_from": made_from})

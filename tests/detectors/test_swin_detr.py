@@ -163,10 +163,9 @@ def test_warns_beyond_the_token_limit(limit, warns, recwarn):
 
 
 def test_onnx_agrees_at_other_batch_sizes(tmp_path):
-    model = build(
-        decoder_layers=1, backbone_config=SwinConfig(embed_dim=8, depths=[2, 1, 1, 1], num_heads=[1] * 4, window_size=4)
-    )
-    path, pixels = tmp_path / "model.onnx", torch.randn(2, 3, 96, 64)
+    two = SwinConfig(embed_dim=8, depths=[2, 1], num_heads=[1, 1], window_size=4)
+    model = build(decoder_layers=1, stages=[1, 2], backbone_config=two)  # shifted windows, filled windows, two levels
+    path, pixels = tmp_path / "model.onnx", torch.randn(2, 3, 32, 40)
     with torch.no_grad():
         torch.onnx.export(
             model, (pixels,), path, dynamo=True, opset_version=21, input_names=["pixel_values"],
@@ -174,7 +173,7 @@ def test_onnx_agrees_at_other_batch_sizes(tmp_path):
         )  # fmt: skip
     session = onnxruntime.InferenceSession(path)
     for batch in (1, 3):
-        pixels = torch.randn(batch, 3, 96, 64)
+        pixels = torch.randn(batch, 3, 32, 40)
         logits, boxes = session.run(None, {"pixel_values": pixels.numpy()})[:2]
         with torch.no_grad():
             expected = model(pixels)

@@ -9,6 +9,7 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from leandetr.data.convert import formats_of
 from leandetr.errors import UserError
 from leandetr.files import read_json
 from leandetr.structures import ClassMap
@@ -40,7 +41,10 @@ def find_split(data: Path | str, split: Literal["train", "val"]) -> Split:
     names = (split, f"{split}2017")
     files = [file for name in names if (file := data / "annotations" / f"instances_{name}.json").is_file()]
     if not files:
-        raise UserError(f"{data} has no annotations/instances_{split}.json; put the boxes there in COCO's format")
+        mend = "put the boxes there in COCO's format"
+        if formats_of(data):
+            mend = f"make it a COCO folder with `leandetr data convert {data} --out FOLDER`"
+        raise UserError(f"{data} has no annotations/instances_{split}.json; {mend}")
     folders = [folder for name in names if (folder := data / name).is_dir()]
     if not folders:
         raise UserError(f"{data} has no folder {split}/ (or {split}2017/); put the images there")

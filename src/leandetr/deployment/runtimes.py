@@ -1,7 +1,7 @@
 """Three engines behind one call: a batch goes in, one `Detections` an image comes out.
 
-Evaluation, benchmark and prediction take any of them and never ask which. They share the preprocessing (done by whoever makes the
-batch, as `preprocessing` says) and the post-processing; only `run` differs.
+Evaluation, benchmark and prediction take any of them and never ask which. They share the preprocessing (done when the batch is
+made, as `preprocessing` says) and the post-processing; only `run` differs.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
 from leandetr.detectors.backbones import Backbone, describe_backbone, load_backbone_weights
 from leandetr.detectors.detector import Detector
@@ -40,6 +42,7 @@ MODELS: dict[str, Recipe] = {
 }
 
 REAL_TIME = ("rt_detr", "rt_detr_v2")
+GIVEN = ("num_labels", "id2label", "label2id", "backbone_config", "model_type")  # by the data, --backbone and --model
 
 
 def create(
@@ -80,9 +83,11 @@ def create(
     frozen_norm = weights is not None or recipe.model_type not in REAL_TIME
     described = describe_backbone(backbone or recipe.backbone, recipe.stages, frozen_norm, inner)
     config = _config(recipe, described, class_map, image_size, overrides, frozen_norm)
-    model = AutoModelForObjectDetection.from_config(config)
+    model = _build(config, overrides)
     if weights is not None:
         load_backbone_weights(model.model.backbone.model, described.config, weights)
+    else:
+        _open_frozen_norms(model.model.backbone)
     # Some families freeze parts of the backbones they know by name, and others by a name that no longer matches. Here the
     # norms alone are frozen (when pretrained); learning rates decide about the rest.
     model.model.backbone.requires_grad_(True)
@@ -109,6 +114,8 @@ def _config(
 ) -> PreTrainedConfig:
     plain = AutoConfig.for_model(recipe.model_type)
     for key in overrides:
+        if key in GIVEN:
+            raise UserError(f"model.{key}: it follows from the data, the backbone and the model's name; leave it out")
         if not hasattr(plain, key):
             near = difflib.get_close_matches(key, plain.to_dict(), n=1, cutoff=0.4)
             hint = f"; did you mean model.{near[0]}?" if near else ""
@@ -124,16 +131,40 @@ def _config(
         raise UserError(
             f"model.d_model: {config.d_model} is not divisible by its {config.decoder_attention_heads} attention heads"
         )
+    if recipe.model_type in REAL_TIME and config.num_queries > (cells := _cells(backbone, image_size)):
+        raise UserError(
+            f"model.num_queries: {config.num_queries} queries cannot be chosen among the {cells} cells of an image of "
+            f"{image_size[0]} {image_size[1]}; ask for at most {cells}"
+        )
     return config
+
+
+def _build(config: PreTrainedConfig, overrides: dict[str, Any]) -> PreTrainedModel:
+    try:
+        return AutoModelForObjectDetection.from_config(config)
+    except (ValueError, RuntimeError, ZeroDivisionError, AssertionError) as error:  # widths that do not divide, empty layers
+        raise UserError(f"model: no {config.model_type} can be built with {overrides}: {error}; change these values") from error
+
+
+@torch.no_grad()
+def _open_frozen_norms(backbone: nn.Module) -> None:
+    """timm starts the last norm of a residual block at zero, to be trained from there: frozen at zero, the block would never
+    learn anything."""
+    for name, buffer in backbone.named_buffers():
+        if name.endswith("weight") and not buffer.any():
+            buffer.fill_(1.0)
+
+
+def _cells(backbone: Backbone, image_size: tuple[int, int]) -> int:
+    return sum((image_size[0] // stride) * (image_size[1] // stride) for stride in backbone.strides)
 
 
 def _real_time(plain: PreTrainedConfig, backbone: Backbone, image_size: tuple[int, int], frozen_norm: bool) -> dict[str, Any]:
     """RT-DETR repeats its backbone's channels and strides, and picks its queries among the cells that the image size gives."""
-    cells = sum((image_size[0] // stride) * (image_size[1] // stride) for stride in backbone.strides)
     return {
         "encoder_in_channels": backbone.channels,
         "feat_strides": backbone.strides,
-        "num_queries": min(plain.num_queries, cells),
+        "num_queries": min(plain.num_queries, _cells(backbone, image_size)),
         "freeze_backbone_batch_norms": frozen_norm and backbone.config.model_type != "timm_backbone",
     }
 

@@ -37,14 +37,15 @@ class Flow:
 def watch(modules: Iterable[nn.Module], run: Callable[[], object]) -> Flow:
     """Call `run` and record how tensors go between the given modules.
 
-    The tensors seen are kept until the run is over, because an identity is only good while its tensor lives: memory is that of one
-    run's activations.
+    The tensors seen are kept until the run is over, because an identity is only good while its tensor lives: memory is that
+    of one run's activations. A tensor that was written into in between (`x += shortcut`) is another one, which its version
+    number tells.
     """
-    flow, producers, alive = Flow(), {}, []
+    flow, alive = Flow(), []
+    producers: dict[tuple[int, int], nn.Module] = {}
 
     def before(module: nn.Module, args: tuple) -> None:
-        x = args[0] if args and isinstance(args[0], Tensor) else None
-        source = producers.get(id(x))
+        source = producers.get((id(args[0]), args[0]._version)) if args and isinstance(args[0], Tensor) else None
         flow.sources.setdefault(module, []).append(source)
         if source is not None:
             flow.consumers.setdefault(source, set()).add(module)
@@ -52,7 +53,7 @@ def watch(modules: Iterable[nn.Module], run: Callable[[], object]) -> Flow:
     def after(module: nn.Module, _args: tuple, output: object) -> None:
         if isinstance(output, Tensor):
             alive.append(output)
-            producers[id(output)] = module  # an activation that works in place becomes the producer of the same tensor
+            producers[id(output), output._version] = module
 
     handles = []
     for module in modules:

@@ -30,8 +30,8 @@ def fit(module: nn.Module, train: CocoDataset, val: CocoDataset, config: Trainin
     """
     output.mkdir(parents=True, exist_ok=True)
     resume = last_checkpoint(output)
-    if resume is None and (output / "log.jsonl").exists():
-        (output / "log.jsonl").unlink()
+    if resume is None:
+        (output / "log.jsonl").unlink(missing_ok=True)
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002 - transformers draws denoising noise from the global generators
     torch.manual_seed(config.seed)
