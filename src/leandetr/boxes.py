@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
+from torchvision.ops import box_convert, generalized_box_iou
 
 
 def to_corners(boxes: Tensor) -> Tensor:
@@ -18,8 +18,3 @@ def pairwise_l1(a: Tensor, b: Tensor) -> Tensor:
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
     """(n, 4), (m, 4) in (cx, cy, w, h) -> (n, m) generalised IoU in [-1, 1]."""
     return generalized_box_iou(to_corners(a), to_corners(b))
-
-
-def giou_loss(a: Tensor, b: Tensor) -> Tensor:
-    """(n, 4), (n, 4) in (cx, cy, w, h) -> (n,) 1 - GIoU of the pairs."""
-    return generalized_box_iou_loss(to_corners(a), to_corners(b))

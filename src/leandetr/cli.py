@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,6 +125,7 @@ def distill(
     out: Out,
     method: Annotated[str, typer.Option(help="Method, or several joined by commas.")] = "logits",
     weight: Annotated[list[str] | None, typer.Option(help="TERM=WEIGHT in place of the method's own; repeatable.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="TERM.OPTION=VALUE of a term; repeatable.")] = None,
     data: DataFolder = None,
     annotations: Annotations = None,
     images: Images = None,
@@ -154,6 +156,7 @@ def distill(
         out,
         method=method,
         term_weights=_settings(weight),
+        term_options=_nested(_settings(option)),
         image_size=image_size,
         backbone=backbone,
         weights=weights,
@@ -380,6 +383,15 @@ def _settings(pairs: list[str] | None, sections: tuple[str, ...] = ()) -> dict[s
     return settings
 
 
+def _nested(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{"logits.stages": "last"} -> {"logits": {"stages": "last"}}."""
+    nested: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        term, _, name = key.partition(".")
+        nested.setdefault(term, {})[name] = value
+    return nested
+
+
 def _section(settings: dict[str, Any], name: str) -> dict[str, Any]:
     return {key.removeprefix(f"{name}."): value for key, value in settings.items() if key.startswith(f"{name}.")}
 
@@ -403,6 +415,7 @@ def main() -> None:
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
+        warnings.filterwarnings("ignore", module="transformers|torch|timm")
         app(arguments)
     except UserError as error:
         if debug:

@@ -24,8 +24,8 @@ def above(detections: Detections, threshold: float) -> Detections:
 def draw(
     image: Image.Image, detections: Detections, class_names: Sequence[str], longest: int, scores: bool = False
 ) -> Image.Image:
-    """A copy whose longer side has `longest` pixels, with a box an object, coloured by class; the label says the score too where
-    `scores`."""
+    """A copy whose longer side has `longest` pixels, with a box an object, coloured by class; the label says the score too
+    where `scores`."""
     scale = longest / max(image.size)
     canvas = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
     if not len(detections.labels):

@@ -23,7 +23,7 @@ def writing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _errors_name(path):
+    with errors_of_writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -42,7 +42,7 @@ def writing_files(folder: Path, last: str) -> Iterator[Path]:
     """
     folder = Path(folder)
     temporary = folder / f".incoming.{os.getpid()}.tmp"
-    with _errors_name(folder):
+    with errors_of_writing(folder):
         try:
             temporary.mkdir(parents=True)
             yield temporary
@@ -53,10 +53,13 @@ def writing_files(folder: Path, last: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
+def errors_of_writing(path: Path) -> Iterator[None]:
+    """A full disk or a place that cannot be written becomes a UserError that names `path`."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save's word for a full disk
+            raise
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {path}: {reason}; free some space or name another place") from error
 
@@ -88,8 +91,8 @@ def read_json(path: Path) -> Any:
 
 
 def claim_folder(path: Path, made_from: Any) -> None:
-    """Make `path` an output folder of ours: a marker in it says what it is made from, so that interrupted work is only ever continued
-    with the same input.
+    """Make `path` an output folder of ours: a marker in it says what it is made from, so that interrupted work is only ever
+    continued with the same input.
 
     Raises UserError where the folder holds files and no marker of ours, or one of other work, or cannot be written.
     """
@@ -105,3 +108,20 @@ def claim_folder(path: Path, made_from: Any) -> None:
         raise UserError(f"{path} exists and is not an output of leandetr; name another folder or empty it")
     else:
         write_json(marker, {"made_by": "leandetr", "made_from": made_from})
+
+
+@contextmanager
+def claiming(path: Path, made_from: Any) -> Iterator[None]:
+    """`claim_folder` while the block runs; where the block meets a user's error before it has made anything, the folder is
+    given back, so that the mended command can have it."""
+    path = Path(path)
+    was_there, was_ours = path.exists(), (path / MARKER).exists()
+    claim_folder(path, made_from)
+    try:
+        yield
+    except UserError:
+        if not was_ours and os.listdir(path) == [MARKER]:
+            (path / MARKER).unlink(missing_ok=True)
+            if not was_there:
+                path.rmdir()
+        raise

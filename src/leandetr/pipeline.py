@@ -139,6 +139,7 @@ class Run:
                 self.out / "distilled",
                 method=distillation.method,
                 term_weights=distillation.weights,
+                term_options=distillation.options,
                 **self._building(student),
             )
             return f"{student.training.epochs} epochs with {distillation.method}"

@@ -60,10 +60,12 @@ class Model(Part):
 
 
 class Distillation(Part):
-    """Method names joined by commas, and weights by term name in place of the methods' own."""
+    """Method names joined by commas; by term name, weights in place of the methods' own, and options ({"logits": {"stages":
+    "last"}})."""
 
     method: str = "logits"
     weights: dict[str, float] = {}
+    options: dict[str, dict[str, Any]] = {}
 
 
 class Quantization(Part):
@@ -114,8 +116,8 @@ class Recipe(Part):
 
 
 def read_recipe(path: Path, changes: dict[str, Any] | None = None) -> Recipe:
-    """Read a YAML file; `changes` sets values by dotted name ("student.training.epochs": 3). Relative folders in it are relative
-    to the current directory.
+    """Read a YAML file; `changes` sets values by dotted name ("student.training.epochs": 3). Relative folders in it are
+    relative to the current directory.
 
     Raises:
         UserError: the file cannot be read, is no YAML mapping, or has a key or value that is not understood (names it).

@@ -71,7 +71,8 @@ class DetectorOutput:
 
     logits: (L, B, N, C). boxes: (L, B, N, 4), (cx, cy, w, h) in [0, 1]. hidden: (L, B, N, D), after the decoder's final norm
     where it has one. queries: the decoder's inputs. features: one (B, D, h, w) map a level, what the decoder attends to.
-    memory: the same as tokens, with what `Detector.decode` needs. loss: the family's own detection loss, when labels were given.
+    memory: the same as tokens, with what `Detector.decode` needs. loss: the family's own detection loss, when labels were
+    given.
     """
 
     logits: Tensor
@@ -126,8 +127,8 @@ class ClassMap:
 class Preprocessing:
     """From a photograph to a model's pixel values: resize, scale to [0, 1], subtract `mean`, divide by `std`.
 
-    size: fixed (height, width), aspect ratio not kept; or None, and then the shorter side becomes `shortest_edge` unless the longer
-    one would exceed `longest_edge`. mean, std: one value a channel (red, green, blue).
+    size: fixed (height, width), aspect ratio not kept; or None, and then the shorter side becomes `shortest_edge` unless the
+    longer one would exceed `longest_edge`. mean, std: one value a channel (red, green, blue).
     """
 
     size: tuple[int, int] | None = (640, 640)

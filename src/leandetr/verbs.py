@@ -1,4 +1,5 @@
-"""The verbs of the command line as Python functions: each reads files, does one thing, writes files and returns what it made."""
+"""The verbs of the command line as Python functions: each reads files, does one thing, writes files and returns what it
+made."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from leandetr.distillation.methods import build_terms
 from leandetr.errors import UserError
 from leandetr.evaluation import coco
 from leandetr.evaluation.coco import CocoMetrics
-from leandetr.files import claim_folder, read_json
+from leandetr.files import claiming, read_json
 from leandetr.quantization.config import Scheme, scheme_config
 from leandetr.quantization.quantize import quantize as quantize_detector
 from leandetr.structures import Preprocessing
@@ -69,11 +70,11 @@ def train(
     """
     training = training or Training()
     building = {"image_size": image_size, "backbone": backbone, "weights": weights, "overrides": overrides or {}}
-    claim_folder(out, ["train", data, model, building, training.model_dump()])
-    if _finished(out):
-        return load(out)
-    student = _student(data, model, **building, seed=training.seed)
-    return _fit(student, student, data, training, Path(out))
+    with claiming(out, ["train", data, model, building, training.model_dump()]):
+        if _finished(out):
+            return load(out)
+        student = _student(data, model, **building, seed=training.seed)
+        return _fit(student, student, data, training, Path(out))
 
 
 def distill(
@@ -83,6 +84,7 @@ def distill(
     out: Path,
     method: str = "logits",
     term_weights: Mapping[str, float] | None = None,
+    term_options: Mapping[str, Mapping[str, Any]] | None = None,
     image_size: tuple[int, int] | None = None,
     backbone: str | None = None,
     weights: str | None = None,
@@ -91,17 +93,18 @@ def distill(
 ) -> Detector:
     """As `train`, while learning from `teacher` (a saved detector or hub id) by one or more methods, joined by commas.
 
-    term_weights: weight of a term in place of the method's own.
+    term_weights: weight of a term in place of the method's own. term_options: a term's options by name, {"logits": {"stages":
+    "last"}}.
     """
     training = training or Training()
     building = {"image_size": image_size, "backbone": backbone, "weights": weights, "overrides": overrides or {}}
-    claim_folder(out, ["distill", data, teacher, student, method, term_weights, building, training.model_dump()])
-    if _finished(out):
-        return load(out)
-    guide = load(teacher)
-    pupil = _student(data, student, **building, seed=training.seed)
-    distiller = Distiller(pupil, guide, build_terms(method.split(","), pupil, guide, term_weights or {}))
-    return _fit(distiller, pupil, data, training, Path(out))
+    with claiming(out, ["distill", data, teacher, student, method, term_weights, building, training.model_dump()]):
+        if _finished(out):
+            return load(out)
+        guide = load(teacher)
+        pupil = _student(data, student, **building, seed=training.seed)
+        distiller = Distiller(pupil, guide, build_terms(method.split(","), pupil, guide, term_weights or {}, term_options or {}))
+        return _fit(distiller, pupil, data, training, Path(out))
 
 
 def quantize(
@@ -119,11 +122,11 @@ def quantize(
     config = scheme if isinstance(scheme, Scheme) else scheme_config(scheme, **(options or {}))
     if calibration is not None and hasattr(config, "calibration_images"):
         config = replace(config, calibration_images=calibration)
-    claim_folder(out, ["quantize", model, data, config.to_dict()])
-    detector = load(model)
-    quantized = quantize_detector(detector, config, calibration_batches(data, detector, config))
-    quantized.save(Path(out))
-    return quantized
+    with claiming(out, ["quantize", model, data, config.to_dict()]):
+        detector = load(model)
+        quantized = quantize_detector(detector, config, calibration_batches(data, detector, config))
+        quantized.save(Path(out))
+        return quantized
 
 
 def calibration_batches(data: Data, detector: Detector, config: Scheme) -> Iterable[dict]:
@@ -176,8 +179,8 @@ def predict(
 ) -> Path:
     """Detections of a saved detector or exported file on images and folders: drawn pictures and predictions.json in `out`."""
     runtime = open_runtime(model, engine=engine)
-    claim_folder(out, ["predict", model, form])
-    return predict_images(runtime, sources, Path(out), threshold, form, annotations)
+    with claiming(out, ["predict", model, form]):
+        return predict_images(runtime, sources, Path(out), threshold, form, annotations)
 
 
 def benchmark(

@@ -231,7 +231,7 @@ def test_a_failure_leaves_nothing_behind(yolo, tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.link", full)
     monkeypatch.setattr("shutil.copyfile", full)
-    with pytest.raises(UserError, match="cannot write .*out: No space left"):
+    with pytest.raises(UserError, match=r"cannot write .*out: No space left"):
         convert(yolo, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
 

@@ -29,8 +29,8 @@ def read_yolo(folder: Path) -> Labelled:
     they are often those of the machine it was written on.
 
     Raises:
-        UserError: no names or unusable ones, no folder of a split's images or labels, no images, a label file without an image, a line that is
-            not five numbers, a class number without a name, a box that is not relative or has no area.
+        UserError: no names or unusable ones, no folder of a split's images or labels, no images, a label file without an image,
+            a line that is not five numbers, a class number without a name, a box that is not relative or has no area.
     """
     names = _names(folder / "data.yaml")
     train, val = (_read_split(folder, split, names) for split in FOLDERS)

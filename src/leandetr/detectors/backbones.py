@@ -34,21 +34,24 @@ class Backbone:
 
 def describe_backbone(name: str, stages: int, frozen_norm: bool, overrides: dict[str, Any]) -> Backbone:
     """The last `stages` of the five resolutions of a timm model (`resnet18`, `tf_efficientnet_lite0`) or of a transformers
-    backbone named by its model type (`rt_detr_resnet`, `swin`). `overrides` changes its configuration; `out_indices` in it chooses
-    other stages.
+    backbone named by its model type (`rt_detr_resnet`, `swin`). `overrides` changes its configuration; `out_indices` in it
+    chooses other stages.
 
     frozen_norm: BatchNorm keeps its statistics and scales; done by timm itself, because the replacement inside transformers'
     detectors drops the activation that timm fuses into its norms.
 
-    Raises UserError for a name that neither library knows, with the nearest one.
+    Raises UserError for a name that neither library knows and for an unknown key, with the nearest one, and for values that do
+    not fit each other.
     """
     if name in MODEL_FOR_BACKBONE_MAPPING_NAMES and name != "timm_backbone":
+        _refuse_unknown(overrides, AutoConfig.for_model(name))
         config = AutoConfig.for_model(name, **overrides)
         if "out_indices" not in overrides:
             deepest = len(config.stage_names) - 1
             config.out_indices = list(range(deepest - stages + 1, deepest + 1))
         mean, std = ((0.0,) * 3, (1.0,) * 3) if name.startswith("rt_detr") else (IMAGENET_MEAN, IMAGENET_STD)
     elif timm.is_model(name):
+        _refuse_unknown(overrides, TimmBackboneConfig())
         probe = timm.create_model(name, features_only=True, pretrained=False)
         levels = len(probe.feature_info)
         chosen = {"out_indices": list(range(levels - stages, levels)), "freeze_batch_norm_2d": frozen_norm} | overrides
@@ -57,8 +60,19 @@ def describe_backbone(name: str, stages: int, frozen_norm: bool, overrides: dict
         mean, std = probe.default_cfg.get("mean", IMAGENET_MEAN), probe.default_cfg.get("std", IMAGENET_STD)
     else:
         raise unknown("backbone", name, [*timm.list_models(), *MODEL_FOR_BACKBONE_MAPPING_NAMES])
-    channels, strides = _measure(config)
+    try:
+        channels, strides = _measure(config)
+    except (ValueError, RuntimeError, IndexError, KeyError, TypeError) as error:
+        raise UserError(
+            f"model.backbone_config: no {name} can be built with {overrides}: {error}; change these values"
+        ) from error
     return Backbone(config, channels, strides, tuple(mean), tuple(std))
+
+
+def _refuse_unknown(overrides: dict[str, Any], config: PreTrainedConfig) -> None:
+    for key in overrides:
+        if key not in config.to_dict():
+            raise unknown("key of model.backbone_config", key, config.to_dict())
 
 
 @torch.no_grad()

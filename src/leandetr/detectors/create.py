@@ -64,7 +64,8 @@ def create(
         overrides: configuration values by name, dots reach into `backbone_config` ("decoder_layers": 3).
 
     Raises:
-        UserError: an unknown name, backbone or configuration key (with the nearest one), a size the family cannot take (with the
+        UserError: an unknown name, backbone or configuration key (with the nearest one), a size the family cannot take (with
+        the
             nearest valid one), weights that do not fit.
 
     Randomness comes from torch's global generator: seed it for the same weights twice.
@@ -98,7 +99,8 @@ def _check_size(name: str, size: tuple[int, int], divisor: int) -> None:
     valid = tuple(max(divisor, round(side / divisor) * divisor) for side in size)
     if valid != tuple(size):
         raise UserError(
-            f"image size {size[0]} {size[1]}: {name} needs multiples of {divisor}; the nearest valid size is {valid[0]} {valid[1]}"
+            f"image size {size[0]} {size[1]}: {name} needs multiples of {divisor}; "
+            f"the nearest valid size is {valid[0]} {valid[1]}"
         )
     if min(size) < 32:
         raise UserError(f"image size {size[0]} {size[1]}: {name} needs at least 32 pixels, the coarsest stride; use 32 32")

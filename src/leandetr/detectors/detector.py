@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from leandetr.detectors.families import DecoderRun, family_of
+from leandetr.detectors.families import family_of
+from leandetr.detectors.family import DecoderRun
 from leandetr.detectors.postprocess import postprocess
 from leandetr.detectors.preprocessing import write_preprocessing
 from leandetr.files import writing_files
@@ -57,7 +58,8 @@ class Detector(nn.Module):
         """
         inside = labels is not None and self.family.labels_enter_model(self.training)
         arguments = {"labels": labels} if inside else {}
-        with self._recording() as runs, self._single_level() as level:
+        switched = self.family.switched(self.model, replay=False)
+        with switched, self._recording() as runs, self._single_level() as level:
             answer = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask, **arguments)
         run = runs[0]
         logits, boxes, hidden = self.family.layers(self.model, run)
@@ -68,7 +70,11 @@ class Detector(nn.Module):
         memory = Memory(tokens=call["encoder_hidden_states"], shapes=shapes, call=call)
         output = DetectorOutput(logits, boxes, hidden, self.family.read_queries(call), memory, _maps(memory))
         if labels is not None:
-            output.loss = answer.loss if inside else self.family.loss(self.model, logits, boxes, labels)
+            output.loss = (
+                answer.loss * self.family.share_of_boxes(labels)
+                if inside
+                else self.family.loss(self.model, answer, logits, boxes, labels)
+            )
         return output
 
     def decode(self, queries: Queries, memory: Memory) -> DetectorOutput:
@@ -77,7 +83,7 @@ class Detector(nn.Module):
         Raises ValueError where the queries lack something that this family's decoder takes.
         """
         call = memory.call | self.family.write_queries(queries)
-        with self._recording() as runs:
+        with self.family.switched(self.model, replay=True), self._recording() as runs:
             self.model.model.decoder(**call)
         logits, boxes, hidden = self.family.layers(self.model, runs[0])
         return DetectorOutput(logits, boxes, hidden, queries, replace(memory, call=call), _maps(memory))
@@ -94,7 +100,8 @@ class Detector(nn.Module):
         return postprocess(output.logits, output.pred_boxes, self.head, sizes, top_k)
 
     def save(self, folder: Path) -> None:
-        """Write `model.safetensors`, `preprocessor_config.json` and, last, `config.json`, each under its final name only when whole."""
+        """Write `model.safetensors`, `preprocessor_config.json` and, last, `config.json`, each under its final name only when
+        whole."""
         self.config.id2label = dict(enumerate(self.class_map.names))
         self.config.label2id = {name: index for index, name in enumerate(self.class_map.names)}
         self.config.dataset_category_ids = list(self.class_map.dataset_ids)
@@ -108,8 +115,7 @@ class Detector(nn.Module):
         if main != slice(None):
             for name in self.family.arguments.values():
                 call[name] = call[name][:, main]
-            if self.family.queries_from_encoder:  # what was recorded there is the denoising groups' self-attention mask
-                call["encoder_attention_mask"] = None
+            call |= dict.fromkeys(self.family.group_masks)
         return call
 
     @contextmanager

@@ -1,100 +1,23 @@
-"""What differs between the families of detection transformers: how a decoder is called, and how its layers are read.
-
-A family never re-implements a model. It names the decoder's query arguments, turns what the decoder's layers returned into
-logits and boxes with the model's own heads, and calls the model's own loss. `Detector` does everything that is the same for all.
-"""
+"""The families of detection transformers: what differs between them, see `Family`."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from accelerate.utils import reduce
+from torch import Tensor, distributed
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from leandetr.detectors.adamixer import AdaMixerConfig
+from leandetr.detectors.family import DecoderRun, Family, boxes_averaged_once, inverse_sigmoid
+from leandetr.detectors.smca_detr import SmcaDetrConfig
+from leandetr.detectors.swin_detr import SwinDetrConfig
 from leandetr.errors import unknown
-from leandetr.structures import Queries, Target
-
-
-@dataclass
-class DecoderRun:
-    """One recorded call of a decoder: its keyword arguments, what it returned, and the state after every layer (B, N, D)."""
-
-    call: dict[str, Any]
-    output: Any
-    states: list[Tensor]
-
-
-def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    x = x.clamp(eps, 1 - eps)
-    return torch.log(x / (1 - x))
-
-
-class Family:
-    """DETR, and what the others share with it. One object a model type; it holds no tensors."""
-
-    head = "sigmoid"
-    #: field of `Queries` -> keyword argument of the decoder
-    arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "position": "object_queries_position_embeddings"}
-    #: reference points enter the decoder as logits (before the sigmoid)
-    reference_logits = False
-    #: the queries are chosen among the encoder's cells, not learned
-    queries_from_encoder = False
-    #: side of the pixel grid that image sizes must be multiples of; 1 where any size is possible
-    size_divisor = 1
-
-    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
-        """-> logits (L, B, N, C), boxes (L, B, N, 4) in [0, 1], hidden (L, B, N, D) of every query in the call."""
-        hidden = self.normed(model, run)
-        return model.class_labels_classifier(hidden), model.bbox_predictor(hidden).sigmoid(), hidden
-
-    def normed(self, model: PreTrainedModel, run: DecoderRun) -> Tensor:
-        """The layers' states after the decoder's final norm; the last is what the decoder itself returned."""
-        norm = model.model.decoder.layernorm
-        return torch.stack([norm(state) for state in run.states[:-1]] + [run.output.last_hidden_state])
-
-    def extra_queries(self, model: PreTrainedModel, run: DecoderRun) -> slice:
-        """The main queries among those of a call made while training (denoising queries and groups left out)."""
-        return slice(None)
-
-    def read_queries(self, call: dict[str, Any]) -> Queries:
-        found = {field: call.get(name) for field, name in self.arguments.items()}
-        if found.get("reference") is not None and self.reference_logits:
-            found["reference"] = found["reference"].sigmoid()
-        return Queries(**found)
-
-    def write_queries(self, queries: Queries) -> dict[str, Tensor]:
-        """Keyword arguments for the decoder. ValueError where the queries lack something that this decoder takes."""
-        arguments = {}
-        for field, name in self.arguments.items():
-            value = getattr(queries, field)
-            if value is None:
-                raise ValueError(f"this decoder takes queries with {', '.join(self.arguments)}; {field} is missing")
-            arguments[name] = inverse_sigmoid(value) if field == "reference" and self.reference_logits else value
-        return arguments
-
-    def shapes(self, model: PreTrainedModel, run: DecoderRun, single_level: tuple[int, int] | None) -> list[tuple[int, int]]:
-        """(h, w) of every level of the memory."""
-        listed = run.call.get("spatial_shapes_list")
-        return [(int(h), int(w)) for h, w in listed] if listed is not None else [single_level]
-
-    def projection(self, model: PreTrainedModel) -> nn.Module | None:
-        """The convolution whose output has the shape of a single-level memory."""
-        return getattr(model.model, "input_projection", None)
-
-    def labels_enter_model(self, training: bool) -> bool:
-        """Whether the family computes its whole loss itself when labels are given (encoder proposals, denoising)."""
-        return False
-
-    def loss(self, model: PreTrainedModel, logits: Tensor, boxes: Tensor, labels: Sequence[Target]) -> Tensor:
-        """The family's own loss over all layers. Its auxiliary layers are asked for in a copy of the configuration, because in
-        DETR and Conditional DETR `auxiliary_loss` in the model's configuration changes the function it computes."""
-        config = copy.copy(model.config)
-        config.auxiliary_loss = True
-        return model.loss_function(logits[-1], labels, logits.device, boxes[-1], config, logits, boxes)[0]
+from leandetr.structures import Target
 
 
 class Detr(Family):
@@ -118,22 +41,49 @@ class DeformableDetr(Family):
         logits, boxes = [], []
         for layer, (state, reference) in enumerate(zip(hidden, entered, strict=True)):
             raw, reference = model.bbox_embed[layer](state), inverse_sigmoid(reference)
-            if reference.shape[-1] == 2:
-                raw = torch.cat([raw[..., :2] + reference, raw[..., 2:]], -1)
-            else:
-                raw = raw + reference
+            raw = torch.cat([raw[..., :2] + reference, raw[..., 2:]], -1) if reference.shape[-1] == 2 else raw + reference
             logits.append(model.class_embed[layer](state))
             boxes.append(raw.sigmoid())
         return torch.stack(logits), torch.stack(boxes), hidden
 
 
+class TwoStageDeformableDetr(DeformableDetr):
+    """Deformable DETR whose queries are the encoder's best proposals: one box a cell, of which the class head's first column
+    says whether an object is there."""
+
+    queries_from_encoder = True
+
+    def loss(self, model: PreTrainedModel, answer: Any, logits: Tensor, boxes: Tensor, labels: Sequence[Target]) -> Tensor:
+        """transformers leaves the proposals out, and nothing else teaches their heads (Deformable DETR, appendix A.4): the same
+        matching and losses on all cells, every object being of class 0."""
+        config = copy.copy(model.config)
+        config.auxiliary_loss = False
+        objects = [target | {"class_labels": torch.zeros_like(target["class_labels"])} for target in labels]
+        proposals = answer.enc_outputs_class, objects, logits.device, answer.enc_outputs_coord_logits.sigmoid()
+        with boxes_averaged_once():
+            of_encoder = model.loss_function(*proposals, config)[0]
+        return super().loss(model, answer, logits, boxes, labels) + of_encoder
+
+
+class DabDetr(Family):
+    """DAB-DETR: a query's position is its anchor, four logits that every layer refines."""
+
+    arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "position": "query_position_embeddings"}
+
+    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+        hidden, anchors = run.output.intermediate_hidden_states, run.output.reference_points
+        boxes = (model.bbox_predictor(hidden) + inverse_sigmoid(anchors)).sigmoid()
+        return model.class_embed(hidden), boxes, hidden
+
+
 class RtDetr(Family):
-    """RT-DETR and RT-DETRv2: heads inside the decoder, queries chosen by the encoder, denoising queries first while training."""
+    """RT-DETR and RT-DETRv2: heads inside the decoder, queries chosen by the encoder, denoising queries first in training."""
 
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
     reference_logits = True
     queries_from_encoder = True
     size_divisor = 32
+    group_masks = ("encoder_attention_mask",)  # the denoising queries' mask of the self-attention, whatever its name says
 
     def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         output = run.output
@@ -146,18 +96,118 @@ class RtDetr(Family):
     def labels_enter_model(self, training: bool) -> bool:
         return True
 
+    def share_of_boxes(self, labels: Sequence[Target]) -> float:
+        """Every term is divided by the number of this process's own boxes (at least 1), where it should be the processes'
+        mean."""
+        if not distributed.is_initialized():
+            return 1.0
+        own = torch.tensor(float(sum(len(target["boxes"]) for target in labels)), device=labels[0]["boxes"].device)
+        return (own.clamp(min=1) / reduce(own, "mean").clamp(min=1)).item()
+
+
+class DFine(RtDetr):
+    """D-FINE and DEIMv2: RT-DETR whose decoder, in evaluation, answers with its last layer alone.
+
+    `share_of_boxes` is RT-DETR's and not exact here: some of their terms are divided by the weights or by the matches of a
+    process, not by its boxes.
+    """
+
+    @contextmanager
+    def switched(self, model: PreTrainedModel, replay: bool) -> Iterator[None]:
+        """The flag of the decoder itself, not of its layers, decides how many of them answer, and changes no answer."""
+        decoder = model.model.decoder
+        training, decoder.training = decoder.training, True
+        try:
+            yield
+        finally:
+            decoder.training = training
+
+    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+        output = run.output  # the first logits and boxes are those of a head before the first layer's own
+        logits, boxes = output.intermediate_logits[:, 1:], output.intermediate_reference_points[:, 1:]
+        return logits.transpose(0, 1), boxes.transpose(0, 1), output.intermediate_hidden_states
+
+
+class LwDetr(Family):
+    """LW-DETR and RF-DETR: in training, `group_detr` sets of queries that do not see each other, the main one first. All layers
+    refine the same reference boxes, which the encoder proposes and learned offsets move."""
+
+    arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
+    queries_from_encoder = True
+
+    @contextmanager
+    def switched(self, model: PreTrainedModel, replay: bool) -> Iterator[None]:
+        """A self-attention in training splits whatever queries it gets into groups: not those of a single one."""
+        attentions = [layer.self_attn for layer in model.model.decoder.layers]
+        before = [attention.training for attention in attentions]
+        for attention in attentions if replay else ():
+            attention.training = False
+        try:
+            yield
+        finally:
+            for attention, training in zip(attentions, before, strict=True):
+                attention.training = training
+
+    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+        hidden, reference = run.output.intermediate_hidden_states, run.call["reference_points"]
+        raw, sides = model.bbox_embed(hidden), reference[..., 2:]
+        boxes = torch.cat([raw[..., :2] * sides + reference[..., :2], raw[..., 2:].exp() * sides], -1)
+        return model.class_embed(hidden), boxes, hidden
+
+    def extra_queries(self, model: PreTrainedModel, run: DecoderRun) -> slice:
+        return slice(model.config.num_queries)
+
+    def labels_enter_model(self, training: bool) -> bool:
+        return training
+
+    def loss(self, model: PreTrainedModel, answer: Any, logits: Tensor, boxes: Tensor, labels: Sequence[Target]) -> Tensor:
+        """In evaluation, where the model has one group and its own call of the loss would count `group_detr` of them."""
+        config = copy.copy(model.config)
+        config.auxiliary_loss, config.group_detr = True, 1
+        proposals = answer.enc_outputs_class, answer.enc_outputs_coord_logits
+        return model.loss_function(logits[-1], labels, logits.device, boxes[-1], config, logits, boxes, *proposals)[0]
+
+
+class SmcaDetr(Family):
+    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = run.output.intermediate_hidden_states
+        return *model.heads(hidden, run.output.reference_logits), hidden
+
+
+class SwinDetr(SmcaDetr):
+    head = "softmax"
+
+
+class AdaMixer(Family):
+    arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
+
+    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+        output = run.output
+        return output.intermediate_logits, output.intermediate_boxes, output.intermediate_hidden_states
+
 
 FAMILIES: dict[str, Family] = {
     "detr": Detr(),
     "conditional_detr": ConditionalDetr(),
     "deformable_detr": DeformableDetr(),
+    "dab_detr": DabDetr(),
     "rt_detr": RtDetr(),
     "rt_detr_v2": RtDetr(),
+    "d_fine": DFine(),
+    "deimv2": DFine(),
+    "lw_detr": LwDetr(),
+    "rf_detr": LwDetr(),
+    SwinDetrConfig.model_type: SwinDetr(),
+    SmcaDetrConfig.model_type: SmcaDetr(),
+    AdaMixerConfig.model_type: AdaMixer(),
 }
+TWO_STAGE = TwoStageDeformableDetr()
 
 
 def family_of(config: PreTrainedConfig) -> Family:
     """Raises UserError for a model type that is none of ours, naming the nearest."""
     if config.model_type not in FAMILIES:
         raise unknown("detector family", config.model_type, FAMILIES)
+    if getattr(config, "two_stage", False):
+        return TWO_STAGE
     return FAMILIES[config.model_type]

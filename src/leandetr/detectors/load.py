@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig
 
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.families import family_of
+from leandetr.detectors.families import FAMILIES, family_of
 from leandetr.detectors.preprocessing import read_preprocessing
-from leandetr.errors import UserError
+from leandetr.errors import UserError, unknown
 from leandetr.structures import ClassMap
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
@@ -35,7 +35,7 @@ def load(source: str | Path) -> Detector:
         )
     if path.is_dir():
         _check_folder(path)
-    elif str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
+    elif str(source).startswith((".", "/", "~")) or str(source).count("/") != 1 or path.parent.is_dir():
         raise UserError(f"{source}: no such folder; give a folder with config.json and model.safetensors, or a hub id")
     try:
         config = AutoConfig.from_pretrained(source)
@@ -75,9 +75,13 @@ def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json; give a folder that save_pretrained or leandetr wrote")
     try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder}/config.json is not JSON; save the model again") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UserError(f"{folder}/config.json has no model_type; give a folder that save_pretrained or leandetr wrote")
+    if config["model_type"] not in FAMILIES:
+        raise UserError(f"{folder}/config.json: {unknown('detector family', str(config['model_type']), FAMILIES)}")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickled = next((file.name for file in folder.iterdir() if file.suffix in PICKLES), None)

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leandetr.boxes import to_corners
 from leandetr.detectors.detector import Detector
-from leandetr.distillation.frames import cut_out
-from leandetr.structures import Batch, DetectorOutput
+from leandetr.distillation.frames import cut_out, shares
+from leandetr.losses import pad_targets
+from leandetr.structures import Batch, DetectorOutput, Target
 
 
 class Level(NamedTuple):
-    """student, teacher: (B, D, h, w), all the teacher's. valid: (B, 1, h, w), 1 where there is image, 0 in padding."""
+    """student, teacher: (B, D, h, w), all the teacher's. valid: (B, 1, h, w), 1 where there is image, 0 in padding. extent:
+    (B, 2), the image's width and height in cells, from the top left corner on."""
 
     student: Tensor
     teacher: Tensor
     valid: Tensor
+    extent: Tensor
+
+    def objects(self, labels: Sequence[Target]) -> tuple[Tensor, Tensor]:
+        """The B images' boxes as (x0, y0, x1, y1) in cells, (B, G, 4), with G the largest count, and which are real, (B, G)."""
+        targets = pad_targets(labels)
+        corners = to_corners(targets.boxes) * self.extent.repeat(1, 2)[:, None]
+        sizes = torch.tensor(targets.sizes, device=corners.device)
+        return corners, torch.arange(corners.shape[1], device=corners.device) < sizes[:, None]
 
 
 class Levels(nn.Module):
@@ -32,31 +44,35 @@ class Levels(nn.Module):
     Args:
         student_width, teacher_width: channels of the feature maps.
         cut_padding: the student sees padded batches and the teacher each image without its padding, see `teacher.View`.
+        kernel_size: of the convolution; a larger one adapts equal widths too.
     """
 
-    def __init__(self, student_width: int, teacher_width: int, cut_padding: bool = False) -> None:
+    def __init__(self, student_width: int, teacher_width: int, cut_padding: bool = False, kernel_size: int = 1) -> None:
         super().__init__()
-        same = student_width == teacher_width
-        self.adapter = nn.Identity() if same else nn.Conv2d(student_width, teacher_width, kernel_size=1)
+        needless = student_width == teacher_width and kernel_size == 1
+        padding = kernel_size // 2
+        self.adapter = nn.Identity() if needless else nn.Conv2d(student_width, teacher_width, kernel_size, padding=padding)
         self.cut_padding = cut_padding
 
     @classmethod
-    def build(cls, student: Detector, teacher: Detector) -> Levels:
+    def build(cls, student: Detector, teacher: Detector, kernel_size: int = 1) -> Levels:
         padded = student.preprocessing.size is None and teacher.preprocessing.size is not None
-        return cls(width_of(student), width_of(teacher), padded)
+        return cls(width_of(student), width_of(teacher), padded, kernel_size)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> list[Level]:
         """Features (B, d, h, w) a level of each -> the pairs of levels."""
         return [self._pair(*maps, batch["pixel_mask"]) for maps in pair_levels(student.features, teacher.features)]
 
     def _pair(self, student_map: Tensor, teacher_map: Tensor, pixel_mask: Tensor) -> Level:
-        adapted, size = self.adapter(student_map), teacher_map.shape[-2:]
+        adapted, size = self.adapter(student_map).float(), teacher_map.shape[-2:]
+        cells = teacher_map.new_tensor(size[::-1])
         if self.cut_padding:
-            return Level(cut_out(adapted, pixel_mask, size), teacher_map, torch.ones_like(teacher_map[:, :1]))
+            everywhere = torch.ones_like(teacher_map[:, :1])
+            return Level(cut_out(adapted, pixel_mask, size), teacher_map, everywhere, cells.expand(len(adapted), 2))
         if adapted.shape[-2:] != size:  # another stride or another input size
             adapted = F.interpolate(adapted, size, mode="bilinear", align_corners=False)
         valid = F.interpolate(pixel_mask[:, None].to(teacher_map.dtype), size, mode="nearest")
-        return Level(adapted, teacher_map, valid)
+        return Level(adapted, teacher_map, valid, shares(pixel_mask) * cells)
 
 
 def pair_levels(student: list[Tensor], teacher: list[Tensor]) -> list[tuple[Tensor, Tensor]]:

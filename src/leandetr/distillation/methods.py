@@ -9,13 +9,27 @@ from typing import Any
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.assignment import QueryPriorAssignment
 from leandetr.distillation.features import TargetAwareFeatures
+from leandetr.distillation.fgd import FocalGlobal
+from leandetr.distillation.fgfi import FineGrained
 from leandetr.distillation.fitnet import FitNet
+from leandetr.distillation.fkd import AttentionGuided
 from leandetr.distillation.logits import HungarianLogits
+from leandetr.distillation.mgd import MaskedGeneration
 from leandetr.distillation.term import Term
 from leandetr.errors import unknown
 
 TERMS: dict[str, type[Term]] = {
-    term.name: term for term in (HungarianLogits, TargetAwareFeatures, QueryPriorAssignment, FitNet)
+    term.name: term
+    for term in (
+        HungarianLogits,
+        TargetAwareFeatures,
+        QueryPriorAssignment,
+        FitNet,
+        FocalGlobal,
+        MaskedGeneration,
+        FineGrained,
+        AttentionGuided,
+    )
 }
 
 #: method -> weight of each of its terms (lambda in the papers)
@@ -25,6 +39,10 @@ METHODS: dict[str, dict[str, float]] = {
     "features": {"features": 20.0},
     "assignment": {"assignment": 1.0},
     "fitnet": {"fitnet": 1.0},
+    "fgd": {"fgd": 1.0},  # the weights of its parts, and those of fkd's, are its own
+    "mgd": {"mgd": 2e-5},
+    "fgfi": {"fgfi": 0.01},
+    "fkd": {"fkd": 1.0},
 }
 
 

@@ -14,7 +14,7 @@ Every scheme folds BatchNorm into the convolution before it first, which is exac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -61,7 +61,23 @@ class Scheme:
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "overrides", {pattern: _setting(pattern, value) for pattern, value in self.overrides.items()})
+        settings = {pattern: self._setting(pattern, value) for pattern, value in self.overrides.items()}
+        object.__setattr__(self, "overrides", settings)
+
+    def _setting(self, pattern: str, value: Any) -> Scheme | str:
+        if value == FLOAT:
+            return FLOAT
+        if isinstance(value, str):
+            if value not in SCHEMES:
+                raise unknown(f"setting of override {pattern}:", value, [FLOAT, *SCHEMES])
+            value = replace(self, overrides={}) if value == self.name else scheme_config(value)
+        elif isinstance(value, Mapping):
+            value = from_dict(value)
+        if not isinstance(value, Scheme):
+            raise UserError(f"override {pattern}: {value!r} is no setting; give {FLOAT}, a scheme's name or its options")
+        if value.overrides:
+            raise UserError(f"override {pattern}: an override cannot hold overrides; write its patterns beside it")
+        return value
 
     def setting(self, names: list[str]) -> tuple[Scheme | None, str]:
         """How a layer known under `names` is quantized, None for float, and the reason."""
@@ -170,18 +186,3 @@ def from_dict(values: Mapping[str, Any]) -> Scheme:
 def _matches(pattern: str, names: list[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names)
 
-
-def _setting(pattern: str, value: Any) -> Any:
-    if value == FLOAT:
-        return FLOAT
-    if isinstance(value, str):
-        if value not in SCHEMES:
-            raise unknown(f"setting of override {pattern}:", value, [FLOAT, *SCHEMES])
-        value = scheme_config(value)
-    elif isinstance(value, Mapping):
-        value = from_dict(value)
-    if not isinstance(value, Scheme):
-        raise UserError(f"override {pattern}: {value!r} is no setting; give {FLOAT}, a scheme's name or a scheme's options")
-    if value.overrides:
-        raise UserError(f"override {pattern}: an override cannot hold overrides; write its patterns beside it")
-    return value

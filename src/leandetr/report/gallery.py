@@ -14,8 +14,8 @@ LONGEST = 440  # pixels of a drawn image's longer side: small images are enlarge
 
 
 class Picture(NamedTuple):
-    """One validation image. title: its file's name. image: RGB, in the frame of the boxes. truth: the ground truth. predictions: a
-    row's name -> its detections."""
+    """One validation image. title: its file's name. image: RGB, in the frame of the boxes. truth: the ground truth.
+    predictions: a row's name -> its detections."""
 
     title: str
     image: Image.Image

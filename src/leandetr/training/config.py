@@ -16,7 +16,8 @@ class Training(BaseModel):
     lr: peak learning rate of AdamW; backbone_lr: factor on it for the backbone (DETR: 0.1).
     schedule: "cosine" down to zero, or "step": times 0.1 at the fraction `step_at` of the training.
     warmup: fraction of the training during which the rate rises linearly from zero.
-    clip: largest norm of the gradient. ema: decay of the weights' moving average, which is what is evaluated and kept; 0 is off.
+    clip: largest norm of the gradient.
+    ema: decay of the weights' moving average, which is what is evaluated and kept; 0 is off.
     precision: "auto" takes bfloat16 where a GPU has it and float32 elsewhere.
     augment: name of a training transform (`data/transforms.py`); "auto" takes "ssd" for fixed sizes and "detr" for others.
     evaluate_every: epochs between evaluations; the last epoch is always evaluated, and the best by AP is kept.

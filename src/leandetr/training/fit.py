@@ -24,7 +24,8 @@ def fit(module: nn.Module, train: CocoDataset, val: CocoDataset, config: Trainin
     Args:
         module: a `Detector`, or a `Distiller` around one.
         train, val: the images, with the detector's own preprocessing in their transforms.
-        output: where checkpoints, `log.jsonl` and the best detector go. A folder with checkpoints of the same training is resumed
+        output: where checkpoints, `log.jsonl` and the best detector go. A folder with checkpoints of the same training is
+        resumed
             from and ends with the same weights as a training that was never interrupted.
         title: said beside the progress bar.
     """

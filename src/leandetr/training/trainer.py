@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from leandetr.data.coco import CocoDataset, collate
 from leandetr.detectors.detector import Detector
 from leandetr.evaluation.coco import evaluate_results, predict_dataset
+from leandetr.files import errors_of_writing
 from leandetr.training.callbacks import UpdateAverage
 from leandetr.training.config import Training
 from leandetr.training.ema import MovingAverage
@@ -115,9 +116,15 @@ class DetectionTrainer(Trainer):
             save_file({k: v.contiguous() for k, v in self.average.state().items()}, folder / "average.safetensors")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+        """The older checkpoint goes when the new one is whole. UserError where the disk is full."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with errors_of_writing(folder):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # every process adds the state of its random generators
+            if self.args.should_save:
+                (folder / COMPLETE).touch()
+                for older in set(folder.parent.glob("checkpoint-*")) - {folder}:
+                    shutil.rmtree(older)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -131,7 +138,7 @@ def last_checkpoint(output: Path) -> Path | None:
     found = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     whole = [path for path in found if (path / COMPLETE).exists()]
     for path in set(found) - set(whole):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # the other processes of a distributed training remove them too
     return whole[-1] if whole else None
 
 
@@ -155,7 +162,6 @@ def _arguments(config: Training, output: Path, images: int) -> TrainingArguments
         seed=config.seed,
         logging_steps=max(1, min(50, steps // 4)),
         save_strategy="epoch",
-        save_total_limit=1,
         disable_tqdm=True,
         report_to=["tensorboard"] if config.tensorboard else [],
         remove_unused_columns=False,

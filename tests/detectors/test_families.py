@@ -1,0 +1,79 @@
+"""What families promise: only known ones, queries that survive being written and read, the function of DETR left alone, and losses
+whose mean over processes is the loss of the whole batch."""
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from accelerate import PartialState
+from transformers import DetrConfig
+
+from leandetr.detectors.create import create
+from leandetr.detectors.families import FAMILIES, family_of
+from leandetr.errors import UserError
+from leandetr.structures import ClassMap, Queries
+
+NAMES = ["detr", "conditional_detr", "deformable_detr", "rt_detr", "rt_detr_v2"]
+
+
+def test_unknown_family_is_named_with_the_nearest():
+    config = DetrConfig(num_labels=3)
+    config.model_type = "conditional_det"
+    with pytest.raises(UserError, match="'conditional_det': did you mean 'conditional_detr'"):
+        family_of(config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_queries_survive_being_written_and_read(name):
+    family = FAMILIES[name]
+    queries = Queries(torch.randn(2, 5, 8), torch.randn(2, 5, 8), torch.rand(2, 5, 4))
+    again = family.read_queries(family.write_queries(queries))
+    for field in family.arguments:
+        torch.testing.assert_close(getattr(again, field), getattr(queries, field))
+
+
+@pytest.mark.parametrize("name", ["detr", "conditional_detr"])
+def test_asking_for_all_layers_losses_leaves_the_configuration_alone(tiny_detector, labels, name):
+    found, pixels = tiny_detector(name), torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        before = found.model(pixel_values=pixels).logits
+        found(pixels, labels=labels(2))
+        torch.testing.assert_close(found.model(pixel_values=pixels).logits, before, rtol=0, atol=0)
+    assert found.config.auxiliary_loss is False
+
+
+def tiny(name):
+    torch.manual_seed(0)
+    small = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 8, "decoder_ffn_dim": 32}
+    found = create(name, ClassMap(("a", "b", "c"), (1, 2, 3)), (64, 64), backbone="resnet10t", overrides=small).eval()
+    pixels = torch.randn(4, 3, 64, 64)
+    labels = [{"class_labels": torch.arange(n) % 3, "boxes": torch.rand(n, 4) * 0.3 + 0.3} for n in (1, 4, 0, 2)]
+    return found, pixels, labels
+
+
+def _share(rank, folder, results):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    PartialState(cpu=True)
+    mine = slice(2 * rank, 2 * rank + 2)
+    for name in NAMES:
+        found, pixels, labels = tiny(name)
+        with torch.no_grad():
+            results[name, rank] = found(pixels[mine], labels=labels[mine]).loss.item()
+    torch.distributed.destroy_process_group()
+
+
+def test_mean_over_processes_is_the_loss_of_the_whole_batch(tmp_path, monkeypatch):
+    """Five boxes in one process, two in the other: every family must divide by the number in all of them."""
+    for key, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(key, value)
+    with multiprocessing.Manager() as manager:
+        results = manager.dict()
+        multiprocessing.start_processes(_share, (str(tmp_path), results), nprocs=2, start_method="fork")
+        shares = dict(results)
+    for name in NAMES:
+        found, pixels, labels = tiny(name)
+        with torch.no_grad():
+            whole = found(pixels, labels=labels).loss.item()
+        # DETR's class loss alone is a weighted mean over a process's own queries, here 16 of 32.
+        tolerance = 0.05 if name == "detr" else 1e-4
+        assert (shares[name, 0] + shares[name, 1]) / 2 == pytest.approx(whole, rel=tolerance)

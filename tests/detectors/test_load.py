@@ -1,0 +1,107 @@
+"""What `load` promises: safetensors only, and for every fault one sentence that names the file."""
+
+import json
+
+import pytest
+import torch
+
+from leandetr.detectors.create import create
+from leandetr.detectors.load import load
+from leandetr.errors import UserError
+
+SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 4, "decoder_ffn_dim": 32}
+
+
+@pytest.fixture
+def saved(classes, tmp_path):
+    folder = tmp_path / "detector"
+    create("detr", classes, (64, 64), backbone="resnet10t", overrides=SMALL).save(folder)
+    return folder
+
+
+def edit_config(folder, **changes):
+    values = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def truncate(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def pickle_instead(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (truncate, "model.safetensors is truncated"),
+        (pickle_instead, "only the pickle pytorch_model.bin, which can run code"),
+        (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
+        (lambda f: (f / "config.json").unlink(), "has no config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json has no model_type"),
+        (lambda f: edit_config(f, model_type="conditional_det"), "config.json: .*did you mean 'conditional_detr'"),
+        (lambda f: edit_config(f, model_type=None), "config.json has no model_type"),
+        (
+            lambda f: edit_config(f, model_type="conditional_detr"),
+            r"\d+ weights do not fit its config.json \(.*another architecture",
+        ),
+        (
+            lambda f: edit_config(f, decoder_ffn_dim=16),
+            r"6 weights do not fit its config.json \((\S+, ){2}\S+\); the checkpoint",
+        ),
+        (lambda f: edit_config(f, decoder_layers=3), r"weights do not fit .*model.decoder.layers.2"),
+        (lambda f: edit_config(f, decoder_layers=1), r"weights do not fit .*model.decoder.layers.1"),
+        (lambda f: (f / "preprocessor_config.json").unlink(), "has no readable preprocessor_config.json"),
+        (lambda f: (f / "preprocessor_config.json").write_text("{"), "has no readable preprocessor_config.json"),
+    ],
+)
+def test_a_spoiled_folder_is_refused_in_one_sentence(saved, spoil, sentence):
+    spoil(saved)
+    with pytest.raises(UserError, match=sentence) as caught:
+        load(saved)
+    assert str(saved) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("/nowhere/at/all", "/nowhere/at/all: no such folder"),
+        ("nowhere", "nowhere: no such folder"),
+        ("runs/model.pth", "runs/model.pth is a pickle"),
+        ("{tmp}/missing", "missing: no such folder"),
+    ],
+)
+def test_what_is_no_folder_is_refused(tmp_path, source, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load(source.format(tmp=tmp_path))
+
+
+def test_a_name_beside_existing_folders_is_a_folder_not_a_hub_id(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="runs/teachr: no such folder"):
+        load("runs/teachr")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence():
+    with pytest.raises(UserError, match="no-such-owner/no-such-model: no detector there") as caught:
+        load("no-such-owner/no-such-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_classes_of_a_checkpoint_from_elsewhere_are_numbered_from_zero(saved):
+    edit_config(saved, dataset_category_ids=None)
+    assert load(saved).class_map.dataset_ids == (0, 1, 2, 3, 4)
+
+
+def test_half_precision_files_are_computed_in_single(saved, classes):
+    found = load(saved)
+    found.model.half().save_pretrained(saved)
+    loaded = load(saved)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert not loaded.training
