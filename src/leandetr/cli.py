@@ -336,6 +336,21 @@ def data_check(
         raise typer.Exit(1)
 
 
+@data_app.command("convert")
+def data_convert(
+    source: Annotated[Path, typer.Argument(help="Pascal VOC or YOLO folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    form: Annotated[str | None, typer.Option("--format", help="voc or yolo; recognised by default.")] = None,
+) -> None:
+    """Make a Pascal VOC or YOLO folder a COCO folder, class names kept.
+
+    Example: `leandetr data convert VOCdevkit/VOC2007 --out voc`
+    """
+    from leandetr.data.convert import convert
+
+    out_console.print(str(convert(source, out, form)))
+
+
 @app.command()
 def models() -> None:
     """What can be named with --model and --student.

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from leandetr.distillation.assignment import QueryPriorAssignment, at_every_stage, sample
+from leandetr.distillation.assignment import QueryPriorAssignment, at_every_stage
+from leandetr.distillation.query_map import sample
 from leandetr.errors import UserError
 from leandetr.losses import Assignment, HungarianMatcher, SetCriterion, pad_targets
 
@@ -41,7 +42,7 @@ def answers(tiny_detector, batch):
 def test_the_group_is_judged_by_the_teachers_assignment_at_every_stage(answers, batch, family):
     student, teacher, own, taught = answers(family)
     term = QueryPriorAssignment.build(student, teacher)
-    group = student.decode(term.group(own, taught.queries), own.memory)
+    group = student.decode(term.queries(taught.queries, own), own.memory)
     assert group.logits.shape[:3] == (3, 2, 15)
     matcher = HungarianMatcher.from_config(teacher.config, teacher.head)
     last = matcher(taught.logits[-1:], taught.boxes[-1:], pad_targets(batch["labels"]))
@@ -75,8 +76,8 @@ def test_rematching_lets_every_stage_choose_the_cheapest_pairs(answers, batch):
     student, teacher, own, taught = answers("detr")
     rematched = QueryPriorAssignment.build(student, teacher, rematch=True)
     given = QueryPriorAssignment.build(student, teacher)
-    given.adapter = rematched.adapter
-    group = student.decode(rematched.group(own, taught.queries), own.memory)
+    given.queries = rematched.queries
+    group = student.decode(rematched.queries(taught.queries, own), own.memory)
     own_choice = SetCriterion.from_config(student.config, "softmax")(group.logits, group.boxes, batch["labels"])
     found = rematched(own, taught, batch)
     torch.testing.assert_close(found, own_choice)
@@ -94,7 +95,7 @@ def test_equal_detectors_answer_equally(tiny_detector, batch):
     student = tiny_detector("detr")
     own = student(*images(batch))
     term = QueryPriorAssignment.build(student, student)
-    group = student.decode(term.group(own, own.queries), own.memory)
+    group = student.decode(term.queries(own.queries, own), own.memory)
     torch.testing.assert_close(group.boxes, own.boxes)
 
 

@@ -44,14 +44,14 @@ def describe_backbone(name: str, stages: int, frozen_norm: bool, overrides: dict
     not fit each other.
     """
     if name in MODEL_FOR_BACKBONE_MAPPING_NAMES and name != "timm_backbone":
-        _refuse_unknown(overrides, AutoConfig.for_model(name))
+        refuse_unknown(overrides, AutoConfig.for_model(name))
         config = AutoConfig.for_model(name, **overrides)
         if "out_indices" not in overrides:
             deepest = len(config.stage_names) - 1
             config.out_indices = list(range(deepest - stages + 1, deepest + 1))
-        mean, std = ((0.0,) * 3, (1.0,) * 3) if name.startswith("rt_detr") else (IMAGENET_MEAN, IMAGENET_STD)
+        mean, std = ((0.0,) * 3, (1.0,) * 3) if name.startswith(("rt_detr", "hgnet")) else (IMAGENET_MEAN, IMAGENET_STD)
     elif timm.is_model(name):
-        _refuse_unknown(overrides, TimmBackboneConfig())
+        refuse_unknown(overrides, TimmBackboneConfig())
         probe = timm.create_model(name, features_only=True, pretrained=False)
         levels = len(probe.feature_info)
         chosen = {"out_indices": list(range(levels - stages, levels)), "freeze_batch_norm_2d": frozen_norm} | overrides
@@ -69,7 +69,8 @@ def describe_backbone(name: str, stages: int, frozen_norm: bool, overrides: dict
     return Backbone(config, channels, strides, tuple(mean), tuple(std))
 
 
-def _refuse_unknown(overrides: dict[str, Any], config: PreTrainedConfig) -> None:
+def refuse_unknown(overrides: dict[str, Any], config: PreTrainedConfig) -> None:
+    """Raises UserError for a key that the configuration of a backbone does not have, with the nearest one."""
     for key in overrides:
         if key not in config.to_dict():
             raise unknown("key of model.backbone_config", key, config.to_dict())

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from leandetr.detectors.backbones import Backbone, describe_backbone, load_backbone_weights
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families import FAMILIES
+from leandetr.detectors.transformer_backbones import SWIN_DETR, VITS, describe_own_backbone, window_divisor
 from leandetr.errors import UserError, unknown
 from leandetr.structures import ClassMap, Preprocessing
 
@@ -37,12 +41,33 @@ MODELS: dict[str, Recipe] = {
     "deformable_detr_refine": Recipe(
         "deformable_detr", "resnet50", 3, "Deformable DETR with iterative box refinement", (("with_box_refine", True),)
     ),
+    "deformable_detr_two_stage": Recipe(
+        "deformable_detr",
+        "resnet50",
+        3,
+        "Deformable DETR with box refinement, its queries proposed by the encoder",
+        (("with_box_refine", True), ("two_stage", True)),
+    ),
+    "dab_detr": Recipe("dab_detr", "resnet50", 1, "DAB-DETR (Liu et al., ICLR 2022)"),
+    "smca_detr": Recipe("smca_detr", "resnet50", 1, "SMCA-DETR, single scale (Gao et al., ICCV 2021)"),
+    "adamixer": Recipe("adamixer", "resnet50", 4, "AdaMixer (Gao et al., CVPR 2022)"),
+    "swin_detr": Recipe("swin_detr", "swin_tiny", 3, "SwinDETR: DETR on the stages of a Swin (Lee et al.)"),
     "rt_detr": Recipe("rt_detr", "rt_detr_resnet", 3, "RT-DETR (Zhao et al., CVPR 2024)"),
     "rt_detr_v2": Recipe("rt_detr_v2", "rt_detr_resnet", 3, "RT-DETRv2 (Lv et al., 2024)"),
+    "d_fine": Recipe("d_fine", "hgnet_v2", 3, "D-FINE (Peng et al., ICLR 2025)"),
+    "deimv2": Recipe("deimv2", "hgnet_v2", 3, "DEIMv2 (Huang et al., 2025)"),
+    "lw_detr": Recipe("lw_detr", "lw_detr_vit", 1, "LW-DETR (Chen et al., 2024)", (("projector_scale_factors", (1.0,)),)),
+    "rf_detr": Recipe("rf_detr", "rf_detr_dinov2", 1, "RF-DETR (Robinson et al., 2025)"),
 }
 
-REAL_TIME = ("rt_detr", "rt_detr_v2")
+REAL_TIME = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
+HEADS = ("decoder_attention_heads", "decoder_self_attention_heads", "decoder_cross_attention_heads")
 GIVEN = ("num_labels", "id2label", "label2id", "backbone_config", "model_type")  # by the data, --backbone and --model
+
+
+def missing(name: str) -> bool:
+    """Whether the installed transformers lacks the family of one of `MODELS`."""
+    return MODELS[name].model_type not in CONFIG_MAPPING
 
 
 def create(
@@ -59,30 +84,45 @@ def create(
         name: one of `MODELS`.
         class_map: its classes.
         image_size: fixed (height, width) in pixels.
-        backbone: a timm or transformers backbone; the family's own by default.
+        backbone: a timm or transformers backbone; the family's own by default. SwinDETR takes the names in `SWINS`; LW-DETR
+            and RF-DETR are made for one vision transformer, changed by `overrides` alone.
         weights: of the backbone, see `load_backbone_weights`; random by default.
         overrides: configuration values by name, dots reach into `backbone_config` ("decoder_layers": 3).
 
     Raises:
         UserError: an unknown name, backbone or configuration key (with the nearest one), a size the family cannot take (with
-        the
-            nearest valid one), weights that do not fit.
+            the nearest valid one), weights that do not fit, a family that the installed transformers lacks.
 
     Randomness comes from torch's global generator: seed it for the same weights twice.
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
     recipe, family = MODELS[name], FAMILIES[MODELS[name].model_type]
-    _check_size(name, image_size, family.size_divisor)
+    if missing(name):
+        raise UserError(
+            f"model {name}: transformers {transformers.__version__} has no {recipe.model_type}; install a newer one"
+        )
     overrides = dict(overrides or {})
     inner = {
         key.removeprefix("backbone_config."): overrides.pop(key)
         for key in list(overrides)
         if key.startswith("backbone_config.")
     }
+    own = recipe.model_type in (SWIN_DETR, *VITS)
+    _check_size(
+        name, image_size, window_divisor(recipe.model_type, inner) if recipe.model_type in VITS else family.size_divisor
+    )
+    if weights is not None and recipe.model_type in VITS:
+        raise UserError(
+            f"weights {weights}: {name} has them in whole checkpoints alone; name one of those as the model instead"
+        )
     # DETR's own lineage always freezes the norms of its backbone; RT-DETR only where they have been trained before.
     frozen_norm = weights is not None or recipe.model_type not in REAL_TIME
-    described = describe_backbone(backbone or recipe.backbone, recipe.stages, frozen_norm, inner)
+    described = (
+        describe_own_backbone(recipe.model_type, backbone or recipe.backbone, image_size, inner)
+        if own
+        else describe_backbone(backbone or recipe.backbone, recipe.stages, frozen_norm, inner)
+    )
     config = _config(recipe, described, class_map, image_size, overrides, frozen_norm)
     model = _build(config, overrides)
     if weights is not None:
@@ -124,16 +164,24 @@ def _config(
             raise UserError(f"model.{key}: {recipe.model_type} has no such configuration key{hint}")
     values = {"num_labels": len(class_map), "backbone_config": backbone.config} | dict(recipe.changes) | overrides
     if recipe.model_type in REAL_TIME:
-        values = _real_time(plain, backbone, image_size, frozen_norm) | _widths(overrides, len(backbone.channels)) | values
+        values = _real_time(backbone, frozen_norm) | _widths(overrides, len(backbone.channels)) | values
+    if recipe.model_type == "adamixer":
+        values = {"feature_strides": backbone.strides} | values
+    cells = _cells(plain, backbone, image_size, values)
+    if cells is not None:
+        values = {"num_queries": min(plain.num_queries, cells)} | values
+    if values.get("two_stage"):  # where this is what their number is called
+        values = values | {"num_queries": overrides.get("two_stage_num_proposals", values["num_queries"])}
+        values = values | {"two_stage_num_proposals": values["num_queries"]}
     try:
         config = type(plain)(**copy.deepcopy(values))
     except Exception as error:  # transformers' strict configurations raise kinds of their own
         raise UserError(f"model: {recipe.model_type} refuses {overrides}: {str(error).splitlines()[-1].strip()}") from error
-    if config.d_model % config.decoder_attention_heads:
-        raise UserError(
-            f"model.d_model: {config.d_model} is not divisible by its {config.decoder_attention_heads} attention heads"
-        )
-    if recipe.model_type in REAL_TIME and config.num_queries > (cells := _cells(backbone, image_size)):
+    key = "d_model" if hasattr(config, "d_model") else "hidden_size"
+    for kind in HEADS:
+        if (width := getattr(config, key)) % getattr(config, kind, 1):
+            raise UserError(f"model.{key}: {width} is not divisible by its {getattr(config, kind)} attention heads")
+    if cells is not None and config.num_queries > cells:
         raise UserError(
             f"model.num_queries: {config.num_queries} queries cannot be chosen among the {cells} cells of an image of "
             f"{image_size[0]} {image_size[1]}; ask for at most {cells}"
@@ -157,16 +205,25 @@ def _open_frozen_norms(backbone: nn.Module) -> None:
             buffer.fill_(1.0)
 
 
-def _cells(backbone: Backbone, image_size: tuple[int, int]) -> int:
-    return sum((image_size[0] // stride) * (image_size[1] // stride) for stride in backbone.strides)
+def _cells(plain: PreTrainedConfig, backbone: Backbone, image_size: tuple[int, int], values: dict[str, Any]) -> int | None:
+    """How many cells an image has that its queries are chosen among; None where queries are learned."""
+    strides = list(backbone.strides)
+    if values.get("two_stage"):  # further levels halve the coarsest one
+        extra = values.get("num_feature_levels", plain.num_feature_levels) - len(strides)
+        strides += [strides[-1] * 2**level for level in range(1, extra + 1)]
+    elif plain.model_type == "lw_detr":
+        strides = [strides[0] / scale for scale in values["projector_scale_factors"]]
+    elif not FAMILIES[plain.model_type].queries_from_encoder:
+        return None
+    height, width = image_size
+    return sum(math.ceil(height / stride) * math.ceil(width / stride) for stride in strides)
 
 
-def _real_time(plain: PreTrainedConfig, backbone: Backbone, image_size: tuple[int, int], frozen_norm: bool) -> dict[str, Any]:
-    """RT-DETR repeats its backbone's channels and strides, and picks its queries among the cells that the image size gives."""
+def _real_time(backbone: Backbone, frozen_norm: bool) -> dict[str, Any]:
+    """RT-DETR and its descendants repeat their backbone's channels and strides."""
     return {
         "encoder_in_channels": backbone.channels,
         "feat_strides": backbone.strides,
-        "num_queries": min(plain.num_queries, _cells(backbone, image_size)),
         "freeze_backbone_batch_norms": frozen_norm and backbone.config.model_type != "timm_backbone",
     }
 

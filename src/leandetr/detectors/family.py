@@ -106,8 +106,8 @@ class Family:
         return 1.0
 
     def loss(self, model: PreTrainedModel, answer: Any, logits: Tensor, boxes: Tensor, labels: Sequence[Target]) -> Tensor:
-        """The family's own loss over all layers; `answer` is the model's output. Its auxiliary layers are asked for in a copy of
-        the configuration, because in DETR and Conditional DETR `auxiliary_loss` in the model's configuration changes the
+        """The family's own loss over all layers; `answer` is the model's output. Its auxiliary layers are asked for in a copy
+        of the configuration, because in DETR and Conditional DETR `auxiliary_loss` in the model's configuration changes the
         function it computes."""
         config = copy.copy(model.config)
         config.auxiliary_loss = True

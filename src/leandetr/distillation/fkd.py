@@ -7,8 +7,8 @@ teacher make together, M_s = H W softmax((G_s^S + G_s^T) / T) and M_c = C softma
       + 7e-5 | phi'(NL(F_S)) - NL(F_T) |
 
 where NL is a non-local block (embedded Gaussian), one for the student and one for the teacher. Norms are of one image's tensor;
-images are averaged, levels added. The masks carry no gradient. Padding is in no norm, no mean and no softmax, and H W counts the
-other cells. Student maps are taken after phi, so that the widths agree in every part.
+images are averaged, levels added. The masks carry no gradient. Padding is in no norm, no mean and no softmax, and H W counts
+the other cells. Student maps are taken after phi, so that the widths agree in every part.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from leandetr.distillation.fgd import FocalGlobal
 from leandetr.distillation.fgfi import FineGrained
 from leandetr.distillation.fitnet import FitNet
 from leandetr.distillation.fkd import AttentionGuided
+from leandetr.distillation.kd_detr import DistillationPoints
 from leandetr.distillation.logits import HungarianLogits
 from leandetr.distillation.mgd import MaskedGeneration
 from leandetr.distillation.term import Term
@@ -24,6 +25,7 @@ TERMS: dict[str, type[Term]] = {
         HungarianLogits,
         TargetAwareFeatures,
         QueryPriorAssignment,
+        DistillationPoints,
         FitNet,
         FocalGlobal,
         MaskedGeneration,
@@ -38,6 +40,7 @@ METHODS: dict[str, dict[str, float]] = {
     "logits": {"logits": 1.0},
     "features": {"features": 20.0},
     "assignment": {"assignment": 1.0},
+    "kd-detr": {"kd-detr": 1.0},
     "fitnet": {"fitnet": 1.0},
     "fgd": {"fgd": 1.0},  # the weights of its parts, and those of fkd's, are its own
     "mgd": {"mgd": 2e-5},

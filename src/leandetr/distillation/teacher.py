@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.frames import cut_out
 from leandetr.errors import UserError
-from leandetr.structures import ClassMap, DetectorOutput, Preprocessing
+from leandetr.structures import ClassMap, DetectorOutput, Memory, Preprocessing, Queries
 
 
 class Teacher:
@@ -38,7 +38,16 @@ class Teacher:
         if next(self.detector.parameters()).device != pixel_values.device:
             self.detector.to(pixel_values.device)
         with torch.autocast("cuda", torch.float16, enabled=pixel_values.is_cuda):
-            output = single_precision(self.detector(*self.view(pixel_values, pixel_mask)))
+            return self._answer(self.detector(*self.view(pixel_values, pixel_mask)))
+
+    @torch.no_grad()
+    def decode(self, queries: Queries, memory: Memory) -> DetectorOutput:
+        """The teacher's decoder on other queries, over the memory of an earlier answer."""
+        with torch.autocast("cuda", torch.float16, enabled=memory.tokens.is_cuda):
+            return self._answer(self.detector.decode(queries, memory))
+
+    def _answer(self, output: DetectorOutput) -> DetectorOutput:
+        output = single_precision(output)
         return output if self.columns is None else replace(output, logits=output.logits[..., self.columns])
 
 

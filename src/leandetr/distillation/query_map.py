@@ -1,0 +1,74 @@
+"""A teacher's queries in the student's decoder: what query-prior assignment and KD-DETR's points have in common."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leandetr.detectors.detector import Detector
+from leandetr.distillation.levels import width_of
+from leandetr.errors import UserError
+from leandetr.structures import DetectorOutput, Queries
+
+# The side, relative to the image, of the boxes that RT-DETR's encoder proposes on its finest level; each level doubles it.
+FINEST_SIDE = 0.05
+
+
+class QueryMap(nn.Module):
+    """Brings a teacher's queries to the student's decoder.
+
+    Learned queries pass a linear map where the widths differ; their reference points stay. Where the encoder chooses the
+    queries (RT-DETR), only their boxes are the teacher's, and the content is read from the student's own memory.
+
+    Args:
+        student: whose decoder will take them; it is not registered here, the distiller has it.
+        teacher_width: channels of the teacher's queries.
+    """
+
+    def __init__(self, student: Detector, teacher_width: int) -> None:
+        super().__init__()
+        width = width_of(student)
+        same = width == teacher_width or student.family.queries_from_encoder
+        self.adapter = nn.Identity() if same else nn.Linear(teacher_width, width, bias=False)
+        self._student = (student,)  # a tuple hides it from the module's parameters
+
+    @classmethod
+    def build(cls, term: str, student: Detector, teacher: Detector) -> Self:
+        """Raises UserError, which names the term, where the two detectors mean different things by a query."""
+        two_stage = any(getattr(detector.config, "two_stage", False) for detector in (student, teacher))
+        if type(student.family) is not type(teacher.family) or two_stage:
+            raise UserError(
+                f"the {term} term cannot give a {teacher.config.model_type} teacher's queries to this "
+                f"{student.config.model_type} student, whose queries mean something else; take a teacher of the same family "
+                "that is not two-stage, or the methods logits,features"
+            )
+        return cls(student, width_of(teacher))
+
+    def forward(self, queries: Queries, student: DetectorOutput) -> Queries:
+        """The teacher's M queries and the student's answer to the same batch -> queries of the student's width (B, M, D_S)."""
+        (detector,) = self._student
+        if detector.family.queries_from_encoder:
+            return queries_at(queries.reference.float(), detector, student)
+        mapped = {name: getattr(queries, name) for name in ("content", "position")}
+        mapped = {name: None if value is None else self.adapter(value.float()) for name, value in mapped.items()}
+        return Queries(**mapped, reference=None if queries.reference is None else queries.reference.float())
+
+
+@torch.no_grad()  # RT-DETR trains what its encoder proposes by the encoder's own loss alone
+def queries_at(boxes: Tensor, detector: Detector, output: DetectorOutput) -> Queries:
+    """Queries (B, M, ...) at boxes (B, M, 4) as an RT-DETR would have chosen them, out of its answer to a batch."""
+    return Queries(content=detector.model.model.enc_output(sample(output.features, boxes)), reference=boxes)
+
+
+def sample(features: list[Tensor], boxes: Tensor) -> Tensor:
+    """(B, D, h, w) a level, finest first, and boxes (B, M, 4) in (cx, cy, w, h) -> (B, M, D).
+
+    The features at the boxes' centres, from the level where RT-DETR's encoder would propose boxes of that size.
+    """
+    at = 2 * boxes[:, :, None, :2] - 1  # grid_sample's coordinates run from -1 to 1
+    found = [F.grid_sample(level, at.to(level), align_corners=False)[..., 0].mT for level in features]
+    wanted = torch.log2(boxes[..., 2:].amax(-1) / FINEST_SIDE).round().clamp(0, len(features) - 1).long()
+    return torch.stack(found).gather(0, wanted[None, ..., None].expand(1, -1, -1, found[0].shape[-1]))[0]
