@@ -73,6 +73,7 @@ class DetectorOutput:
     where it has one. queries: the decoder's inputs. features: one (B, D, h, w) map a level, what the decoder attends to.
     memory: the same as tokens, with what `Detector.decode` needs. loss: the family's own detection loss, when labels were
     given.
+    distillation: the same for the distillation queries, where the detector has such a second set.
     """
 
     logits: Tensor
@@ -82,6 +83,7 @@ class DetectorOutput:
     memory: Memory
     features: list[Tensor] = field(default_factory=list)
     loss: Tensor | None = None
+    distillation: DetectorOutput | None = None
 
 
 @dataclass

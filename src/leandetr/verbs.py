@@ -206,11 +206,9 @@ def _student(
     seed: int,
 ) -> Detector:
     if model not in MODELS:
-        if backbone or weights or overrides or image_size:
-            raise UserError(
-                f"{model} is loaded as it is: leave out the size, backbone, weights and model settings of a new model"
-            )
-        return load(model)
+        if backbone or weights or image_size:
+            raise UserError(f"{model} has its size, backbone and weights: leave out those of a new model")
+        return load(model, overrides)
     if image_size is None:
         raise UserError(f"a new {model} needs a size: add --image-size HEIGHT WIDTH")
     torch.manual_seed(seed)

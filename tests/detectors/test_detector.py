@@ -15,8 +15,8 @@ NAMES = ["detr", "conditional_detr", "deformable_detr", "deformable_detr_refine"
 REAL_TIME = ["rt_detr", "rt_detr_v2"]
 WITH_POSITION = ["detr", "conditional_detr", "deformable_detr", "deformable_detr_refine"]
 LEVELS = {"detr": [(4, 4)], "conditional_detr": [(4, 4)]}
-LEVELS |= dict.fromkeys(("deformable_detr", "deformable_detr_refine"), [(16, 16), (8, 8), (4, 4), (2, 2)])
-LEVELS |= dict.fromkeys(REAL_TIME, [(16, 16), (8, 8), (4, 4)])
+LEVELS |= {name: [(16, 16), (8, 8), (4, 4), (2, 2)] for name in ("deformable_detr", "deformable_detr_refine")}
+LEVELS |= {name: [(16, 16), (8, 8), (4, 4)] for name in REAL_TIME}
 
 # The content queries of these two families are zeros where they enter the first decoder layer: its self-attention sees equal
 # values, and nothing it could learn from them.
@@ -36,7 +36,7 @@ WITHOUT_SIGNAL = {
 
 @pytest.fixture(scope="module")
 def built():
-    """name -> detector with every parameter moved off its initial value, because zeros at the start hide faults and tie scores."""
+    """name -> detector with every parameter moved off its initial value: zeros at the start hide faults and tie scores."""
     return {}
 
 

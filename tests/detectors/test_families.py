@@ -1,10 +1,10 @@
-"""What families promise: only known ones, queries that survive being written and read, the function of DETR left alone, and losses
-whose mean over processes is the loss of the whole batch."""
+"""What families promise: only known ones, queries that survive being written and read, the function of DETR left alone, and
+losses whose mean over processes is the loss of the whole batch."""
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from accelerate import PartialState
+from torch import multiprocessing
 from transformers import DetrConfig
 
 from leandetr.detectors.create import create

@@ -47,5 +47,5 @@ def test_what_transformers_processors_of_all_ages_say(tmp_path, values, expected
 
 def test_a_size_that_cannot_be_understood(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"longest_edge": 100}}))
-    with pytest.raises(UserError, match="preprocessor_config.json: size .*longest_edge.* is neither height and width"):
+    with pytest.raises(UserError, match=r"preprocessor_config.json: size .*longest_edge.* is neither height and width"):
         read_preprocessing(str(tmp_path))

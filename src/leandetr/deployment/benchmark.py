@@ -1,8 +1,8 @@
 """Latency of artefacts on their engines, measured so that a ratio between two of them means something.
 
-One photograph at a time, already decoded and resized, to its detections: inference and post-processing, which every engine needs.
-The candidates take turns, in a new order every round, so that what else the machine does falls on all of them alike; a ratio is
-the median over rounds of two latencies of the same round, with a bootstrap interval.
+One photograph at a time, already decoded and resized, to its detections: inference and post-processing, which all engines
+need. The candidates take turns, in a new order every round, so that what else the machine does falls on all of them alike. A
+ratio is the median over rounds of two latencies of the same round, with a bootstrap interval.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ from leandetr.data.transforms import eval_transform
 from leandetr.deployment.runtimes import Runtime
 from leandetr.structures import Batch
 
-WARM_UP = 5  # rounds that are not counted
 PHOTOGRAPHS = 8  # different ones, in turn
+WARM_UP = PHOTOGRAPHS  # rounds that are not counted: engines prepare for every new size once
 BOOTSTRAP = 2000  # resamples of the rounds
 INTERVAL = (2.5, 97.5)  # percentiles
 PACKAGES = ("leandetr", "torch", "transformers", "onnxruntime", "openvino")
 
 
 class Measurement(TypedDict):
-    """latency_ms, latency_p90_ms: median and 90th percentile of one photograph, milliseconds. speedup: the reference's latency over this
-    one's, with the ends of its 95 % interval. size_bytes: of the written artefact. parameters: their number."""
+    """What one artefact costs on one engine.
+
+    latency_ms, latency_p90_ms: median and 90th percentile of one photograph, in milliseconds. speedup: the reference's latency
+    over this one's, with the ends of its 95 % interval. size_bytes: of the written artefact. parameters: their number.
+    """
 
     artifact: str
     runtime: str

@@ -39,8 +39,8 @@ FREE_SIZE, OTHER_SIZE = (192, 256), (256, 224)
 CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 # Of the queries, below which a warning is given: where two encoder scores nearly tie, either engine may choose another query.
 AGREEING = 0.95
-# Largest difference of a class probability or box coordinate: of float arithmetic in another order; of values that such a difference
-# puts on the next step of an integer grid, and of ONNX Runtime's own 8-bit arithmetic behind integer weights.
+# Largest difference of a class probability or box coordinate: of float arithmetic in another order; of values that such a
+# difference puts on the next step of an integer grid, and of ONNX Runtime's own 8-bit arithmetic behind integer weights.
 FLOAT_TOLERANCE, INTEGER_TOLERANCE = 1e-3, 1e-2
 
 
@@ -60,8 +60,9 @@ def export_onnx(
             this keeps the aspect ratio, height and width stay free and the graph takes a padding mask.
         dynamic_batch: any number of images in a call, else always one.
         opset: of ONNX; integer graphs need 21.
-    Before the file gets its name, ONNX Runtime and PyTorch answer the same random pixels. A warning says when fewer than 95 % of the
-    queries agree, as happens with untrained weights, whose scores tie: which of them become queries is then arbitrary.
+
+    Before the file gets its name, ONNX Runtime and PyTorch answer the same random pixels. A warning says when fewer than 95 %
+    of the queries agree, as happens with untrained weights, whose scores tie: which of them become queries is then arbitrary.
 
     Raises:
         UserError: the model cannot be exported like this, or ONNX Runtime cannot run the file.

@@ -39,23 +39,27 @@ def predict_images(
         sources: images, and folders whose images are taken.
         out: folder for the JSON and, with `pictures`, one drawn JPEG an image.
         threshold: of the score, for what is drawn and for the plain file; a COCO file holds every detection, as AP needs them.
-        form: "plain" (a list with one entry an image: file, and its detections by class name, score and box x0, y0, x1, y1), or "coco"
-            (COCO's results format).
+        form: "plain" (a list with one entry an image: file, and its detections by class name, score and box x0, y0, x1, y1),
+            or "coco" (COCO's results format).
         annotations: COCO JSON whose image ids a COCO file uses; needed for it.
 
     Returns:
         The JSON's path.
 
     Raises:
-        UserError: an image that cannot be read, no images, an unknown format, or an image that `annotations` does not list.
+        UserError: an image that cannot be read, no images, an unknown format, an image that `annotations` does not list, or two
+            drawings that would have one name.
     """
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
     if form == "coco" and annotations is None:
         raise UserError("the coco format numbers images as a data set does: name its JSON with --annotations")
     ids = _image_ids(annotations) if annotations else {}
+    paths = list(_images(sources))
+    if pictures:
+        _check_names(paths, out)
     rows: list[Any] = []
-    for path in _images(sources):
+    for path in paths:
         image = read_image(path)
         found = _detect(runtime, image)
         if form == "coco":
@@ -91,6 +95,19 @@ def _images(sources: Iterable[Path]) -> Iterator[Path]:
         if not inside:
             raise UserError(f"{source} holds no images ({', '.join(SUFFIXES)}); name a folder that does")
         yield from inside
+
+
+def _check_names(paths: Sequence[Path], out: Path) -> None:
+    """Neither another drawing nor a photograph may be overwritten."""
+    drawn: dict[Path, Path] = {}
+    photographs = {path.resolve() for path in paths}
+    for path in paths:
+        picture = (out / f"{path.stem}.jpg").resolve()
+        if picture in photographs:
+            raise UserError(f"the drawing of {path} would overwrite the photograph {picture}; name another output folder")
+        if picture in drawn:
+            raise UserError(f"{drawn[picture]} and {path} would both be drawn as {picture}; predict them into two folders")
+        drawn[picture] = path
 
 
 def _image_ids(annotations: Path) -> dict[str, int]:

@@ -78,18 +78,15 @@ class PyTorchRuntime(Runtime):
     Args:
         detector: float or quantized.
         artifact: the folder or hub id that it was loaded from.
-        threads: of the whole process, since PyTorch has no others; left as they are by default.
     """
 
     name = "pytorch"
 
-    def __init__(self, detector: Detector, artifact: str | Path = "", threads: int | None = None) -> None:
+    def __init__(self, detector: Detector, artifact: str | Path = "") -> None:
         super().__init__(str(artifact), _written_bytes(detector, Path(artifact)), describe(detector, detector.preprocessing))
         self.detector = detector.eval()
         self.plain = PlainDetector(detector).eval()
         self.device = next(detector.parameters()).device
-        if threads is not None:
-            torch.set_num_threads(threads)
 
     @torch.inference_mode()
     def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -188,7 +185,7 @@ def open_runtime(source: str | Path, threads: int | None = None, engine: str | N
 
     Args:
         source: what to run.
-        threads: of one call; the engine decides by default.
+        threads: of one call, and of PyTorch in this process, which does the post-processing for all; by default PyTorch's own.
         engine: one of `ENGINES`; an `.onnx` also runs on "openvino".
 
     Raises:
@@ -200,13 +197,15 @@ def open_runtime(source: str | Path, threads: int | None = None, engine: str | N
         raise unknown("engine", engine, ENGINES)
     if engine is not None and engine not in possible:
         raise UserError(f"{source} does not run on {engine}; it runs on {' or '.join(possible)}")
+    if threads is not None:
+        torch.set_num_threads(threads)
     match engine or possible[0]:
         case "onnxruntime":
             return OnnxRuntime(Path(source), threads)
         case "openvino":
             return OpenVinoRuntime(Path(source), threads)
         case _:
-            return PyTorchRuntime(load(source), source, threads)
+            return PyTorchRuntime(load(source), source)
 
 
 def _onnx_facts(path: Path) -> tuple[int, Metadata]:

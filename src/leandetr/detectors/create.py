@@ -48,7 +48,7 @@ MODELS: dict[str, Recipe] = {
         "Deformable DETR with box refinement, its queries proposed by the encoder",
         (("with_box_refine", True), ("two_stage", True)),
     ),
-    "dab_detr": Recipe("dab_detr", "resnet50", 1, "DAB-DETR (Liu et al., ICLR 2022)"),
+    "dab_detr": Recipe("dab-detr", "resnet50", 1, "DAB-DETR (Liu et al., ICLR 2022)"),
     "smca_detr": Recipe("smca_detr", "resnet50", 1, "SMCA-DETR, single scale (Gao et al., ICCV 2021)"),
     "adamixer": Recipe("adamixer", "resnet50", 4, "AdaMixer (Gao et al., CVPR 2022)"),
     "swin_detr": Recipe("swin_detr", "swin_tiny", 3, "SwinDETR: DETR on the stages of a Swin (Lee et al.)"),
@@ -99,39 +99,33 @@ def create(
         raise unknown("model", name, MODELS)
     recipe, family = MODELS[name], FAMILIES[MODELS[name].model_type]
     if missing(name):
-        raise UserError(
-            f"model {name}: transformers {transformers.__version__} has no {recipe.model_type}; install a newer one"
-        )
+        raise UserError(f"model {name}: transformers {transformers.__version__} has no such family; install a newer one")
     overrides = dict(overrides or {})
     inner = {
         key.removeprefix("backbone_config."): overrides.pop(key)
         for key in list(overrides)
         if key.startswith("backbone_config.")
     }
-    own = recipe.model_type in (SWIN_DETR, *VITS)
-    _check_size(
-        name, image_size, window_divisor(recipe.model_type, inner) if recipe.model_type in VITS else family.size_divisor
-    )
-    if weights is not None and recipe.model_type in VITS:
-        raise UserError(
-            f"weights {weights}: {name} has them in whole checkpoints alone; name one of those as the model instead"
-        )
+    vit = recipe.model_type in VITS
+    _check_size(name, image_size, window_divisor(recipe.model_type, inner) if vit else family.size_divisor)
+    if vit and weights is not None:
+        raise UserError(f"weights {weights}: {name} has them in whole checkpoints alone; name one of those as the model")
     # DETR's own lineage always freezes the norms of its backbone; RT-DETR only where they have been trained before.
     frozen_norm = weights is not None or recipe.model_type not in REAL_TIME
     described = (
         describe_own_backbone(recipe.model_type, backbone or recipe.backbone, image_size, inner)
-        if own
+        if vit or recipe.model_type == SWIN_DETR
         else describe_backbone(backbone or recipe.backbone, recipe.stages, frozen_norm, inner)
     )
     config = _config(recipe, described, class_map, image_size, overrides, frozen_norm)
     model = _build(config, overrides)
     if weights is not None:
-        load_backbone_weights(model.model.backbone.model, described.config, weights)
+        load_backbone_weights(family.backbone(model), described.config, weights)
     else:
-        _open_frozen_norms(model.model.backbone)
+        _open_frozen_norms(family.backbone(model))
     # Some families freeze parts of the backbones they know by name, and others by a name that no longer matches. Here the
     # norms alone are frozen (when pretrained); learning rates decide about the rest.
-    model.model.backbone.requires_grad_(True)
+    family.backbone(model).requires_grad_(True)
     return Detector(model, Preprocessing(size=image_size, mean=described.mean, std=described.std), class_map)
 
 

@@ -15,6 +15,7 @@ from leandetr.detectors.families import family_of
 from leandetr.detectors.family import DecoderRun
 from leandetr.detectors.postprocess import postprocess
 from leandetr.detectors.preprocessing import write_preprocessing
+from leandetr.detectors.query_sets import has_distillation_queries, keep_answers, queries_of
 from leandetr.files import writing_files
 from leandetr.structures import Batch, ClassMap, Detections, DetectorOutput, Memory, Preprocessing, Queries, Target
 
@@ -39,6 +40,7 @@ class Detector(nn.Module):
         self.preprocessing = preprocessing
         self.class_map = class_map
         self.family = family_of(model.config)
+        model.register_forward_hook(keep_answers)
 
     @property
     def config(self):
@@ -63,17 +65,24 @@ class Detector(nn.Module):
             answer = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask, **arguments)
         run = runs[0]
         logits, boxes, hidden = self.family.layers(self.model, run)
-        main = self.family.extra_queries(self.model, run)
-        call = self._main_call(run, main)
-        logits, boxes, hidden = logits[:, :, main], boxes[:, :, main], hidden[:, :, main]
         shapes = self.family.shapes(self.model, run, level[0] if level else None)
-        memory = Memory(tokens=call["encoder_hidden_states"], shapes=shapes, call=call)
-        output = DetectorOutput(logits, boxes, hidden, self.family.read_queries(call), memory, _maps(memory))
+
+        def part(queries: slice) -> DetectorOutput:
+            call = self._main_call(run, queries)
+            memory = Memory(tokens=call["encoder_hidden_states"], shapes=shapes, call=call)
+            answers = (answer[:, :, queries] for answer in (logits, boxes, hidden))
+            return DetectorOutput(*answers, self.family.read_queries(call), memory, _maps(memory))
+
+        if has_distillation_queries(self.config):
+            output = part(queries_of(self.config, "object"))
+            output.distillation = part(queries_of(self.config, "distillation"))
+        else:
+            output = part(self.family.extra_queries(self.model, run))
         if labels is not None:
             output.loss = (
                 answer.loss * self.family.share_of_boxes(labels)
                 if inside
-                else self.family.loss(self.model, answer, logits, boxes, labels)
+                else self.family.loss(self.model, answer, output.logits, output.boxes, labels)
             )
         return output
 

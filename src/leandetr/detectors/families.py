@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import reduce
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from leandetr.detectors.adamixer import AdaMixerConfig
@@ -66,9 +66,13 @@ class TwoStageDeformableDetr(DeformableDetr):
 
 
 class DabDetr(Family):
-    """DAB-DETR: a query's position is its anchor, four logits that every layer refines."""
+    """DAB-DETR: a query's position is its anchor, four logits that every layer refines. The content queries enter the first
+    layer as zeros: the weights that project them for its self-attention get no gradient."""
 
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "position": "query_position_embeddings"}
+
+    def backbone(self, model: PreTrainedModel) -> nn.Module:
+        return model.model.backbone.conv_encoder.model
 
     def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         hidden, anchors = run.output.intermediate_hidden_states, run.output.reference_points
@@ -106,7 +110,8 @@ class RtDetr(Family):
 
 
 class DFine(RtDetr):
-    """D-FINE and DEIMv2: RT-DETR whose decoder, in evaluation, answers with its last layer alone.
+    """D-FINE and DEIMv2: RT-DETR whose decoder, in evaluation, answers with its last layer alone. Boxes may reach out of
+    [0, 1]; `reg_scale` and `up` of the decoder are constants that transformers keeps as parameters without gradient.
 
     `share_of_boxes` is RT-DETR's and not exact here: some of their terms are divided by the weights or by the matches of a
     process, not by its boxes.
@@ -128,9 +133,17 @@ class DFine(RtDetr):
         return logits.transpose(0, 1), boxes.transpose(0, 1), output.intermediate_hidden_states
 
 
+class Deimv2(DFine):
+    def backbone(self, model: PreTrainedModel) -> nn.Module:
+        return model.model.conv_encoder.model
+
+
 class LwDetr(Family):
     """LW-DETR and RF-DETR: in training, `group_detr` sets of queries that do not see each other, the main one first. All layers
-    refine the same reference boxes, which the encoder proposes and learned offsets move."""
+    refine the same reference boxes, which the encoder proposes and learned offsets move; boxes may reach out of [0, 1].
+
+    A checkpoint with a `mask_token` keeps it; only pretraining by masked images gives it a gradient.
+    """
 
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
     queries_from_encoder = True
@@ -147,6 +160,9 @@ class LwDetr(Family):
         finally:
             for attention, training in zip(attentions, before, strict=True):
                 attention.training = training
+
+    def backbone(self, model: PreTrainedModel) -> nn.Module:
+        return model.model.backbone.backbone
 
     def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         hidden, reference = run.output.intermediate_hidden_states, run.call["reference_points"]
@@ -169,6 +185,9 @@ class LwDetr(Family):
 
 
 class SmcaDetr(Family):
+    """SMCA-DETR. As in DETR, the content queries enter the first layer as zeros: the values of its self-attention have a weight
+    that gets no gradient."""
+
     def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         hidden = run.output.intermediate_hidden_states
         return *model.heads(hidden, run.output.reference_logits), hidden
@@ -179,6 +198,8 @@ class SwinDetr(SmcaDetr):
 
 
 class AdaMixer(Family):
+    """AdaMixer: no encoder, so that features and memory are the projected backbone's. Boxes may reach out of [0, 1]."""
+
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
 
     def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,11 +211,11 @@ FAMILIES: dict[str, Family] = {
     "detr": Detr(),
     "conditional_detr": ConditionalDetr(),
     "deformable_detr": DeformableDetr(),
-    "dab_detr": DabDetr(),
+    "dab-detr": DabDetr(),
     "rt_detr": RtDetr(),
     "rt_detr_v2": RtDetr(),
     "d_fine": DFine(),
-    "deimv2": DFine(),
+    "deimv2": Deimv2(),
     "lw_detr": LwDetr(),
     "rf_detr": LwDetr(),
     SwinDetrConfig.model_type: SwinDetr(),

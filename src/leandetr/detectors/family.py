@@ -57,6 +57,10 @@ class Family:
         need to be read."""
         yield
 
+    def backbone(self, model: PreTrainedModel) -> nn.Module:
+        """What may have been pretrained as a classifier, without the projections that follow it."""
+        return model.model.backbone.model
+
     def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         """-> logits (L, B, N, C), boxes (L, B, N, 4) in [0, 1], hidden (L, B, N, D) of every query in the call."""
         hidden = self.normed(model, run)

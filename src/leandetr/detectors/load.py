@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,15 +20,16 @@ from leandetr.structures import ClassMap
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
-def load(source: str | Path) -> Detector:
+def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Detector:
     """A detector that `Detector.save` or transformers' `save_pretrained` wrote, in evaluation mode.
 
     Args:
         source: a folder with `config.json`, `model.safetensors` and `preprocessor_config.json`, or a hub id.
+        overrides: configuration values in place of the saved ones, such as weights of the loss.
 
     Raises:
-        UserError: no such folder; a pickle; a truncated file; another architecture; weights whose names or shapes are not the
-            configuration's (names the first three).
+        UserError: no such folder; a pickle; a truncated file; another architecture; an unknown configuration key; weights whose
+            names or shapes are not the configuration's (names the first three).
     """
     path = Path(source)
     if path.suffix in PICKLES:
@@ -44,6 +47,10 @@ def load(source: str | Path) -> Detector:
             f"{source}: no detector there ({_first_line(error)}); give a saved folder or a reachable hub id"
         ) from error
     family_of(config)
+    for key, value in (overrides or {}).items():
+        if not hasattr(config, key):
+            raise unknown("configuration key", key, config.to_dict())
+        setattr(config, key, value)
     preprocessing = read_preprocessing(str(source))
     try:
         model, report = AutoModelForObjectDetection.from_pretrained(

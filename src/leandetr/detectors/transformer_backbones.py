@@ -13,8 +13,8 @@ from leandetr.detectors.swin_detr import SWINS, SwinDetrConfig
 from leandetr.errors import UserError, unknown
 
 SWIN_DETR = SwinDetrConfig.model_type
-#: model type of a family -> the vision transformer it is made for, and the values of it that LW-DETR-small and RF-DETR-base have.
-#: Without a mask token: only pretraining by masked images would teach it.
+#: model type of a family -> the vision transformer it is made for, and the values of it that LW-DETR-small and RF-DETR-base
+#: have. Without a mask token: only pretraining by masked images would teach it.
 VITS: dict[str, tuple[str, dict[str, Any]]] = {
     "lw_detr": (
         "lw_detr_vit",
@@ -58,11 +58,8 @@ def describe_own_backbone(model_type: str, name: str, image_size: tuple[int, int
         fault = str(error).splitlines()[-1].strip()
         raise UserError(f"model.backbone_config: {kind} refuses {overrides}: {fault}; change these values") from error
     if isinstance(config, SwinConfig):
-        depths = range(len(config.depths))
-        channels, strides = (
-            [config.embed_dim * 2**depth for depth in depths],
-            [config.patch_size * 2**depth for depth in depths],
-        )
+        growth = [2**stage for stage in range(len(config.depths))]
+        channels, strides = [config.embed_dim * times for times in growth], [config.patch_size * times for times in growth]
     else:
         channels, strides = [config.hidden_size], [config.patch_size]
     return Backbone(config, channels, strides, IMAGENET_MEAN, IMAGENET_STD)

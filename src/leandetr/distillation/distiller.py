@@ -1,6 +1,8 @@
 """A student, its teacher, and the weighted terms between them: one module that a training loop treats as any other.
 
-L = L_detection + sum over terms of weight * term(student, teacher, batch)
+L = detection * L_detection + sum over terms of weight * term(student, teacher, batch)
+
+where detection is 1, unless a term asks for less beside it.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ class Distiller(nn.Module):
         self.teacher = Teacher(teacher, student)
         self.terms = nn.ModuleDict({term.name: term for term, _ in terms})
         self.weights = {term.name: weight for term, weight in terms}
+        self.detection = min([1.0, *(term.detection for term, _ in terms)])
         self.steps = 0
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor, labels: list[Target]) -> DistillerOutput:
@@ -68,7 +71,7 @@ class Distiller(nn.Module):
         teacher = self.teacher(pixel_values, pixel_mask)
         batch = Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels)
 
-        losses, logs = {"detection": student.loss}, {"detection": student.loss}
+        losses, logs = {"detection": self.detection * student.loss}, {"detection": student.loss}
         for name, term in self.terms.items():
             self._check_served(term, teacher)
             parts = term(student, teacher, batch)
@@ -80,6 +83,14 @@ class Distiller(nn.Module):
             logs |= {f"gradient/{name}": gradient_norm(value, student.memory.tokens) for name, value in losses.items()}
         self.steps += self.training
         return DistillerOutput(loss, {name: value.detach() for name, value in logs.items()})
+
+    def check(self, batches: Iterable[Batch]) -> None:
+        """Look for something to learn in the training images; stops at the first batch where every term has found it.
+
+        Raises UserError where a term finds nothing in any of them.
+        """
+        for term in self.terms.values():
+            term.check(self.teacher(batch["pixel_values"], batch["pixel_mask"]) for batch in batches)
 
     def _check_served(self, term: Term, output: DetectorOutput) -> None:
         for need in sorted(term.needs):

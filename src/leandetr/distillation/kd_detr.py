@@ -8,7 +8,7 @@ together one to one, and no matching comes between them:
 
 For every group and every decoder layer of the student, against the teacher's last layer,
 
-    L = 1 / sum_i w_i * sum_i w_i [ T^2 mean_c KL( softmax(z_T / T) || softmax(z_S / T) ) + 5 * mean |b_S - b_T| + 2 (1 - GIoU) ]
+    L = 1 / sum_i w_i * sum_i w_i [ T^2 mean_c KL(softmax(z_T / T) || softmax(z_S / T)) + 5 mean |b_S - b_T| + 2 (1 - GIoU) ]
 
 with T = 10, and w_i, the foreground re-weighting, the teacher's highest class probability for query i.
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leandetr.detectors.detector import Detector
-from leandetr.distillation.query_map import QueryMap, queries_at
+from leandetr.distillation.query_map import QueryMap, content_from_memory, queries_at
 from leandetr.distillation.teacher import Teacher
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError
@@ -76,15 +76,13 @@ class DistillationPoints(Term):
         return cls(student, Teacher(teacher, student), QueryMap.build(cls.name, student, teacher), **options)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
-        """Memories and queries of both -> "general_class", "general_box", "specific_class", "specific_box", summed over layers."""
+        """Memories and queries of both -> "class" and "box" of "general_" and "specific_" points, summed over the layers."""
         (detector,), (guide,) = self._student, self._teacher
         asked: dict[str, tuple[Queries, DetectorOutput]] = {}
         if self.general:
             points = draw(teacher.queries)
-            if detector.family.queries_from_encoder:
-                theirs = queries_at(points.reference, guide.detector, teacher)
-            else:
-                theirs = points
+            from_memory = content_from_memory(guide.detector)
+            theirs = queries_at(points.reference, guide.detector, teacher) if from_memory else points
             asked["general"] = points, guide.decode(theirs, teacher.memory)
         if self.specific:
             asked["specific"] = teacher.queries, teacher

@@ -13,9 +13,11 @@ from leandetr.distillation.fgd import FocalGlobal
 from leandetr.distillation.fgfi import FineGrained
 from leandetr.distillation.fitnet import FitNet
 from leandetr.distillation.fkd import AttentionGuided
+from leandetr.distillation.hard_label import HardLabel
 from leandetr.distillation.kd_detr import DistillationPoints
 from leandetr.distillation.logits import HungarianLogits
 from leandetr.distillation.mgd import MaskedGeneration
+from leandetr.distillation.orthogonality import Orthogonality
 from leandetr.distillation.term import Term
 from leandetr.errors import unknown
 
@@ -25,6 +27,8 @@ TERMS: dict[str, type[Term]] = {
         HungarianLogits,
         TargetAwareFeatures,
         QueryPriorAssignment,
+        HardLabel,
+        Orthogonality,
         DistillationPoints,
         FitNet,
         FocalGlobal,
@@ -40,6 +44,8 @@ METHODS: dict[str, dict[str, float]] = {
     "logits": {"logits": 1.0},
     "features": {"features": 20.0},
     "assignment": {"assignment": 1.0},
+    "hard-label": {"hard-label": 0.5},
+    "orthogonality": {"orthogonality": 1.0},
     "kd-detr": {"kd-detr": 1.0},
     "fitnet": {"fitnet": 1.0},
     "fgd": {"fgd": 1.0},  # the weights of its parts, and those of fkd's, are its own

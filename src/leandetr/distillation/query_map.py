@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leandetr.detectors.detector import Detector
+from leandetr.detectors.families import RtDetr
 from leandetr.distillation.levels import width_of
 from leandetr.errors import UserError
 from leandetr.structures import DetectorOutput, Queries
@@ -20,8 +21,8 @@ FINEST_SIDE = 0.05
 class QueryMap(nn.Module):
     """Brings a teacher's queries to the student's decoder.
 
-    Learned queries pass a linear map where the widths differ; their reference points stay. Where the encoder chooses the
-    queries (RT-DETR), only their boxes are the teacher's, and the content is read from the student's own memory.
+    Learned queries pass a linear map where the widths differ; their reference points and anchors stay. Where a query's content
+    is an encoder's cell (RT-DETR, D-FINE), only its box is the teacher's, and the content is read from the student's memory.
 
     Args:
         student: whose decoder will take them; it is not registered here, the distiller has it.
@@ -31,7 +32,7 @@ class QueryMap(nn.Module):
     def __init__(self, student: Detector, teacher_width: int) -> None:
         super().__init__()
         width = width_of(student)
-        same = width == teacher_width or student.family.queries_from_encoder
+        same = width == teacher_width or content_from_memory(student)
         self.adapter = nn.Identity() if same else nn.Linear(teacher_width, width, bias=False)
         self._student = (student,)  # a tuple hides it from the module's parameters
 
@@ -50,16 +51,25 @@ class QueryMap(nn.Module):
     def forward(self, queries: Queries, student: DetectorOutput) -> Queries:
         """The teacher's M queries and the student's answer to the same batch -> queries of the student's width (B, M, D_S)."""
         (detector,) = self._student
-        if detector.family.queries_from_encoder:
+        if content_from_memory(detector):
             return queries_at(queries.reference.float(), detector, student)
-        mapped = {name: getattr(queries, name) for name in ("content", "position")}
-        mapped = {name: None if value is None else self.adapter(value.float()) for name, value in mapped.items()}
-        return Queries(**mapped, reference=None if queries.reference is None else queries.reference.float())
+        given = {name: getattr(queries, name) for name in ("content", "position", "reference")}
+        given = {name: value.float() for name, value in given.items() if value is not None}
+        return Queries(**{name: value if is_place(value) else self.adapter(value) for name, value in given.items()})
+
+
+def content_from_memory(detector: Detector) -> bool:
+    return isinstance(detector.family, RtDetr)
+
+
+def is_place(values: Tensor) -> bool:
+    """Reference points and anchors: two or four coordinates, where everything learned has a detector's width."""
+    return values.shape[-1] in (2, 4)
 
 
 @torch.no_grad()  # RT-DETR trains what its encoder proposes by the encoder's own loss alone
 def queries_at(boxes: Tensor, detector: Detector, output: DetectorOutput) -> Queries:
-    """Queries (B, M, ...) at boxes (B, M, 4) as an RT-DETR would have chosen them, out of its answer to a batch."""
+    """Queries (B, M, ...) at boxes (B, M, 4) as an RT-DETR's encoder would have chosen them, out of its answer to a batch."""
     return Queries(content=detector.model.model.enc_output(sample(output.features, boxes)), reference=boxes)
 
 

@@ -76,6 +76,7 @@ def single_precision(output: DetectorOutput) -> DetectorOutput:
         boxes=output.boxes.float(),
         hidden=output.hidden.float(),
         features=[level.float() for level in output.features],
+        distillation=None if output.distillation is None else single_precision(output.distillation),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
@@ -13,12 +14,14 @@ from leandetr.structures import Batch, DetectorOutput
 class Term(nn.Module):
     """One distillation loss; a method is a list of weighted terms.
 
-    name: what recipes, logs and errors call it. needs: the fields of the teacher's `DetectorOutput` that it reads. Keyword-only
-    arguments of the constructor are its options in a recipe.
+    name: what recipes, logs and errors call it. needs: the fields of the teacher's `DetectorOutput` that it reads. detection:
+    the weight of the student's own detection loss beside it. Keyword-only arguments of the constructor are its options in a
+    recipe.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
+    detection: ClassVar[float] = 1.0
 
     @classmethod
     def build(cls, student: Detector, teacher: Detector, **options: Any) -> Self:
@@ -34,3 +37,9 @@ class Term(nn.Module):
         Gradients reach the student and the term's own parameters, never the teacher.
         """
         raise NotImplementedError
+
+    def check(self, answers: Iterable[DetectorOutput]) -> None:
+        """Reads as many of the teacher's answers to the training images as it takes to see that there is something to learn.
+
+        Raises UserError where there is nothing.
+        """

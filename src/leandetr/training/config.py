@@ -46,8 +46,8 @@ class Training(BaseModel):
 
     def factor(self, step: int, steps: int) -> float:
         """The learning rate at `step` of `steps`, as a factor on the peak."""
-        warm = max(1, round(self.warmup * steps))
-        if self.warmup and step < warm:
+        warm = round(self.warmup * steps)
+        if step < warm:
             return (step + 1) / warm
         progress = min(1.0, (step - warm) / max(1, steps - warm))
         if self.schedule == "step":

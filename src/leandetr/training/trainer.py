@@ -19,6 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from leandetr.data.coco import CocoDataset, collate
 from leandetr.detectors.detector import Detector
+from leandetr.errors import UserError
 from leandetr.evaluation.coco import evaluate_results, predict_dataset
 from leandetr.files import errors_of_writing
 from leandetr.training.callbacks import UpdateAverage
@@ -147,6 +148,8 @@ def _arguments(config: Training, output: Path, images: int) -> TrainingArguments
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if cuda and torch.cuda.is_bf16_supported() else "float32"
+    if precision == "float16" and not cuda:
+        raise UserError("training.precision: float16 needs a GPU; set it to auto, which takes what the machine has")
     steps = max(1, images // (config.batch_size * config.accumulate))
     return TrainingArguments(
         output_dir=str(output),

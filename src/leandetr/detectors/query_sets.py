@@ -1,0 +1,95 @@
+"""Two sets of queries in one decoder: object queries, and distillation queries beside them (SwinDETR).
+
+They attend to each other in every decoder layer. The distillation queries are further rows of the model's own table of learned
+queries, after the object queries; so checkpoints, exports and plain transformers have them without any code of ours. In the
+configuration, `num_queries` counts both sets, `distillation_queries` the second, and `answering_queries` says whose answers are
+the model's: both sets always run, because dropping one would change the other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from leandetr.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from leandetr.detectors.detector import Detector
+
+SETS = ("object", "distillation", "both")
+#: what the families with learned queries call their table
+TABLES = ("query_position_embeddings", "query_refpoint_embeddings", "query_content")
+
+
+def has_distillation_queries(config: PreTrainedConfig) -> bool:
+    return getattr(config, "distillation_queries", 0) > 0
+
+
+def queries_of(config: PreTrainedConfig, which: str) -> slice:
+    """Where a set of `SETS` is among the model's queries."""
+    first = config.num_queries - getattr(config, "distillation_queries", 0)
+    return {"object": slice(0, first), "distillation": slice(first, None), "both": slice(None)}[which]
+
+
+@torch.no_grad()
+def add_distillation_queries(detector: Detector, count: int | None = None) -> None:
+    """Give a detector distillation queries, initialised as its family initialises queries; one that has them keeps them.
+
+    Args:
+        detector: of a family with learned queries.
+        count: how many; by default as many as object queries.
+
+    Raises:
+        UserError: no learned queries, a count below 1, or another count than the detector already has.
+    """
+    model, config = detector.model, detector.config
+    if has_distillation_queries(config):
+        if count not in (None, config.distillation_queries):
+            raise UserError(
+                f"the student already has {config.distillation_queries} distillation queries; do not ask for {count}"
+            )
+        return
+    name = next((name for name in TABLES if isinstance(getattr(model.model, name, None), nn.Embedding)), None)
+    if name is None or getattr(config, "num_patterns", 0):  # DAB-DETR's patterns make several queries of a row
+        raise UserError(
+            f"this {config.model_type} student has no table of learned queries, a row a query, to which distillation queries "
+            "could be added; take a detr, conditional_detr or deformable_detr that is not two-stage"
+        )
+    objects = getattr(model.model, name).weight
+    count = len(objects) if count is None else count
+    if count < 1:
+        raise UserError(f"{count} distillation queries are too few; ask for at least 1")
+    both = nn.Embedding(len(objects) + count, objects.shape[1]).to(objects)
+    model._init_weights(both)
+    both.weight[: len(objects)] = objects
+    setattr(model.model, name, both)
+    config.num_queries, config.distillation_queries = len(both.weight), count
+    config.answering_queries = "object"
+
+
+def answer_with(detector: Detector, which: str) -> None:
+    """Let a set of `SETS` give the detector's predictions from now on, in exports and after saving too.
+
+    "both" are ranked by score together.
+
+    Raises:
+        UserError: no such set, or a detector without distillation queries.
+    """
+    if which not in SETS:
+        raise unknown("set of queries", which, SETS)
+    if not has_distillation_queries(detector.config):
+        raise UserError("the detector has object queries alone; choose a set for one that was distilled with hard-label")
+    detector.config.answering_queries = which
+
+
+def keep_answers(model: PreTrainedModel, _arguments: Any, output: ModelOutput) -> ModelOutput:
+    """Forward hook of a model: of its logits and pred_boxes (B, N, ...) only the answering set's are left."""
+    config = model.config
+    if has_distillation_queries(config) and output.logits.shape[1] == config.num_queries:
+        chosen = queries_of(config, config.answering_queries)
+        output.logits, output.pred_boxes = output.logits[:, chosen], output.pred_boxes[:, chosen]
+    return output

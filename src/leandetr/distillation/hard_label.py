@@ -1,0 +1,80 @@
+"""Distillation queries with hard labels (SwinDETR, eq. 1; after DeiT's distillation token).
+
+Beside the object queries the decoder has distillation queries. The two sets attend to each other; the object queries learn from
+the annotations y, the distillation queries from the teacher's detections with a score over a threshold, by the same loss:
+
+    L = 1/2 L_Hungarian(y, object queries) + 1/2 L_Hungarian(y_teacher, distillation queries)
+
+The first half is the student's own detection loss; the second is the term, with its weight of 1/2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Self
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from leandetr.detectors.detector import Detector
+from leandetr.detectors.postprocess import postprocess
+from leandetr.detectors.query_sets import add_distillation_queries
+from leandetr.distillation.term import Term
+from leandetr.errors import UserError
+from leandetr.losses import SetCriterion
+from leandetr.structures import Batch, DetectorOutput
+
+
+class HardLabel(Term):
+    """Trains the student's distillation queries on the teacher's detections.
+
+    Args:
+        student: gets the distillation queries, unless it has them from an earlier training.
+        teacher_head: "softmax" or "sigmoid".
+        threshold: in [0, 1); only detections with a higher score are labels.
+        queries: how many distillation queries; as many as object queries by default.
+
+    Raises:
+        UserError: a threshold outside [0, 1), or a student without learned queries.
+    """
+
+    name = "hard-label"
+    needs = frozenset({"logits", "boxes"})
+    detection = 0.5
+
+    def __init__(self, student: Detector, teacher_head: str, *, threshold: float = 0.5, queries: int | None = None) -> None:
+        super().__init__()
+        if not 0 <= threshold < 1:
+            raise UserError(f"threshold of the hard-label term is {threshold}; give a score of at least 0 and below 1")
+        add_distillation_queries(student, queries)
+        self.criterion = SetCriterion.from_config(student.config, student.head)
+        self.teacher_head, self.threshold = teacher_head, threshold
+
+    @classmethod
+    def build(cls, student: Detector, teacher: Detector, **options: float) -> Self:
+        return cls(student, teacher.head, **options)
+
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
+        """The answers of the distillation queries, the teacher's last layer -> "class", "bbox" and "giou" of the set loss."""
+        answers = student.distillation
+        return self.criterion(answers.logits, answers.boxes, self.pseudo_labels(teacher))
+
+    def check(self, answers: Iterable[DetectorOutput]) -> None:
+        if not any(len(labels["boxes"]) for answer in answers for labels in self.pseudo_labels(answer)):
+            raise UserError(
+                f"no detection of the teacher on any training image scores above {self.threshold}: the hard-label term has "
+                "nothing to learn; lower its threshold or name a better teacher"
+            )
+
+    @torch.no_grad()
+    def pseudo_labels(self, teacher: DetectorOutput) -> list[dict[str, Tensor]]:
+        """ "class_labels" (n,) and "boxes" (n, 4), (cx, cy, w, h) in [0, 1], of every image's detections over the threshold."""
+        boxes = teacher.boxes[-1]
+        whole = boxes.new_ones(len(boxes), 2)  # detections in units of the image
+        labels = []
+        for found in postprocess(teacher.logits[-1], boxes, self.teacher_head, whole, top_k=boxes.shape[1]):
+            kept = found.scores > self.threshold
+            centred = box_convert(found.boxes[kept], "xyxy", "cxcywh")
+            labels.append({"class_labels": found.labels[kept], "boxes": centred})
+        return labels

@@ -1,0 +1,118 @@
+"""What an exported file promises: PyTorch's answers for every family and any number of images, silence, and standing alone."""
+
+import logging
+import os
+
+import onnx
+import pytest
+import torch
+
+from leandetr.deployment import onnx as exporting
+from leandetr.deployment.metadata import describe
+from leandetr.deployment.onnx import agreement, export_onnx
+from leandetr.deployment.runtimes import OnnxRuntime, PyTorchRuntime
+from leandetr.errors import UserError
+
+FREE = {"size": None, "shortest_edge": 96, "longest_edge": 160}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conditional_detr",
+        "deformable_detr_refine",
+        "rt_detr_v2",
+        pytest.param("deformable_detr", marks=pytest.mark.slow),
+        pytest.param("rt_detr", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("images", [1, 4])
+def test_answers_as_pytorch_does(artefact, batch, name, images):
+    detector, path = artefact(name)
+    pixels = batch(images)["pixel_values"]
+    ours, theirs = PyTorchRuntime(detector).run(pixels, None), OnnxRuntime(path).run(pixels, None)
+    share, _ = agreement(ours, theirs, detector.head, 1e-4)
+    assert share > 0.9
+    assert agreement(ours, (theirs[0] + 0.1, theirs[1]), detector.head, 1e-4)[0] == 0
+
+
+@pytest.mark.parametrize(("images", "height", "width"), [(1, 96, 128), (3, 160, 96)])
+def test_any_size_with_a_mask_where_the_aspect_ratio_is_kept(artefact, batch, images, height, width):
+    detector, path = artefact("detr", **FREE)
+    given = batch(images, height, width)
+    ours = PyTorchRuntime(detector).run(given["pixel_values"], given["pixel_mask"])
+    theirs = OnnxRuntime(path).run(given["pixel_values"], given["pixel_mask"])
+    assert agreement(ours, theirs, detector.head, 1e-4)[0] == 1
+    unmasked = OnnxRuntime(path).run(given["pixel_values"], torch.ones_like(given["pixel_mask"]))
+    assert agreement(ours, unmasked, detector.head, 1e-4)[0] < 1
+
+
+def test_the_file_says_what_it_is_and_holds_little_but_weights(artefact):
+    detector, path = artefact("conditional_detr")
+    runtime = OnnxRuntime(path)
+    assert runtime.metadata == describe(detector, detector.preprocessing)
+    assert runtime.class_map == detector.class_map
+    assert runtime.metadata.provenance["model_type"] == "conditional_detr"
+    graph = onnx.load(path)
+    onnx.checker.check_model(graph)
+    assert [value.name for value in graph.graph.output] == ["logits", "boxes"]
+    assert not any(node.metadata_props or node.doc_string for node in graph.graph.node)
+    assert path.stat().st_size < 4 * runtime.parameters + 400_000
+
+
+def test_a_fixed_size_and_one_image(tmp_path, capfd, caplog):
+    from tests.deployment.conftest import build
+
+    detector = build("detr", **FREE).train()
+    before = dict(os.environ), logging.root.manager.disable
+    with caplog.at_level(logging.INFO):
+        path = export_onnx(detector, tmp_path / "one.onnx", image_size=(64, 96), dynamic_batch=False)
+    assert capfd.readouterr() == ("", "")
+    assert (dict(os.environ), logging.root.manager.disable) == before
+    assert detector.training
+    (pixels,) = onnx.load(path).graph.input
+    assert [side.dim_value for side in pixels.type.tensor_type.shape.dim] == [1, 3, 64, 96]
+    assert OnnxRuntime(path).preprocessing.size == (64, 96)
+    assert [file.name for file in tmp_path.iterdir()] == ["one.onnx"]
+
+
+def test_what_cannot_be_traced_leaves_no_file_and_the_old_one_alone(tmp_path, monkeypatch):
+    from tests.deployment.conftest import build
+
+    detector = build("detr")
+    monkeypatch.setattr(detector.model, "forward", lambda **_: torch.zeros(()).item() / 0)
+    (tmp_path / "old.onnx").write_bytes(b"old")
+    with pytest.raises(UserError, match=r"old\.onnx: detr cannot be exported .*division by zero"):
+        export_onnx(detector, tmp_path / "old.onnx")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+
+def test_a_file_that_disagrees_is_reported(tmp_path, monkeypatch, caplog):
+    from tests.deployment.conftest import build
+
+    monkeypatch.setattr(exporting, "FLOAT_TOLERANCE", -1.0)
+    export_onnx(build("detr"), tmp_path / "off.onnx")
+    assert "only 0 % of its queries" in caplog.text
+
+
+class TestAgreement:
+    """Two answers are compared as sets of queries."""
+
+    logits, boxes = torch.randn(2, 9, 4), torch.rand(2, 9, 4)
+
+    def test_order_does_not_matter(self):
+        order = torch.randperm(9)
+        for head in ("softmax", "sigmoid"):
+            shuffled = self.logits[:, order], self.boxes[:, order]
+            assert agreement((self.logits, self.boxes), shuffled, head, 1e-6) == (1.0, 0.0)
+
+    def test_the_worst_image_counts(self):
+        moved = self.boxes.clone()
+        moved[1, :3] += 0.3
+        share, median = agreement((self.logits, self.boxes), (self.logits, moved), "sigmoid", 1e-3)
+        assert share == pytest.approx(6 / 9)
+        assert median == 0
+
+    def test_what_is_not_a_number_never_agrees(self):
+        broken = torch.full_like(self.logits, torch.nan)
+        assert agreement((self.logits, self.boxes), (broken, self.boxes), "sigmoid", 1.0)[0] == 0

@@ -1,0 +1,96 @@
+"""What a recipe promises: what the file says, changed by name, and one sentence for what is not understood."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from leandetr.errors import UserError
+from leandetr.recipe import parse_training, read_recipe
+
+GOOD = {
+    "data": {"shapes": {"train": 10, "val": 5}},
+    "image_size": [64, 64],
+    "teacher": {"model": "detr", "training": {"epochs": 3}},
+    "student": {"model": "detr", "set": {"decoder_layers": 2}},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(values):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+def test_what_the_file_says(recipe):
+    found = read_recipe(recipe(GOOD))
+    assert found.teacher.training.epochs == 3
+    assert found.student.set == {"decoder_layers": 2}
+    assert found.image_size == (64, 64)
+    assert [variant.scheme for variant in found.quantization] == ["weight-only", "dynamic", "static"]
+
+
+def test_changes_by_name_win(recipe):
+    changes = {"student.training.epochs": 7, "student.set.decoder_layers": 1, "distillation.weights.boxes": 2.0, "seed": 3}
+    found = read_recipe(recipe(GOOD), changes)
+    assert found.student.training.epochs == 7
+    assert found.student.set == {"decoder_layers": 1}
+    assert found.distillation.weights == {"boxes": 2.0}
+    assert found.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"sede": 1}, "unknown key 'sede': did you mean 'seed'"),
+        ({"student.training.epoch": 1}, r"unknown key 'student.training.epoch': did you mean 'student.training.epochs'"),
+        ({"data.shapes.trian": 1}, r"unknown key 'data.shapes.trian': did you mean 'data.shapes.train'"),
+        ({"quantization": [{"scheme": "static", "option": {}}]}, r"unknown key 'quantization.0.option': did you mean"),
+        ({"image_size": [64]}, "image_size"),
+        ({"image_size": "large"}, "image_size: input should be a valid tuple"),
+        ({"teacher.training.epochs": 0}, "teacher.training.epochs: input should be greater than or equal to 1"),
+        ({"teacher.training.schedule": "linear"}, "teacher.training.schedule: input should be 'cosine' or 'step'"),
+        ({"data.folder": "somewhere"}, "data: give either folder or shapes"),
+        ({"teacher.checkpoint": "there"}, "teacher: give either checkpoint or model"),
+        ({"student": {"checkpoint": "there"}}, "student: give model"),
+        ({"seed.deep": 1}, "seed.deep: seed is a value, not a section"),
+    ],
+)
+def test_what_is_not_understood_is_one_sentence_with_the_key(recipe, change, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        read_recipe(recipe(GOOD | {"seed": 0}), change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a: [", "is not YAML"),
+        ("- a", "is no recipe"),
+        ("", "is no recipe"),
+        ("image_size: [64, 64]", "recipe.yaml: data: field required"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(recipe, text, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        read_recipe(recipe(text))
+    assert "recipe.yaml" in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there():
+    with pytest.raises(UserError, match=r"cannot read the recipe nowhere.yaml: No such file"):
+        read_recipe(Path("nowhere.yaml"))
+
+
+def test_a_schedule_names_its_nearest_key():
+    with pytest.raises(UserError, match="--set training: unknown key 'warm': did you mean 'warmup'"):
+        parse_training({"warm": 0.1}, "--set training")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_recipes_that_come_along_are_valid(path):
+    assert read_recipe(path).student.model

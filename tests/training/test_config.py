@@ -1,0 +1,50 @@
+"""The schedule as its definition says, step by step."""
+
+import math
+from itertools import pairwise
+
+import pytest
+from pydantic import ValidationError
+
+from leandetr.training.config import Training
+
+
+def test_cosine_rises_falls_and_ends_at_nothing():
+    config = Training(warmup=0.1)
+    factors = [config.factor(step, 100) for step in range(101)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10] == pytest.approx(1)
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[25] == pytest.approx(0.5 * (1 + math.cos(math.pi * 15 / 90)))
+    assert factors[100] == pytest.approx(0, abs=1e-12)
+    assert all(later <= earlier for earlier, later in pairwise(factors[10:]))
+
+
+def test_step_falls_to_a_tenth_once():
+    config = Training(schedule="step", step_at=0.8, warmup=0)
+    assert [config.factor(step, 10) for step in range(10)] == [1.0] * 8 + [0.1] * 2
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_trainings_have_a_rate(steps):
+    for config in (Training(), Training(warmup=0), Training(schedule="step")):
+        assert all(0 < config.factor(step, steps) <= 1 for step in range(steps))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epoch": 3},
+        {"epochs": 0},
+        {"lr": 0},
+        {"ema": 1},
+        {"warmup": 1},
+        {"schedule": "linear"},
+        {"precision": "int8"},
+        {"clip": -1},
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        Training(**wrong)

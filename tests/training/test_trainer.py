@@ -1,0 +1,103 @@
+"""What the training engine promises: who learns how fast, what is evaluated, and that cutting a batch changes nothing."""
+
+import pytest
+import torch
+
+from leandetr.errors import UserError
+from leandetr.training.trainer import DetectionTrainer, last_checkpoint
+
+STILL = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+
+
+@pytest.mark.parametrize("name", ["detr", "deformable_detr", "rt_detr_v2"])
+def test_parameter_groups(prepared, short, tmp_path, name):
+    detector, train, val = prepared(name)
+    config = short(lr=1e-3, backbone_lr=0.2, weight_decay=0.01)
+    trainer = DetectionTrainer(detector, train, val, config, tmp_path, [])
+    setting = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in trainer.create_optimizer().param_groups
+        for p in group["params"]
+    }
+    parameters = dict(detector.named_parameters())
+    assert len(setting) == len(parameters)
+    for key, parameter in parameters.items():
+        rate, decay = setting[id(parameter)]
+        slow = "sampling_offsets" in key or "reference_points" in key
+        assert rate == pytest.approx(2e-4 if "backbone" in key else 1e-4 if slow else 1e-3), key
+        norm_or_bias = key.endswith("bias") or "norm" in key or parameter.ndim < 2
+        assert decay == (0 if norm_or_bias else 0.01), key
+    assert any("sampling_offsets" in key for key in parameters) == (name != "detr")
+
+
+def test_evaluation_is_of_the_average_and_gives_the_weights_back(prepared, short, tmp_path, monkeypatch):
+    detector, train, val = prepared()
+    trainer = DetectionTrainer(detector, train, val, short(), tmp_path, [])
+    key, parameter = next(iter(detector.named_parameters()))
+    with torch.no_grad():
+        parameter.add_(1.0)
+    own, seen = parameter.detach().clone(), []
+    predict = detector.predict
+    monkeypatch.setattr(detector, "predict", lambda batch: (seen.append(parameter.detach().clone()), predict(batch))[1])
+    state = torch.get_rng_state()
+    logs = trainer.evaluate()
+    assert all(torch.equal(tensor, trainer.average.shadow[key]) for tensor in seen)
+    assert len(seen) == 2  # three images, two a batch
+    assert torch.equal(parameter, own)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(logs) == 12
+    assert -1 <= logs["eval_ap"] <= 1
+
+
+def after_two_updates(prepared, config, output):
+    detector, train, val = prepared("detr", augment="none", **STILL)
+    DetectionTrainer(detector, train, val, config, output, []).train()
+    return detector.state_dict(), moments(output)
+
+
+def moments(output):
+    """AdamW's first moments: linear in the gradients, unlike the weights, whose steps it makes equal in size."""
+    state = torch.load(last_checkpoint(output) / "optimizer.pt", weights_only=True)["state"]
+    return {index: entry["exp_avg"] for index, entry in state.items()}
+
+
+def test_accumulated_batches_learn_what_the_large_batch_learns(prepared, short, tmp_path):
+    shared = {"epochs": 1, "ema": 0, "clip": 1e6, "max_steps": 2}
+    large, large_moments = after_two_updates(prepared, short(batch_size=4, **shared), tmp_path / "large")
+    small, small_moments = after_two_updates(prepared, short(batch_size=2, accumulate=2, **shared), tmp_path / "small")
+    for index, moment in large_moments.items():
+        torch.testing.assert_close(small_moments[index], moment, rtol=1e-3, atol=1e-5)
+    for key, tensor in large.items():
+        torch.testing.assert_close(small[key], tensor, rtol=0, atol=1e-4)
+
+
+def test_gradients_are_clipped(prepared, short, tmp_path):
+    _, clipped = after_two_updates(prepared, short(max_steps=1, clip=1e-3), tmp_path / "clipped")
+    norm = torch.stack([moment.norm() for moment in clipped.values()]).norm() / 0.1  # the first moment after one step
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here half precision is possible")
+def test_half_precision_without_a_gpu_is_one_sentence(prepared, short, tmp_path):
+    detector, train, val = prepared()
+    with pytest.raises(UserError, match=r"training.precision: float16 needs a GPU"):
+        DetectionTrainer(detector, train, val, short(precision="float16"), tmp_path, [])
+
+
+def test_bfloat16_trains(prepared, short, tmp_path):
+    detector, train, val = prepared()
+    before = {key: tensor.clone() for key, tensor in detector.state_dict().items()}
+    result = DetectionTrainer(detector, train, val, short(precision="bfloat16", max_steps=1), tmp_path, []).train()
+    assert torch.isfinite(torch.tensor(result.training_loss))
+    assert {tensor.dtype for tensor in detector.parameters()} == {torch.float32}
+    assert any(not torch.equal(tensor, before[key]) for key, tensor in detector.state_dict().items())
+
+
+def test_half_written_checkpoints_are_removed_and_the_newest_whole_one_found(tmp_path):
+    for step, whole in ((8, True), (16, True), (100, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / "complete").touch()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-16"
+    assert not (tmp_path / "checkpoint-100").exists()
+    assert last_checkpoint(tmp_path / "absent") is None
