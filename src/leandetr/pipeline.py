@@ -1,35 +1,40 @@
 """`compress`: teacher, student without and with it, quantized variants, exports, and one table of what each cost.
 
-Every step leaves a note under `steps/` with a fingerprint of what it was made from. A step whose note still fits is not done
-again, so a run that was killed goes on where it was, and a run whose recipe changed redoes what the change concerns.
+Every step leaves a note under `steps/` with a fingerprint of what it was made from. A step whose note still fits, and whose
+product is still there, is not done again: a run that was killed goes on where it was, and a run whose recipe changed redoes
+what the change concerns. What a recipe gets wrong is said before anything is trained.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from rich.console import Console
 
 from leandetr import verbs
-from leandetr.data.coco import CocoDataset, find_split
+from leandetr.data.coco import Split, class_map_of, find_split
 from leandetr.data.shapes import write_shapes
-from leandetr.data.transforms import eval_transform
+from leandetr.data.transforms import AUGMENTATIONS
 from leandetr.deployment.benchmark import environment, measure
-from leandetr.deployment.runtimes import open_runtime
+from leandetr.deployment.runtimes import ENGINES, Runtime, open_runtime
+from leandetr.detectors.create import MODELS, create
+from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
+from leandetr.distillation.methods import build_terms
+from leandetr.errors import UserError, unknown
 from leandetr.files import claim_folder, read_json, write_json, write_text
 from leandetr.quantization.config import scheme_config
 from leandetr.recipe import Model, Quantization, Recipe
 from leandetr.report import Picture, write_report
-from leandetr.structures import Detections
+from leandetr.report.validation import validation_pictures
 
 ROWS_OF_ONE = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
@@ -37,60 +42,83 @@ ROWS_OF_ONE = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 def compress(recipe: Recipe, out: Path, command: str = "leandetr.compress") -> dict[str, Any]:
     """Run a recipe into `out` and return what `results.json` holds.
 
-    The folder then has: `recipe.yaml`; `teacher`, `baseline`, `distilled` and one folder a quantized variant, each a detector that
-    `load` takes; `onnx/` with the exported files; `predictions/` in COCO's results format, one file a row; `results.json`,
-    `report.md`, `report.html`, `images.html`; `steps/` with what was done when and in how many seconds.
+    The folder then has: `recipe.yaml`; `teacher`, `baseline`, `distilled` and one folder a quantized variant, each a detector
+    that `load` takes; `onnx/` with the exported files; `predictions/` in COCO's results format, one file a row;
+    `benchmark.json`; `results.json`, `report.md`, `report.html`, `images.html`; `steps/` with what was done and in how many
+    seconds.
 
     Raises UserError where the folder is not ours, and for every fault of the data, the models or the recipe.
     """
     out = Path(out)
+    run = Run(recipe, out, command)
     claim_folder(out, "compress")
     write_text(out / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False))
-    return Run(recipe, out, command).run()
+    return run.run()
 
 
 class Run:
-    """One run of a recipe in a folder."""
+    """One run of a recipe in a folder.
+
+    Raises UserError for an unknown model, augmentation, scheme or engine, for a scheme's option that is none, and for two
+    quantized variants of one name.
+    """
 
     def __init__(self, recipe: Recipe, out: Path, command: str) -> None:
         self.recipe, self.out, self.command = recipe, out, command
         self.steps: list[dict[str, Any]] = []
         self.console = Console(stderr=True, highlight=False)
-        self.variants = [(q.name or f"distilled-{q.scheme}", q) for q in recipe.quantization]
-        for _, variant in self.variants:
-            scheme_config(variant.scheme, **variant.options)  # a mistake there is said now, not after the training
+        self.variants = {f"distilled-{q.name or q.scheme}": q for q in recipe.quantization}
+        if len(self.variants) < len(recipe.quantization):
+            raise UserError("quantization: two variants would be in one folder; give them a name each")
+        for variant in recipe.quantization:
+            scheme_config(variant.scheme, **variant.options)
+        for model in (recipe.teacher, recipe.student):
+            if model.checkpoint is None and model.model not in MODELS:
+                raise unknown("model", model.model, MODELS)
+            if model.training.augment not in ("auto", *AUGMENTATIONS):
+                raise unknown("augmentation", model.training.augment, ("auto", *AUGMENTATIONS))
+        for engine in recipe.benchmark.runtimes:
+            if engine not in ENGINES:
+                raise unknown("engine", engine, ENGINES)
 
     def run(self) -> dict[str, Any]:
         data, data_key = self._data()
+        self._rehearsed(data, data_key)
         teacher_key = self._model("teacher", self.recipe.teacher, data, data_key)
         student = self.recipe.student
         keys = {"teacher": teacher_key, "baseline": self._model("baseline", student, data, data_key)}
         keys["distilled"] = self._distilled(data, teacher_key, data_key)
-        for name, variant in self.variants:
+        for name, variant in self.variants.items():
             keys[name] = self._quantized(name, variant, data, keys["distilled"])
         graphs = {name: self._exported(name, key) for name, key in keys.items()}
-        rows = self._rows(data, keys, graphs)
+        rows, measured_on = self._rows(data, keys, graphs)
         results = {
-            "environment": environment() | {"seed": self.recipe.seed},
+            "environment": measured_on | {"seed": self.recipe.seed},
             "command": self.command,
             "recipe": (self.out / "recipe.yaml").read_text(encoding="utf-8"),
             "steps": self.steps,
             "rows": rows,
         }
         write_json(self.out / "results.json", results)
-        write_report(results, self.out, self._gallery(data, rows), load(self.out / "teacher").class_map.names)
+        split = find_split(data, "val")
+        write_report(results, self.out, self._pictures(split, keys), class_map_of(split).names)
         return results
 
-    def _step(self, name: str, made_from: Any, work: Callable[[], str]) -> str:
-        """Do `work` unless its note says that it was done with the same input; returns the input's fingerprint."""
+    def _step(self, name: str, made_from: Any, product: Path | None, work: Callable[[], str]) -> str:
+        """Do `work`, which writes `product`, unless that is there and the step's note says that it is of the same input.
+
+        Returns the input's fingerprint.
+        """
         key = hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        note = self.out / "steps" / f"{name}.json"
-        before = read_json(note) if note.exists() else {"made_from": key}
-        if before["made_from"] == key and "summary" in before:
+        note, folder = self.out / "steps" / f"{name}.json", self.out / name
+        before = read_json(note) if note.exists() else {}
+        if before.get("made_from") != key:
+            note.unlink(missing_ok=True)
+            if folder.is_dir():
+                shutil.rmtree(folder)  # of another recipe; what a kill interrupted is continued instead
+        elif "summary" in before and (product is None or product.exists()):
             self.steps.append({field: before[field] for field in ("name", "seconds", "summary")})
             return key
-        if before["made_from"] != key and (self.out / name).is_dir():
-            shutil.rmtree(self.out / name)  # of another recipe; what a kill interrupted is continued instead
         write_json(note, {"name": name, "made_from": key})
         self.console.print(f"[bold]{name}[/bold]")
         start = time.monotonic()
@@ -111,7 +139,28 @@ class Run:
             write_shapes(folder, shapes.train, shapes.val, shapes.size, shapes.seed)
             return f"{shapes.train} training and {shapes.val} validation images of synthetic shapes"
 
-        return folder, self._step("data", shapes.model_dump(), work)
+        return folder, self._step("data", shapes.model_dump(), folder / "annotations" / "instances_val.json", work)
+
+    def _rehearsed(self, data: Path, data_key: str) -> None:
+        """Build once what will be trained and quantized, so that what does not fit is said now and not after hours."""
+        recipe = self.recipe
+
+        def work() -> str:
+            teacher, student = self._untrained(recipe.teacher, data), self._untrained(recipe.student, data)
+            distillation = recipe.distillation
+            build_terms(distillation.method.split(","), student, teacher, distillation.weights, distillation.options)
+            layers = [name for name, _ in student.model.named_modules(remove_duplicate=False)]
+            for variant in recipe.quantization:
+                scheme_config(variant.scheme, **variant.options).check_overrides(layers)
+            return f"the recipe fits: teacher with {_millions(teacher)}, student with {_millions(student)}"
+
+        self._step("rehearsal", [data_key, recipe.model_dump(exclude={"benchmark", "gallery", "calibration"})], None, work)
+
+    def _untrained(self, model: Model, data: Path) -> Detector:
+        if model.checkpoint is not None:
+            return load(model.checkpoint)
+        classes = class_map_of(find_split(data, "train"))
+        return create(model.model, classes, self._size(model), model.backbone, model.weights, model.set)
 
     def _model(self, name: str, model: Model, data: Path, data_key: str) -> str:
         """Train a model, or take a finished one."""
@@ -124,9 +173,10 @@ class Run:
                 detector.save(folder)
                 return f"taken from {model.checkpoint}, {_millions(detector)}"
             detector = verbs.train(data, model.model, folder, **self._building(model))
-            return f"{model.training.epochs} epochs, {_millions(detector)}"
+            return f"{_schedule(model)}, {_millions(detector)}"
 
-        return self._step(name, [data_key, model.model_dump(), self._size(model), self.recipe.seed], work)
+        made_from = [data_key, model.model_dump(), self._size(model), self.recipe.seed]
+        return self._step(name, made_from, folder / "config.json", work)
 
     def _distilled(self, data: Path, teacher_key: str, data_key: str) -> str:
         student, distillation = self.recipe.student, self.recipe.distillation
@@ -142,7 +192,7 @@ class Run:
                 term_options=distillation.options,
                 **self._building(student),
             )
-            return f"{student.training.epochs} epochs with {distillation.method}"
+            return f"{_schedule(student)} with {distillation.method}"
 
         made_from = [
             data_key,
@@ -152,7 +202,7 @@ class Run:
             self._size(student),
             self.recipe.seed,
         ]
-        return self._step("distilled", made_from, work)
+        return self._step("distilled", made_from, self.out / "distilled" / "config.json", work)
 
     def _building(self, model: Model) -> dict[str, Any]:
         training = model.training.model_copy(update={"seed": self.recipe.seed})
@@ -164,11 +214,13 @@ class Run:
 
     def _quantized(self, name: str, variant: Quantization, data: Path, student_key: str) -> str:
         def work() -> str:
-            options, calibration = variant.options, self.recipe.calibration
+            options = variant.options
+            calibration = None if "calibration_images" in options else self.recipe.calibration
             detector = verbs.quantize(self.out / "distilled", data, variant.scheme, self.out / name, calibration, options)
             return detector.config.quantization_config.summary().splitlines()[0]
 
-        return self._step(name, [student_key, variant.model_dump(), self.recipe.calibration], work)
+        made_from = [student_key, variant.model_dump(), self.recipe.calibration]
+        return self._step(name, made_from, self.out / name / "config.json", work)
 
     def _exported(self, name: str, key: str) -> Path:
         graph = self.out / "onnx" / f"{name}.onnx"
@@ -177,80 +229,68 @@ class Run:
             verbs.export(self.out / name, graph)
             return f"{graph.stat().st_size / 1e6:.2f} MB, agrees with PyTorch"
 
-        self._step(f"onnx-{name}", key, work)
+        self._step(f"onnx-{name}", key, graph, work)
         return graph
 
-    def _rows(self, data: Path, keys: Mapping[str, str], graphs: Mapping[str, Path]) -> list[dict[str, Any]]:
-        """Accuracy of every artefact on every runtime, then the latency of all of them in one interleaved measurement."""
+    def _rows(
+        self, data: Path, keys: Mapping[str, str], graphs: Mapping[str, Path]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Accuracy of every artefact on every runtime, then the latency of all of them in one interleaved measurement, and the
+        environment that it was taken in."""
         benchmark, split = self.recipe.benchmark, find_split(data, "val")
-        runtimes = [
-            (name, open_runtime(self.out / name if engine == "pytorch" else graphs[name], benchmark.threads, engine))
-            for engine in benchmark.runtimes
-            for name in keys
+        measured = [(name, engine) for engine in benchmark.runtimes for name in keys]
+
+        @functools.cache  # opened where a step needs it, and held once
+        def runtime(name: str, engine: str) -> Runtime:
+            return open_runtime(self.out / name if engine == "pytorch" else graphs[name], benchmark.threads, engine)
+
+        def latencies() -> str:
+            against = [measured.index(("distilled" if name in self.variants else name, engine)) for name, engine in measured]
+            found = measure([runtime(*pair) for pair in measured], split, benchmark.repeats, against)
+            write_json(file, {"environment": environment(), "measurements": found})
+            return f"{benchmark.repeats} rounds of {len(measured)} candidates"
+
+        accuracies = [self._evaluated(name, engine, keys[name], runtime, split) for name, engine in measured]
+        file = self.out / "benchmark.json"
+        self._step("benchmark", [dict(keys), benchmark.model_dump()], file, latencies)
+        written = read_json(file)
+        rows = [
+            {"name": name} | accuracy | latency
+            for (name, _), accuracy, latency in zip(measured, accuracies, written["measurements"], strict=True)
         ]
-        rows = []
-        for name, runtime in runtimes:
-            label = f"{name}-{runtime.name}"
-            file = self.out / "predictions" / f"{label}.json"
-            scores = self.out / "predictions" / f"{label}.metrics.json"
+        return rows, written["environment"]
 
-            def work(runtime=runtime, file=file, scores=scores) -> str:
-                metrics, results = verbs.evaluate_runtime(runtime, split)
-                write_json(file, results)
-                write_json(scores, metrics.as_dict())
-                return f"AP {metrics.ap:.3f}"
+    def _evaluated(
+        self, name: str, engine: str, key: str, runtime: Callable[[str, str], Runtime], split: Split
+    ) -> dict[str, float]:
+        label = f"{name}-{engine}"
+        scores = self.out / "predictions" / f"{label}.metrics.json"
 
-            self._step(f"evaluate-{label}", [keys[name], runtime.name], work)
-            metrics = read_json(scores)
-            rows.append({"name": name} | {field: metrics[field] for field in ROWS_OF_ONE})
-        self.console.print("[bold]benchmark[/bold]")
-        float_row = {(name, runtime.name): index for index, (name, runtime) in enumerate(runtimes)}
-        against = [float_row["distilled" if name in dict(self.variants) else name, runtime.name] for name, runtime in runtimes]
-        for row, measured in zip(rows, measure([r for _, r in runtimes], split, benchmark.repeats, against), strict=True):
-            row |= measured
-        return rows
+        def work() -> str:
+            metrics, results = verbs.evaluate_runtime(runtime(name, engine), split)
+            write_json(self.out / "predictions" / f"{label}.json", results)
+            write_json(scores, metrics.as_dict())
+            return f"AP {metrics.ap:.3f}"
 
-    def _gallery(self, data: Path, rows: list[dict[str, Any]]) -> list[Picture]:
-        """The first validation images with objects, with the boxes that each row's exported model found."""
-        if not self.recipe.gallery:
-            return []
-        detector = load(self.out / "teacher")
-        dataset = CocoDataset(find_split(data, "val"), eval_transform(detector.preprocessing), detector.class_map)
-        truth = _by_image(dataset.ground_truth()["annotations"], detector.class_map.dataset_ids)
-        engine = "onnxruntime" if "onnxruntime" in self.recipe.benchmark.runtimes else self.recipe.benchmark.runtimes[0]
+        self._step(f"evaluate-{label}", [key, engine], scores, work)
+        metrics = read_json(scores)
+        return {field: metrics[field] for field in ROWS_OF_ONE}
+
+    def _pictures(self, split: Split, names: Iterable[str]) -> list[Picture]:
+        """Validation images with what each row's exported model found."""
+        engines = self.recipe.benchmark.runtimes
+        engine = "onnxruntime" if "onnxruntime" in engines else engines[0]
         found = {
-            row["name"]: _by_image(
-                read_json(self.out / "predictions" / f"{row['name']}-{engine}.json"), detector.class_map.dataset_ids
-            )
-            for row in rows
-            if row["runtime"] == engine
+            name: (read_json(self.out / "predictions" / f"{name}-{engine}.json"), load(self.out / name).class_map)
+            for name in names
         }
-        nothing = Detections(torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
-        chosen = [index for index, image in enumerate(dataset.image_ids.tolist()) if image in truth][: self.recipe.gallery]
-        return [
-            Picture(
-                dataset.path(index).name,
-                dataset.load_image(index),
-                truth[dataset.image_ids[index].item()],
-                {name: boxes.get(dataset.image_ids[index].item(), nothing) for name, boxes in found.items()},
-            )
-            for index in chosen
-        ]
+        return validation_pictures(split, found, self.recipe.gallery)
 
 
-def _by_image(results: list[dict[str, Any]], dataset_ids: tuple[int, ...]) -> dict[int, Detections]:
-    """COCO annotations or results -> the detections of every image."""
-    grouped: dict[int, list[dict[str, Any]]] = {}
-    for entry in results:
-        grouped.setdefault(entry["image_id"], []).append(entry)
-    answer = {}
-    for image, entries in grouped.items():
-        corner = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32)
-        boxes = torch.cat([corner[:, :2], corner[:, :2] + corner[:, 2:]], 1)
-        labels = torch.tensor([dataset_ids.index(entry["category_id"]) for entry in entries])
-        answer[image] = Detections(torch.tensor([entry.get("score", 1.0) for entry in entries]), labels, boxes)
-    return answer
-
-
-def _millions(detector: torch.nn.Module) -> str:
+def _millions(detector: Detector) -> str:
     return f"{sum(parameter.numel() for parameter in detector.parameters()) / 1e6:.2f} M parameters"
+
+
+def _schedule(model: Model) -> str:
+    training = model.training
+    return f"{training.epochs} epochs" if training.max_steps is None else f"{training.max_steps} steps"

@@ -69,7 +69,10 @@ class Distillation(Part):
 
 
 class Quantization(Part):
-    """One quantized variant of the distilled student. options: the scheme's own settings."""
+    """One quantized variant of the distilled student.
+
+    name: of its row and folder, behind `distilled-`; the scheme's by default. options: the scheme's own settings.
+    """
 
     scheme: str
     name: str | None = None
@@ -79,7 +82,7 @@ class Quantization(Part):
 class Benchmark(Part):
     """Runtimes to measure on, interleaved repeats, threads (all cores by default)."""
 
-    runtimes: list[str] = ["pytorch", "onnxruntime"]
+    runtimes: list[str] = Field(["pytorch", "onnxruntime"], min_length=1)
     repeats: int = Field(50, ge=5)
     threads: int | None = Field(None, ge=1)
 

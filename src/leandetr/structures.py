@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -17,7 +17,8 @@ class Target(TypedDict):
 
     class_labels: (n,) int64, contiguous class ids. boxes: (n, 4) float32, (cx, cy, w, h) relative to `size`, in [0, 1].
     image_id: (1,) int64. orig_size: (2,) int64, (height, width) of the photograph. size: (2,) int64, (height, width) of
-    the image in the batch without its padding.
+    the image in the batch without its padding. detections: a teacher's of the same view, where the data set was given some:
+    class_labels (m,), boxes (m, 4) like the objects', scores (m,).
     """
 
     class_labels: Tensor
@@ -25,6 +26,7 @@ class Target(TypedDict):
     image_id: Tensor
     orig_size: Tensor
     size: Tensor
+    detections: NotRequired[dict[str, Tensor]]
 
 
 class Batch(TypedDict):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from leandetr.data.coco import CocoDataset, Split, class_map_of, collate, find_s
 from leandetr.data.transforms import eval_transform, train_transform
 from leandetr.deployment.benchmark import Measurement, measure
 from leandetr.deployment.onnx import export_onnx
-from leandetr.deployment.openvino import convert_openvino
+from leandetr.deployment.openvino import check_xml, convert_openvino
 from leandetr.deployment.predict import predict_images
 from leandetr.deployment.runtimes import Runtime, open_runtime
 from leandetr.detectors.create import MODELS, create
@@ -24,7 +25,7 @@ from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.methods import build_terms
-from leandetr.errors import UserError
+from leandetr.errors import UserError, unknown
 from leandetr.evaluation import coco
 from leandetr.evaluation.coco import CocoMetrics
 from leandetr.files import claiming, read_json
@@ -98,12 +99,15 @@ def distill(
     """
     training = training or Training()
     building = {"image_size": image_size, "backbone": backbone, "weights": weights, "overrides": overrides or {}}
-    with claiming(out, ["distill", data, teacher, student, method, term_weights, building, training.model_dump()]):
+    terms = [method, term_weights, term_options]
+    with claiming(out, ["distill", data, teacher, student, *terms, building, training.model_dump()]):
         if _finished(out):
             return load(out)
         guide = load(teacher)
         pupil = _student(data, student, **building, seed=training.seed)
-        distiller = Distiller(pupil, guide, build_terms(method.split(","), pupil, guide, term_weights or {}, term_options or {}))
+        distiller = Distiller(
+            pupil, guide, build_terms(method.split(","), pupil, guide, term_weights or {}, term_options or {})
+        )
         return _fit(distiller, pupil, data, training, Path(out))
 
 
@@ -117,25 +121,41 @@ def quantize(
 ) -> Detector:
     """Quantize a saved detector with a scheme and save the result in `out`.
 
-    calibration: images of `train` for schemes that need them; the scheme's own number by default.
+    calibration: images of `train` for schemes that need them, or all where there are fewer; the scheme's own number by
+    default.
     """
     config = scheme if isinstance(scheme, Scheme) else scheme_config(scheme, **(options or {}))
-    if calibration is not None and hasattr(config, "calibration_images"):
-        config = replace(config, calibration_images=calibration)
+    if calibration is not None:
+        config = _calibrated_with(config, calibration)
     with claiming(out, ["quantize", model, data, config.to_dict()]):
         detector = load(model)
-        quantized = quantize_detector(detector, config, calibration_batches(data, detector, config))
+        asked, batches = _calibration_images(config), ()
+        if asked:
+            dataset = CocoDataset(split_of(data, "train"), eval_transform(detector.preprocessing), detector.class_map)
+            config = _calibrated_with(config, min(asked, len(dataset)))
+            batches = _spread(dataset, min(asked, len(dataset)))
+        quantized = quantize_detector(detector, config, batches)
         quantized.save(Path(out))
         return quantized
 
 
-def calibration_batches(data: Data, detector: Detector, config: Scheme) -> Iterable[dict]:
-    """Images spread evenly over `train`, without augmentation; none where the scheme asks for none."""
-    asked = getattr(config, "calibration_images", 0)
-    if not asked:
-        return []
-    dataset = CocoDataset(split_of(data, "train"), eval_transform(detector.preprocessing), detector.class_map)
-    chosen = torch.linspace(0, len(dataset) - 1, min(asked, len(dataset))).round().long().unique().tolist()
+def _calibration_images(config: Scheme) -> int:
+    """How many images a scheme and its overrides ask for; 0 where nothing is calibrated."""
+    return max(getattr(setting, "calibration_images", 0) for setting in (config, *config.overrides.values()))
+
+
+def _calibrated_with(config: Scheme, images: int) -> Scheme:
+    """The scheme and its overrides with so many calibration images."""
+
+    def changed(setting: Any) -> Any:
+        return replace(setting, calibration_images=images) if hasattr(setting, "calibration_images") else setting
+
+    return changed(replace(config, overrides={pattern: changed(value) for pattern, value in config.overrides.items()}))
+
+
+def _spread(dataset: CocoDataset, images: int) -> Iterable[dict]:
+    """Batches of images spread evenly over a data set."""
+    chosen = torch.linspace(0, len(dataset) - 1, images).round().long().tolist()
     return DataLoader(Subset(dataset, chosen), batch_size=8, collate_fn=collate)
 
 
@@ -163,9 +183,10 @@ def export(model: str | Path, out: Path, to: str = "onnx", image_size: tuple[int
     if to == "onnx":
         return export_onnx(load(model), out, image_size)
     if to != "openvino":
-        raise UserError(f"unknown format {to!r}; export to onnx or openvino")
-    graph = export_onnx(load(model), out.with_suffix(".onnx"), image_size)
-    return convert_openvino(graph, out)
+        raise unknown("format", to, ("onnx", "openvino"))
+    check_xml(out)
+    with TemporaryDirectory() as folder:
+        return convert_openvino(export_onnx(load(model), Path(folder) / "model.onnx", image_size), out)
 
 
 def predict(
@@ -206,6 +227,8 @@ def _student(
     seed: int,
 ) -> Detector:
     if model not in MODELS:
+        if not Path(model).exists() and "/" not in model:
+            raise unknown("model", model, MODELS)
         if backbone or weights or image_size:
             raise UserError(f"{model} has its size, backbone and weights: leave out those of a new model")
         return load(model, overrides)

@@ -10,23 +10,29 @@ from leandetr.detectors.create import create
 from leandetr.structures import Batch, ClassMap, Preprocessing
 
 CLASSES = ClassMap(("disc", "square", "star", "ring", "cross"), (1, 3, 7, 9, 90))
-SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 12, "decoder_ffn_dim": 64}
-
-
-def build(name, **preprocessing):
-    """A tiny detector for 96 x 96 pixels whose weights are far enough from their start for encoder scores not to tie."""
-    torch.manual_seed(1)
-    detector = create(name, CLASSES, (96, 96), backbone="test_resnet", overrides=SMALL).eval()
-    with torch.no_grad():
-        for parameter in detector.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    if preprocessing:
-        detector.preprocessing = Preprocessing(**preprocessing)
-    return detector
+SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "decoder_ffn_dim": 64}
 
 
 @pytest.fixture(scope="session")
-def artefact(tmp_path_factory):
+def build():
+    """build(name, seed): a tiny detector for 96 x 96 pixels. RT-DETR has a query for every cell, so it need not choose."""
+
+    def make(name, seed=1, **preprocessing):
+        torch.manual_seed(seed)
+        queries = {} if name.startswith("rt_detr") else {"num_queries": 12}
+        detector = create(name, CLASSES, (96, 96), backbone="test_resnet", overrides=SMALL | queries).eval()
+        with torch.no_grad():  # heads start at zero, and all queries would look alike
+            for parameter in detector.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        if preprocessing:
+            detector.preprocessing = Preprocessing(**preprocessing)
+        return detector
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def artefact(build, tmp_path_factory):
     """artefact(name) -> (detector, the file it was exported to)."""
     made = {}
 

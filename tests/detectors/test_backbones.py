@@ -9,7 +9,7 @@ from leandetr.detectors.backbones import LITE0, LITE0_PACKAGE, describe_backbone
 from leandetr.detectors.create import create
 from leandetr.errors import UserError
 
-SMALL = {"d_model": 32, "decoder_layers": 1, "encoder_layers": 1, "num_queries": 4}
+SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 4}
 
 
 @pytest.mark.parametrize(
@@ -46,16 +46,16 @@ def test_weights_of_the_lite0_package_compute_its_features(classes, name):
         torch.testing.assert_close(last[0], plain.eval()(pixels)[-1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["detr", "rt_detr_v2"])
-def test_weights_from_files_of_timm_and_of_a_detector(classes, tmp_path, name):
+@pytest.mark.parametrize(("name", "other"), [("detr", "rt_detr_v2"), ("rt_detr_v2", "deformable_detr")])
+def test_weights_from_files_of_timm_and_of_any_detector(classes, tmp_path, name, other):
     torch.manual_seed(0)
     donor = timm.create_model("resnet10t")
     save_file(donor.state_dict(), tmp_path / "timm.safetensors")
     first = create(name, classes, (64, 64), "resnet10t", weights=str(tmp_path / "timm.safetensors"), overrides=SMALL)
     first.save(tmp_path / "detector")
     from_detector = str(tmp_path / "detector" / "model.safetensors")
-    second = create(name, classes, (64, 64), "resnet10t", weights=from_detector, overrides=SMALL)
-    for found in (first, second):
+    same, another = (create(n, classes, (64, 64), "resnet10t", weights=from_detector, overrides=SMALL) for n in (name, other))
+    for found in (first, same, another):
         state = found.model.model.backbone.state_dict()
         (key,) = [key for key in state if key.endswith("layer4.0.conv2.weight")]
         assert torch.equal(state[key], donor.state_dict()["layer4.0.conv2.weight"])

@@ -6,7 +6,7 @@ import torch
 from leandetr.detectors.create import MODELS, create
 from leandetr.errors import UserError
 
-SMALL = {"d_model": 32, "decoder_layers": 1, "encoder_layers": 1, "num_queries": 4}
+SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 4}
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,8 @@ SMALL = {"d_model": 32, "decoder_layers": 1, "encoder_layers": 1, "num_queries":
         ("detr", (64, 64), "resnet18", {"decoder_layers": "many"}, "model: detr refuses .*decoder_layers.*many"),
         ("detr", (64, 64), "resnet18", {"d_model": 30}, "model.d_model: 30 is not divisible by its 8 attention heads"),
         ("deformable_detr", (64, 64), "resnet18", {"d_model": 48}, "model: no deformable_detr can be built with .*48"),
+        ("rt_detr_v2", (64, 64), "resnet18", {"decoder_layers": 1}, "model.decoder_layers: rt_detr_v2 needs at least 2"),
+        ("detr", (64, 64), "resnet18", {"decoder_layers": 0}, "model.decoder_layers: detr needs at least 1"),
         ("detr", (64, 64), "resnet18", {"num_labels": 3}, "model.num_labels: it follows from the data"),
         ("rt_detr", (100, 130), "resnet18", {}, "multiples of 32; the nearest valid size is 96 128"),
         ("detr", (16, 64), "resnet18", {}, "at least 32 pixels"),
@@ -35,9 +37,9 @@ def test_what_cannot_be_built_is_said_in_one_sentence(classes, name, size, backb
 
 def test_overrides_reach_the_model_and_its_backbone(classes):
     shallow = {"backbone_config.depths": [2, 2, 2, 2], "backbone_config.layer_type": "basic"}
-    shallow |= {"backbone_config.hidden_sizes": [16, 24, 32, 40]}
+    shallow |= {"backbone_config.hidden_sizes": [16, 24, 32, 40], "backbone_config.embedding_size": 16}
     found = create("rt_detr_v2", classes, (64, 64), overrides=SMALL | shallow)
-    assert found.config.decoder_layers == len(found.model.model.decoder.layers) == 1
+    assert found.config.decoder_layers == len(found.model.model.decoder.layers) == 2
     assert found.config.encoder_in_channels == [24, 32, 40]
     assert found.config.encoder_hidden_dim == found.config.d_model == 32
     assert found.config.backbone_config.depths == [2, 2, 2, 2]
@@ -58,7 +60,7 @@ def test_queries_default_to_what_the_image_has_cells_for(classes):
     found = create("rt_detr", classes, (64, 96), backbone="resnet10t", overrides=few).eval()
     assert found.config.num_queries == 8 * 12 + 4 * 6 + 2 * 3
     with torch.no_grad():
-        assert found(torch.randn(1, 3, 64, 96)).boxes.shape == (1, 1, 126, 4)
+        assert found(torch.randn(1, 3, 64, 96)).boxes.shape == (2, 1, 126, 4)
 
 
 def test_box_refinement_is_a_model_of_its_own(classes):

@@ -192,33 +192,25 @@ def test_denoising_queries_are_stripped_and_still_trained(detector, labels, pixe
     torch.testing.assert_close(again.boxes, output.boxes, rtol=0, atol=1e-5)  # the groups cannot see each other
 
 
-@pytest.mark.parametrize("name", ["detr", "conditional_detr", "deformable_detr", "deformable_detr_refine"])
-def test_padding_is_not_seen(detector, pixels, name):
-    mask = torch.ones(2, 128, 128, dtype=torch.int64)
-    mask[:, :, 64:] = 0
-    rubbish = pixels.clone()
-    rubbish[:, :, :, 64:] = 100.0
-    found = detector(name)
-    with torch.no_grad():
-        whole, half = found(pixels).boxes, found(pixels * mask[:, None], mask).boxes
-        bare = found.model.model.backbone(pixels * mask[:, None], mask)[0]
-        last = bare[-1] if isinstance(bare, list) else bare
-    assert last[1].shape[-1] == 4
-    assert (whole - half).abs().max() > 1e-3
-    # Convolutions look over the border, so the mask is tested behind them: change what the masked cells of the memory hold.
-    features = found.model.model.backbone
-    handle = features.register_forward_hook(lambda _module, _args, output: _spoil(output))
-    with torch.no_grad():
-        spoiled = found(pixels * mask[:, None], mask).boxes
-    handle.remove()
-    torch.testing.assert_close(spoiled, half, rtol=0, atol=1e-4)
-
-
-def _spoil(output):
-    """Other features where the mask says padding."""
-    levels = output[0] if isinstance(output, tuple) else output
-    spoiled = [(torch.where(mask[:, None], feature, feature + 5.0), mask) for feature, mask in levels]
-    return (spoiled, *output[1:]) if isinstance(output, tuple) else spoiled
+@pytest.mark.parametrize("name", WITH_POSITION)
+def test_what_lies_in_the_padding_is_not_seen(detector, pixels, name):
+    """Another content of the encoder's cells in the right half changes nothing where the mask says padding, else everything."""
+    found, half = detector(name), torch.ones(2, 128, 128, dtype=torch.int64)
+    half[:, :, 64:] = 0
+    changes = []
+    for mask in (half, torch.ones_like(half)):
+        with torch.no_grad():
+            before = found(pixels * half[:, None], mask)
+            right = torch.cat([(torch.arange(h * w) % w) >= w / 2 for h, w in before.memory.shapes])
+            handle = found.model.model.encoder.register_forward_pre_hook(
+                lambda _module, args, kwargs: (args, kwargs | {"inputs_embeds": kwargs["inputs_embeds"] + 5 * right[:, None]}),
+                with_kwargs=True,
+            )
+            after = found(pixels * half[:, None], mask)
+            handle.remove()
+        changes.append(max((getattr(after, f) - getattr(before, f)).abs().max().item() for f in ("hidden", "logits", "boxes")))
+    assert changes[0] < 1e-5
+    assert changes[1] > 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -64,7 +64,13 @@ def _share(rank, folder, results):
 
 def test_mean_over_processes_is_the_loss_of_the_whole_batch(tmp_path, monkeypatch):
     """Five boxes in one process, two in the other: every family must divide by the number in all of them."""
-    for key, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}.items():
+    for key, value in {
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "RANK": "0",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "0",
+    }.items():
         monkeypatch.setenv(key, value)
     with multiprocessing.Manager() as manager:
         results = manager.dict()

@@ -88,7 +88,8 @@ def test_a_name_beside_existing_folders_is_a_folder_not_a_hub_id(tmp_path, monke
         load("runs/teachr")
 
 
-def test_a_hub_that_cannot_be_reached_is_one_sentence():
+def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="no-such-owner/no-such-model: no detector there") as caught:
         load("no-such-owner/no-such-model")
     assert "\n" not in str(caught.value)

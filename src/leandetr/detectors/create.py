@@ -95,6 +95,27 @@ def create(
 
     Randomness comes from torch's global generator: seed it for the same weights twice.
     """
+    config, described = configure(name, class_map, image_size, backbone, weights, overrides)
+    model, family = _build(config, overrides), FAMILIES[config.model_type]
+    if weights is not None:
+        load_backbone_weights(family.backbone(model), described.config, weights)
+    else:
+        _open_frozen_norms(family.backbone(model))
+    # Some families freeze parts of the backbones they know by name, and others by a name that no longer matches. Here the
+    # norms alone are frozen (when pretrained); learning rates decide about the rest.
+    family.backbone(model).requires_grad_(True)
+    return Detector(model, Preprocessing(size=image_size, mean=described.mean, std=described.std), class_map)
+
+
+def configure(
+    name: str,
+    class_map: ClassMap,
+    image_size: tuple[int, int],
+    backbone: str | None = None,
+    weights: str | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> tuple[PreTrainedConfig, Backbone]:
+    """What `create` builds, with the same arguments and errors."""
     if name not in MODELS:
         raise unknown("model", name, MODELS)
     recipe, family = MODELS[name], FAMILIES[MODELS[name].model_type]
@@ -117,16 +138,7 @@ def create(
         if vit or recipe.model_type == SWIN_DETR
         else describe_backbone(backbone or recipe.backbone, recipe.stages, frozen_norm, inner)
     )
-    config = _config(recipe, described, class_map, image_size, overrides, frozen_norm)
-    model = _build(config, overrides)
-    if weights is not None:
-        load_backbone_weights(family.backbone(model), described.config, weights)
-    else:
-        _open_frozen_norms(family.backbone(model))
-    # Some families freeze parts of the backbones they know by name, and others by a name that no longer matches. Here the
-    # norms alone are frozen (when pretrained); learning rates decide about the rest.
-    family.backbone(model).requires_grad_(True)
-    return Detector(model, Preprocessing(size=image_size, mean=described.mean, std=described.std), class_map)
+    return _config(recipe, described, class_map, image_size, overrides, frozen_norm), described
 
 
 def _check_size(name: str, size: tuple[int, int], divisor: int) -> None:
@@ -175,6 +187,8 @@ def _config(
     for kind in HEADS:
         if (width := getattr(config, key)) % getattr(config, kind, 1):
             raise UserError(f"model.{key}: {width} is not divisible by its {getattr(config, kind)} attention heads")
+    if getattr(config, "decoder_layers", 1) < 1:
+        raise UserError(f"model.decoder_layers: {recipe.model_type} needs at least 1 decoder layer")
     if cells is not None and config.num_queries > cells:
         raise UserError(
             f"model.num_queries: {config.num_queries} queries cannot be chosen among the {cells} cells of an image of "
@@ -187,6 +201,8 @@ def _build(config: PreTrainedConfig, overrides: dict[str, Any]) -> PreTrainedMod
     try:
         return AutoModelForObjectDetection.from_config(config)
     except (ValueError, RuntimeError, ZeroDivisionError, AssertionError) as error:  # widths that do not divide, empty layers
+        if "tie_weights_keys" in str(error):  # transformers finds no second head to tie to the first
+            raise UserError(f"model.decoder_layers: {config.model_type} needs at least 2 decoder layers") from error
         raise UserError(f"model: no {config.model_type} can be built with {overrides}: {error}; change these values") from error
 
 

@@ -69,7 +69,7 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Dete
             f"{source}: {len(wrong)} weights do not fit its config.json ({', '.join(sorted(wrong)[:3])}); "
             "the checkpoint is of another architecture"
         )
-    return Detector(model.eval(), preprocessing, class_map_of_config(config))
+    return Detector(model, preprocessing, class_map_of_config(config)).eval()
 
 
 def class_map_of_config(config: PreTrainedConfig) -> ClassMap:

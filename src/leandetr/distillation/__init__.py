@@ -2,6 +2,7 @@
 
 from leandetr.distillation.distiller import Distiller, DistillerOutput
 from leandetr.distillation.methods import METHODS, build_terms
+from leandetr.distillation.predictions import Predictions
 from leandetr.distillation.term import Term
 
-__all__ = ["METHODS", "Distiller", "DistillerOutput", "Term", "build_terms"]
+__all__ = ["METHODS", "Distiller", "DistillerOutput", "Predictions", "Term", "build_terms"]

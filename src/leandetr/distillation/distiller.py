@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from leandetr.detectors.detector import Detector
+from leandetr.distillation.predictions import Predictions
 from leandetr.distillation.teacher import Teacher, single_precision
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError
@@ -42,21 +43,22 @@ class Distiller(nn.Module):
 
     Args:
         student: the detector to train.
-        teacher: the detector to learn from; it is put in evaluation mode and never trained.
+        teacher: the detector to learn from; it is put in evaluation mode and never trained. Or `Predictions`, which the
+            batches' labels must hold.
         terms: distillation terms and their weights, each >= 0.
 
     Raises:
         UserError: a negative weight, or a student's class that the teacher lacks.
     """
 
-    def __init__(self, student: Detector, teacher: Detector, terms: Iterable[tuple[Term, float]]) -> None:
+    def __init__(self, student: Detector, teacher: Detector | Predictions, terms: Iterable[tuple[Term, float]]) -> None:
         super().__init__()
         terms = list(terms)
         for term, weight in terms:
             if not weight >= 0:
                 raise UserError(f"the weight of the distillation term {term.name!r} is {weight}; give 0 or more")
         self.student = student
-        self.teacher = Teacher(teacher, student)
+        self.teacher = None if isinstance(teacher, Predictions) else Teacher(teacher, student)
         self.terms = nn.ModuleDict({term.name: term for term, _ in terms})
         self.weights = {term.name: weight for term, weight in terms}
         self.detection = min([1.0, *(term.detection for term, _ in terms)])
@@ -68,12 +70,13 @@ class Distiller(nn.Module):
         Raises UserError where the teacher does not have what a term needs.
         """
         student = single_precision(self.student(pixel_values, pixel_mask, labels=labels))
-        teacher = self.teacher(pixel_values, pixel_mask)
+        teacher = self._answer(pixel_values, pixel_mask)
         batch = Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels)
 
         losses, logs = {"detection": self.detection * student.loss}, {"detection": student.loss}
         for name, term in self.terms.items():
-            self._check_served(term, teacher)
+            if teacher is not None:
+                self._check_served(term, teacher)
             parts = term(student, teacher, batch)
             logs |= {f"{name}/{part}": value for part, value in parts.items()}
             losses[name] = self.weights[name] * sum(parts.values())
@@ -90,7 +93,10 @@ class Distiller(nn.Module):
         Raises UserError where a term finds nothing in any of them.
         """
         for term in self.terms.values():
-            term.check(self.teacher(batch["pixel_values"], batch["pixel_mask"]) for batch in batches)
+            term.check((self._answer(batch["pixel_values"], batch["pixel_mask"]), batch) for batch in batches)
+
+    def _answer(self, pixel_values: Tensor, pixel_mask: Tensor) -> DetectorOutput | None:
+        return None if self.teacher is None else self.teacher(pixel_values, pixel_mask)
 
     def _check_served(self, term: Term, output: DetectorOutput) -> None:
         for need in sorted(term.needs):

@@ -20,6 +20,7 @@ from torchvision.ops import box_convert
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.postprocess import postprocess
 from leandetr.detectors.query_sets import add_distillation_queries
+from leandetr.distillation.predictions import Predictions
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError
 from leandetr.losses import SetCriterion
@@ -31,7 +32,7 @@ class HardLabel(Term):
 
     Args:
         student: gets the distillation queries, unless it has them from an earlier training.
-        teacher_head: "softmax" or "sigmoid".
+        teacher_head: "softmax" or "sigmoid"; None where the detections come with the batch.
         threshold: in [0, 1); only detections with a higher score are labels.
         queries: how many distillation queries; as many as object queries by default.
 
@@ -42,8 +43,11 @@ class HardLabel(Term):
     name = "hard-label"
     needs = frozenset({"logits", "boxes"})
     detection = 0.5
+    detections_suffice = True
 
-    def __init__(self, student: Detector, teacher_head: str, *, threshold: float = 0.5, queries: int | None = None) -> None:
+    def __init__(
+        self, student: Detector, teacher_head: str | None, *, threshold: float = 0.5, queries: int | None = None
+    ) -> None:
         super().__init__()
         if not 0 <= threshold < 1:
             raise UserError(f"threshold of the hard-label term is {threshold}; give a score of at least 0 and below 1")
@@ -52,29 +56,33 @@ class HardLabel(Term):
         self.teacher_head, self.threshold = teacher_head, threshold
 
     @classmethod
-    def build(cls, student: Detector, teacher: Detector, **options: float) -> Self:
-        return cls(student, teacher.head, **options)
+    def build(cls, student: Detector, teacher: Detector | Predictions, **options: float) -> Self:
+        return cls(student, None if isinstance(teacher, Predictions) else teacher.head, **options)
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput | None, batch: Batch) -> dict[str, Tensor]:
         """The answers of the distillation queries, the teacher's last layer -> "class", "bbox" and "giou" of the set loss."""
         answers = student.distillation
-        return self.criterion(answers.logits, answers.boxes, self.pseudo_labels(teacher))
+        return self.criterion(answers.logits, answers.boxes, self.pseudo_labels(teacher, batch))
 
-    def check(self, answers: Iterable[DetectorOutput]) -> None:
-        if not any(len(labels["boxes"]) for answer in answers for labels in self.pseudo_labels(answer)):
+    def check(self, answers: Iterable[tuple[DetectorOutput | None, Batch]]) -> None:
+        if not any(len(found["boxes"]) for teacher, batch in answers for found in self.pseudo_labels(teacher, batch)):
             raise UserError(
                 f"no detection of the teacher on any training image scores above {self.threshold}: the hard-label term has "
                 "nothing to learn; lower its threshold or name a better teacher"
             )
 
     @torch.no_grad()
-    def pseudo_labels(self, teacher: DetectorOutput) -> list[dict[str, Tensor]]:
-        """ "class_labels" (n,) and "boxes" (n, 4), (cx, cy, w, h) in [0, 1], of every image's detections over the threshold."""
-        boxes = teacher.boxes[-1]
-        whole = boxes.new_ones(len(boxes), 2)  # detections in units of the image
-        labels = []
-        for found in postprocess(teacher.logits[-1], boxes, self.teacher_head, whole, top_k=boxes.shape[1]):
-            kept = found.scores > self.threshold
-            centred = box_convert(found.boxes[kept], "xyxy", "cxcywh")
-            labels.append({"class_labels": found.labels[kept], "boxes": centred})
-        return labels
+    def pseudo_labels(self, teacher: DetectorOutput | None, batch: Batch) -> list[dict[str, Tensor]]:
+        """Every image's detections over the threshold: "class_labels" (n,) and "boxes" (n, 4), (cx, cy, w, h) in [0, 1]."""
+        if teacher is None:
+            detections = [target["detections"] for target in batch["labels"]]
+        else:
+            boxes = teacher.boxes[-1]
+            whole = boxes.new_ones(len(boxes), 2)  # detections in units of the image
+            detections = [
+                {"class_labels": found.labels, "boxes": box_convert(found.boxes, "xyxy", "cxcywh"), "scores": found.scores}
+                for found in postprocess(teacher.logits[-1], boxes, self.teacher_head, whole, top_k=boxes.shape[1])
+            ]
+        return [
+            {name: found[name][found["scores"] > self.threshold] for name in ("class_labels", "boxes")} for found in detections
+        ]

@@ -18,8 +18,9 @@ from leandetr.distillation.kd_detr import DistillationPoints
 from leandetr.distillation.logits import HungarianLogits
 from leandetr.distillation.mgd import MaskedGeneration
 from leandetr.distillation.orthogonality import Orthogonality
+from leandetr.distillation.predictions import Predictions
 from leandetr.distillation.term import Term
-from leandetr.errors import unknown
+from leandetr.errors import UserError, unknown
 
 TERMS: dict[str, type[Term]] = {
     term.name: term
@@ -58,7 +59,7 @@ METHODS: dict[str, dict[str, float]] = {
 def build_terms(
     methods: Sequence[str],
     student: Detector,
-    teacher: Detector,
+    teacher: Detector | Predictions,
     weights: Mapping[str, float] = {},
     options: Mapping[str, Mapping[str, Any]] = {},
 ) -> list[tuple[Term, float]]:
@@ -85,5 +86,11 @@ def build_terms(
         for name in values:
             if name not in known:
                 raise unknown(f"option of the {term} term", name, known)
+    for name in chosen if isinstance(teacher, Predictions) else ():
+        if not TERMS[name].detections_suffice:
+            raise UserError(
+                f"the {name} term needs the teacher's {', '.join(sorted(TERMS[name].needs))}, and {teacher.file} holds its "
+                "detections alone; name a saved detector as the teacher, or the method hard-label"
+            )
     chosen |= weights
     return [(TERMS[name].build(student, teacher, **options.get(name, {})), weight) for name, weight in chosen.items()]

@@ -32,6 +32,7 @@ class Orthogonality(Term):
 
     name = "orthogonality"
     needs = frozenset()
+    detections_suffice = True
 
     def __init__(self, *, margin: float = 0.1) -> None:
         super().__init__()

@@ -15,13 +15,14 @@ class Term(nn.Module):
     """One distillation loss; a method is a list of weighted terms.
 
     name: what recipes, logs and errors call it. needs: the fields of the teacher's `DetectorOutput` that it reads. detection:
-    the weight of the student's own detection loss beside it. Keyword-only arguments of the constructor are its options in a
-    recipe.
+    the weight of the student's own detection loss beside it. detections_suffice: it can also learn from `Predictions`; its
+    `teacher` is then None. Keyword-only arguments of the constructor are its options in a recipe.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
     detection: ClassVar[float] = 1.0
+    detections_suffice: ClassVar[bool] = False
 
     @classmethod
     def build(cls, student: Detector, teacher: Detector, **options: Any) -> Self:
@@ -38,8 +39,8 @@ class Term(nn.Module):
         """
         raise NotImplementedError
 
-    def check(self, answers: Iterable[DetectorOutput]) -> None:
-        """Reads as many of the teacher's answers to the training images as it takes to see that there is something to learn.
+    def check(self, answers: Iterable[tuple[DetectorOutput, Batch]]) -> None:
+        """Reads as many of the teacher's answers and their batches as it takes to see that there is something to learn.
 
         Raises UserError where there is nothing.
         """

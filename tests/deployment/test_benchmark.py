@@ -1,0 +1,79 @@
+"""What a measurement promises: the real ratio with an interval around it, turns for everyone, and where it was made."""
+
+import json
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from leandetr.data.coco import Split
+from leandetr.deployment.benchmark import PHOTOGRAPHS, WARM_UP, environment, measure
+from leandetr.structures import ClassMap, Preprocessing
+
+
+@pytest.fixture
+def split(tmp_path):
+    images = []
+    for number in range(PHOTOGRAPHS + 2):
+        Image.new("RGB", (40 + number, 30)).save(tmp_path / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 30, "width": 40 + number})
+    truth = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    return Split(tmp_path / "truth.json", tmp_path)
+
+
+class Pretended:
+    """A runtime that takes a known time and remembers when it was called, with what."""
+
+    preprocessing, class_map = Preprocessing(size=None, shortest_edge=16, longest_edge=64), ClassMap(("cat",), (1,))
+    size_bytes, parameters = 12, 3
+
+    def __init__(self, name, seconds, calls):
+        self.name, self.artifact, self.seconds, self.calls = name, f"{name}.onnx", seconds, calls
+
+    def __call__(self, batch):
+        self.calls.append((self.name, tuple(batch["pixel_values"].shape)))
+        end = time.perf_counter() + self.seconds
+        while time.perf_counter() < end:
+            pass
+
+
+def test_ratios_are_those_of_the_times(split):
+    runtimes = [Pretended(name, seconds, []) for name, seconds in (("slow", 4e-3), ("fast", 1e-3), ("slower", 6e-3))]
+    slow, fast, slower = measure(runtimes, split, repeats=30, against=[0, 0, 1])
+    assert (slow["speedup"], slow["speedup_low"], slow["speedup_high"]) == (1, 1, 1)
+    assert fast["speedup"] == pytest.approx(4, rel=0.2)
+    assert slower["speedup"] == pytest.approx(1 / 6, rel=0.2)
+    for row in (slow, fast, slower):
+        assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
+        assert row["latency_ms"] <= row["latency_p90_ms"]
+    assert fast["latency_ms"] == pytest.approx(1, rel=0.2)
+    assert (fast["artifact"], fast["runtime"], fast["size_bytes"], fast["parameters"]) == ("fast.onnx", "fast", 12, 3)
+
+
+def test_everyone_has_a_turn_in_every_round_on_the_same_photograph(split):
+    calls = []
+    measure([Pretended(name, 0.0, calls) for name in "abc"], split, repeats=12)
+    rounds = [calls[start : start + 3] for start in range(0, len(calls), 3)]
+    assert len(rounds) == WARM_UP + 12
+    assert all({name for name, _ in turn} == set("abc") for turn in rounds)
+    assert all(len({shape for _, shape in turn}) == 1 for turn in rounds)
+    assert len({tuple(name for name, _ in turn) for turn in rounds}) > 1
+    warm = {shape for turn in rounds[:WARM_UP] for _, shape in turn}
+    assert warm == {shape for turn in rounds for _, shape in turn}
+    assert len(warm) > 4
+    assert {shape[0] for shape in warm} == {1}
+
+
+def test_equal_runtimes_have_an_interval_around_one(split):
+    rows = measure([Pretended("a", 1e-3, []), Pretended("b", 1e-3, [])], split, repeats=40)
+    assert rows[1]["speedup"] == pytest.approx(1, rel=0.1)
+
+
+def test_the_environment_says_where():
+    found = environment()
+    assert found["threads"] == torch.get_num_threads()
+    assert found["torch"] == torch.__version__
+    assert found["processor"]
+    assert json.loads(json.dumps(found)) == found

@@ -1,0 +1,121 @@
+"""What prediction on files promises: pictures and numbers in the photograph's own pixels, and no photograph overwritten."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from leandetr.deployment.predict import predict_images
+from leandetr.deployment.runtimes import PyTorchRuntime
+from leandetr.errors import UserError
+from leandetr.structures import ClassMap, Detections, Preprocessing
+
+
+class Fixed:
+    """A runtime that always finds two objects, one of them hardly."""
+
+    preprocessing, class_map = Preprocessing(size=(32, 32)), ClassMap(("cat", "dog"), (4, 70))
+
+    def __call__(self, batch):
+        (target,) = batch["labels"]
+        height, width = target["orig_size"].tolist()
+        boxes = torch.tensor([[0.0, 0.0, width / 2, height / 2], [5.0, 5.0, 9.0, 9.0]])
+        return [Detections(torch.tensor([0.9, 0.1]), torch.tensor([1, 0]), boxes)]
+
+
+def test_pictures_and_numbers(photograph, tmp_path):
+    path = photograph("a.png", size=(120, 80))
+    file = predict_images(Fixed(), [path], tmp_path / "out", threshold=0.5)
+    (row,) = json.loads(file.read_text())
+    assert row == {"file": str(path), "detections": [{"class": "dog", "score": 0.9, "box": [0, 0, 60, 40]}]}
+    with Image.open(tmp_path / "out" / "a.jpg") as drawn:
+        assert drawn.size == (120, 80)
+        changed = np.abs(np.asarray(drawn, dtype=int) - np.asarray(Image.open(path).convert("RGB"), dtype=int)).sum(2) > 200
+    assert changed[40, 20:58].mean() > changed[60:, 80:].mean() + 0.3  # the box's lower edge is drawn
+
+
+def test_a_folder_gives_one_entry_an_image(photograph, tmp_path):
+    folder = photograph("b.png").parent
+    photograph("a.JPG")
+    (folder / "notes.txt").write_text("no image")
+    file = predict_images(Fixed(), [folder], tmp_path / "out", pictures=False)
+    assert [Path(row["file"]).name for row in json.loads(file.read_text())] == ["a.JPG", "b.png"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
+
+
+def test_coco_format_has_the_data_sets_own_ids_and_every_detection(photograph, tmp_path):
+    path = photograph("a.png", size=(120, 80))
+    (tmp_path / "truth.json").write_text(json.dumps({"images": [{"id": 31, "file_name": "val/a.png"}]}))
+    file = predict_images(Fixed(), [path], tmp_path / "out", form="coco", annotations=tmp_path / "truth.json")
+    found = json.loads(file.read_text())
+    assert [(row["image_id"], row["category_id"]) for row in found] == [(31, 70), (31, 4)]
+    assert found[0]["bbox"] == [0, 0, 60, 40]
+
+
+def test_a_real_detector_on_photographs(build, shared, tmp_path):
+    photographs = sorted((shared / "data" / "coco_tiny_by" / "val").glob("*.jpg"))[:2]
+    runtime = PyTorchRuntime(build("detr"))
+    rows = json.loads(predict_images(runtime, photographs, tmp_path / "out", threshold=0.0).read_text())
+    assert [len(row["detections"]) for row in rows] == [12, 12]
+    assert {row["class"] for entry in rows for row in entry["detections"]} <= set(runtime.class_map.names)
+    assert len(list((tmp_path / "out").glob("*.jpg"))) == 2
+
+
+def bad_image(folder, photograph):
+    photograph("a.png")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    return [folder]
+
+
+def no_images(folder, photograph):
+    folder.mkdir()
+    return [folder]
+
+
+def one_name_twice(folder, photograph):
+    return [photograph("a.png"), photograph("a.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (bad_image, r"broken\.jpg is not an image"),
+        (no_images, "holds no images"),
+        (one_name_twice, r"would both be drawn as .*a\.jpg"),
+        (lambda folder, photograph: [folder / "missing.jpg"], r"missing\.jpg does not exist"),
+    ],
+    ids=["bad image", "no images", "one name twice", "missing"],
+)
+def test_bad_sources_are_named(tmp_path, photograph, sources, message):
+    with pytest.raises(UserError, match=message):
+        predict_images(Fixed(), sources(tmp_path / "photographs", photograph), tmp_path / "out")
+    assert not (tmp_path / "out" / "predictions.json").exists()
+
+
+def test_a_photograph_is_never_overwritten(photograph):
+    path = photograph("a.jpg")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="would overwrite the photograph"):
+        predict_images(Fixed(), [path], path.parent)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("form", "annotations", "message"),
+    [
+        ("cocoo", None, "did you mean 'coco'"),
+        ("coco", None, "--annotations"),
+        ("coco", {"images": []}, r"does not list the image photo\.png"),
+        ("coco", {"pictures": []}, "is not COCO"),
+    ],
+)
+def test_bad_formats_are_named(photograph, tmp_path, form, annotations, message):
+    file = None
+    if annotations is not None:
+        file = tmp_path / "truth.json"
+        file.write_text(json.dumps(annotations))
+    with pytest.raises(UserError, match=message):
+        predict_images(Fixed(), [photograph()], tmp_path / "out", form=form, annotations=file)

@@ -1,0 +1,153 @@
+"""What the engines promise: one answer, one interface, and a sentence for every file that they cannot run."""
+
+import json
+import sys
+
+import onnx
+import pytest
+import torch
+
+from leandetr.deployment.metadata import KEY, Metadata, describe
+from leandetr.deployment.openvino import convert_openvino
+from leandetr.deployment.runtimes import OpenVinoRuntime, open_runtime
+from leandetr.detectors.postprocess import postprocess
+from leandetr.errors import UserError
+from leandetr.structures import Preprocessing
+
+
+@pytest.fixture
+def saved(artefact, tmp_path):
+    """One detector in the three forms that it can be run from."""
+    detector, graph = artefact("conditional_detr")
+    pytest.importorskip("openvino")
+    detector.save(tmp_path / "folder")
+    convert_openvino(graph, tmp_path / "model.xml")
+    return detector, {"pytorch": tmp_path / "folder", "onnxruntime": graph, "openvino": tmp_path / "model.xml"}
+
+
+def test_all_engines_answer_alike(saved, batch):
+    detector, sources = saved
+    given = batch(3)
+    expected = detector.predict(given)
+    runtimes = {name: open_runtime(source) for name, source in sources.items()}
+    runtimes["the same file"] = open_runtime(sources["onnxruntime"], engine="openvino")
+    for name, runtime in runtimes.items():
+        assert runtime.name == ("openvino" if name == "the same file" else name)
+        assert (runtime.preprocessing, runtime.class_map) == (detector.preprocessing, detector.class_map)
+        assert runtime.parameters == sum(parameter.numel() for parameter in detector.parameters())
+        for mine, theirs in zip(expected, runtime(given), strict=True):
+            torch.testing.assert_close(theirs.scores, mine.scores, atol=1e-4, rtol=0)
+            torch.testing.assert_close(theirs.boxes, mine.boxes, atol=0.1, rtol=0)
+            assert torch.equal(theirs.labels, mine.labels)
+
+
+def test_an_answer_is_the_raw_step_and_the_one_post_processing(saved, batch):
+    detector, sources = saved
+    given = batch(2)
+    for source in sources.values():
+        runtime = open_runtime(source)
+        sizes = torch.tensor([[480, 640], [480, 640]])
+        expected = postprocess(*runtime.run(given["pixel_values"], None), detector.head, sizes)
+        assert all(torch.equal(mine.boxes, theirs.boxes) for mine, theirs in zip(expected, runtime(given), strict=True))
+
+
+def test_size_is_what_was_written(saved, tmp_path):
+    _, sources = saved
+    bytes_of = {name: open_runtime(source).size_bytes for name, source in sources.items()}
+    assert bytes_of["pytorch"] == (tmp_path / "folder" / "model.safetensors").stat().st_size
+    assert bytes_of["onnxruntime"] == sources["onnxruntime"].stat().st_size
+    assert bytes_of["openvino"] == sum((tmp_path / name).stat().st_size for name in ("model.xml", "model.bin"))
+
+
+@pytest.mark.parametrize("name", ["rt_detr_v2", "detr", "deformable_detr_refine"])
+def test_metadata_survives_the_text(build, name):
+    detector = build(name)
+    for preprocessing in (detector.preprocessing, Preprocessing(None, 480, 640, (0.4, 0.5, 0.6), (1.0, 2.0, 3.0))):
+        metadata = describe(detector, preprocessing)
+        assert Metadata.from_json(metadata.to_json()) == metadata
+        assert metadata.head == ("softmax" if name == "detr" else "sigmoid")
+        assert metadata.scheme is None
+
+
+def stranger(folder, text=None):
+    """A valid ONNX file that leandetr did not write."""
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [value], [output]))
+    if text is not None:
+        onnx.helper.set_model_props(model, {KEY: text})
+    onnx.save(model, folder / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "engine", "message"),
+    [
+        (lambda folder: None, "m.onnx", None, "no such file"),
+        (lambda folder: None, "m.xml", None, "no such file"),
+        (lambda folder: None, "./m", None, "no such folder"),
+        (lambda folder: (folder / "m.onnx").write_bytes(b"\x00truncated"), "m.onnx", None, "not an ONNX file"),
+        (lambda folder: (folder / "m.onnx").write_bytes(b"\x00truncated"), "m.onnx", "openvino", "not an ONNX file"),
+        (stranger, "m.onnx", None, "does not say what its classes"),
+        (lambda folder: stranger(folder, "{}"), "m.onnx", None, "another version of leandetr"),
+        (
+            lambda folder: [(folder / f"m.{end}").write_text("?") for end in ("xml", "bin")],
+            "m.xml",
+            None,
+            "not an OpenVINO model",
+        ),
+        (stranger, "m.onnx", "pytorch", "runs on onnxruntime or openvino"),
+        (stranger, "m.onnx", "onnxrutime", "did you mean 'onnxruntime'"),
+        (lambda folder: None, "m.xml", "onnxruntime", "it runs on openvino"),
+    ],
+)
+def test_what_cannot_be_run(tmp_path, monkeypatch, write, name, engine, message):
+    pytest.importorskip("openvino")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path)
+    with pytest.raises(UserError, match=message):
+        open_runtime(name, engine=engine)
+
+
+def test_a_graph_that_onnx_runtime_refuses(tmp_path, artefact, capfd):
+    detector, _ = artefact("conditional_detr")
+    stranger(tmp_path, describe(detector, detector.preprocessing).to_json())
+    model = onnx.load(tmp_path / "m.onnx")
+    model.graph.node[0].op_type = "Unheard"
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(UserError, match=r"m\.onnx: ONNX Runtime refuses it"):
+        open_runtime(tmp_path / "m.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_openvino_its_extra_is_named(artefact, tmp_path, monkeypatch):
+    _, graph = artefact("conditional_detr")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for attempt in (lambda: OpenVinoRuntime(graph), lambda: convert_openvino(graph, tmp_path / "m.xml")):
+        with pytest.raises(UserError, match=r"pip install 'leandetr\[openvino\]'"):
+            attempt()
+    with pytest.raises(UserError, match=r"ends in \.xml"):
+        convert_openvino(graph, tmp_path / "m.bin")
+    assert not list(tmp_path.iterdir())
+
+
+def test_threads_are_those_asked_for(saved):
+    _, sources = saved
+    before = torch.get_num_threads()
+    try:
+        runtime = open_runtime(sources["onnxruntime"], threads=1)
+        assert runtime.session.get_session_options().intra_op_num_threads == 1
+        assert torch.get_num_threads() == 1
+        open_runtime(sources["pytorch"], threads=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_metadata_is_plain_json(artefact):
+    _, path = artefact("conditional_detr")
+    (entry,) = onnx.load(path).metadata_props
+    values = json.loads(entry.value)
+    assert values["class_map"]["dataset_ids"] == [1, 3, 7, 9, 90]
+    assert values["preprocessing"]["size"] == [96, 96]
+    assert {"leandetr", "torch", "transformers", "source"} <= set(values["provenance"])
