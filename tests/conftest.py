@@ -32,7 +32,8 @@ def classes() -> ClassMap:
 
 @pytest.fixture
 def tiny_detector(classes):
-    """tiny_detector(name, **overrides): an untrained detector for 128 x 128 images, 3 decoder layers, 12 queries, in eval mode."""
+    """tiny_detector(name, **overrides): an untrained detector for 128 x 128 images, 3 decoder layers, 12 queries, in eval
+    mode."""
 
     def build(name: str, backbone: str = "resnet18", **overrides):
         torch.manual_seed(0)

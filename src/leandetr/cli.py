@@ -155,7 +155,7 @@ def distill(
         student,
         out,
         method=method,
-        term_weights=_settings(weight),
+        term_weights=_numbers(_settings(weight)),
         term_options=_nested(_settings(option)),
         image_size=image_size,
         backbone=backbone,
@@ -394,7 +394,17 @@ def _settings(pairs: list[str] | None, sections: tuple[str, ...] = ()) -> dict[s
             raise UserError(f"--set {pair}: write KEY=VALUE")
         if sections and key.split(".")[0] not in sections:
             raise UserError(f"--set {key}: begin it with {' or '.join(f'{section}.' for section in sections)}")
-        settings[key] = yaml.safe_load(value)
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {pair}: {value!r} is no value; quote text that begins with a bracket or a brace") from error
+    return settings
+
+
+def _numbers(settings: dict[str, Any]) -> dict[str, float]:
+    for key, value in settings.items():
+        if not isinstance(value, int | float):
+            raise UserError(f"--weight {key}={value}: give a number")
     return settings
 
 
@@ -440,6 +450,7 @@ def main() -> None:
         )  # as a loader's worker says it
         err_console.print(f"error: {sentence}", markup=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err_console.print("interrupted; the same command goes on from here")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # typer's answer to an interrupt
+            err_console.print("interrupted; the same command goes on from here")
+        raise

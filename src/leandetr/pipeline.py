@@ -227,7 +227,7 @@ class Run:
 
         def work() -> str:
             verbs.export(self.out / name, graph)
-            return f"{graph.stat().st_size / 1e6:.2f} MB, agrees with PyTorch"
+            return f"{graph.stat().st_size / 1e6:.2f} MB"
 
         self._step(f"onnx-{name}", key, graph, work)
         return graph

@@ -25,6 +25,7 @@ from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.methods import build_terms
+from leandetr.distillation.predictions import Predictions
 from leandetr.errors import UserError, unknown
 from leandetr.evaluation import coco
 from leandetr.evaluation.coco import CocoMetrics
@@ -92,8 +93,10 @@ def distill(
     overrides: Mapping[str, Any] | None = None,
     training: Training | None = None,
 ) -> Detector:
-    """As `train`, while learning from `teacher` (a saved detector or hub id) by one or more methods, joined by commas.
+    """As `train`, while learning from `teacher` by one or more methods, joined by commas.
 
+    teacher: a saved detector or hub id, or a JSON in COCO's results format of the training images, for methods that learn from
+    detections alone.
     term_weights: weight of a term in place of the method's own. term_options: a term's options by name, {"logits": {"stages":
     "last"}}.
     """
@@ -103,12 +106,10 @@ def distill(
     with claiming(out, ["distill", data, teacher, student, *terms, building, training.model_dump()]):
         if _finished(out):
             return load(out)
-        guide = load(teacher)
         pupil = _student(data, student, **building, seed=training.seed)
-        distiller = Distiller(
-            pupil, guide, build_terms(method.split(","), pupil, guide, term_weights or {}, term_options or {})
-        )
-        return _fit(distiller, pupil, data, training, Path(out))
+        guide = Predictions(Path(teacher), pupil.class_map) if str(teacher).endswith(".json") else load(teacher)
+        terms = build_terms(method.split(","), pupil, guide, term_weights or {}, term_options or {})
+        return _fit(Distiller(pupil, guide, terms), pupil, data, training, Path(out))
 
 
 def quantize(
@@ -238,13 +239,17 @@ def _student(
     return create(model, class_map_of(split_of(data, "train")), image_size, backbone, weights, dict(overrides or {}))
 
 
-def _fit(module: torch.nn.Module, detector: Detector, data: Data, training: Training, out: Path) -> Detector:
+def _fit(module: Detector | Distiller, detector: Detector, data: Data, training: Training, out: Path) -> Detector:
     preprocessing, class_map = detector.preprocessing, detector.class_map
     augment = training.augment
     if augment == "auto":
         augment = "detr" if preprocessing.size is None else "ssd"
-    train_set = CocoDataset(split_of(data, "train"), train_transform(preprocessing, augment), class_map, training.seed)
+    train_split, transform = split_of(data, "train"), train_transform(preprocessing, augment)
+    detections = module.detections if isinstance(module, Distiller) else None
+    train_set = CocoDataset(train_split, transform, class_map, training.seed, detections=detections)
     val_set = CocoDataset(split_of(data, "val"), eval_transform(preprocessing), class_map)
+    if isinstance(module, Distiller):
+        module.check(DataLoader(train_set, training.batch_size, collate_fn=collate))
     best = fit(module, train_set, val_set, training, out / "training", title=out.name)
     if PartialState().is_main_process:
         best.save(out)

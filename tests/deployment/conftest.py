@@ -48,12 +48,13 @@ def artefact(build, tmp_path_factory):
 
 @pytest.fixture
 def batch():
-    """batch(2, 96, 128): random pixels; the last image is padded at its right and bottom."""
+    """batch(2, 96, 128): random pixels; with `padded`, the right half of the last image is none."""
 
-    def random(images, height=96, width=96):
+    def random(images, height=96, width=96, padded=False):
         generator = torch.Generator().manual_seed(height + images)
         mask = torch.ones(images, height, width, dtype=torch.int64)
-        mask[-1, :, width // 2 :] = 0
+        if padded:
+            mask[-1, :, width // 2 :] = 0
         target = {
             "class_labels": torch.zeros(0, dtype=torch.int64),
             "boxes": torch.zeros(0, 4),

@@ -45,34 +45,29 @@ def test_evaluation_is_of_the_average_and_gives_the_weights_back(prepared, short
     assert len(seen) == 2  # three images, two a batch
     assert torch.equal(parameter, own)
     assert torch.equal(torch.get_rng_state(), state)
-    assert len(logs) == 12
+    assert len([name for name in logs if name.startswith("eval_")]) == 12
     assert -1 <= logs["eval_ap"] <= 1
 
 
-def after_two_updates(prepared, config, output):
+def moments(prepared, config, output):
+    """AdamW's first moments after a training: linear in the gradients, unlike the weights, whose steps it makes equal in
+    size."""
     detector, train, val = prepared("detr", augment="none", **STILL)
     DetectionTrainer(detector, train, val, config, output, []).train()
-    return detector.state_dict(), moments(output)
-
-
-def moments(output):
-    """AdamW's first moments: linear in the gradients, unlike the weights, whose steps it makes equal in size."""
     state = torch.load(last_checkpoint(output) / "optimizer.pt", weights_only=True)["state"]
     return {index: entry["exp_avg"] for index, entry in state.items()}
 
 
 def test_accumulated_batches_learn_what_the_large_batch_learns(prepared, short, tmp_path):
     shared = {"epochs": 1, "ema": 0, "clip": 1e6, "max_steps": 2}
-    large, large_moments = after_two_updates(prepared, short(batch_size=4, **shared), tmp_path / "large")
-    small, small_moments = after_two_updates(prepared, short(batch_size=2, accumulate=2, **shared), tmp_path / "small")
-    for index, moment in large_moments.items():
-        torch.testing.assert_close(small_moments[index], moment, rtol=1e-3, atol=1e-5)
-    for key, tensor in large.items():
-        torch.testing.assert_close(small[key], tensor, rtol=0, atol=1e-4)
+    large = moments(prepared, short(batch_size=4, **shared), tmp_path / "large")
+    small = moments(prepared, short(batch_size=2, accumulate=2, **shared), tmp_path / "small")
+    for index, moment in large.items():
+        torch.testing.assert_close(small[index], moment, rtol=1e-3, atol=1e-5)
 
 
 def test_gradients_are_clipped(prepared, short, tmp_path):
-    _, clipped = after_two_updates(prepared, short(max_steps=1, clip=1e-3), tmp_path / "clipped")
+    clipped = moments(prepared, short(max_steps=1, clip=1e-3), tmp_path / "clipped")
     norm = torch.stack([moment.norm() for moment in clipped.values()]).norm() / 0.1  # the first moment after one step
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
 

@@ -118,7 +118,7 @@ def configure(
     """What `create` builds, with the same arguments and errors."""
     if name not in MODELS:
         raise unknown("model", name, MODELS)
-    recipe, family = MODELS[name], FAMILIES[MODELS[name].model_type]
+    recipe = MODELS[name]
     if missing(name):
         raise UserError(f"model {name}: transformers {transformers.__version__} has no such family; install a newer one")
     overrides = dict(overrides or {})
@@ -128,7 +128,7 @@ def configure(
         if key.startswith("backbone_config.")
     }
     vit = recipe.model_type in VITS
-    _check_size(name, image_size, window_divisor(recipe.model_type, inner) if vit else family.size_divisor)
+    _check_size(name, image_size, size_divisor(recipe.model_type, inner))
     if vit and weights is not None:
         raise UserError(f"weights {weights}: {name} has them in whole checkpoints alone; name one of those as the model")
     # DETR's own lineage always freezes the norms of its backbone; RT-DETR only where they have been trained before.
@@ -139,6 +139,11 @@ def configure(
         else describe_backbone(backbone or recipe.backbone, recipe.stages, frozen_norm, inner)
     )
     return _config(recipe, described, class_map, image_size, overrides, frozen_norm), described
+
+
+def size_divisor(model_type: str, inner: dict[str, Any]) -> int:
+    """What both sides of an image must be multiples of, in pixels; `inner` are changes of the backbone's configuration."""
+    return window_divisor(model_type, inner) if model_type in VITS else FAMILIES[model_type].size_divisor
 
 
 def _check_size(name: str, size: tuple[int, int], divisor: int) -> None:

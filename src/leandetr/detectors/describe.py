@@ -8,8 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForObjectDetection, PreTrainedConfig
 
-from leandetr.detectors.create import MODELS, configure
-from leandetr.detectors.families import FAMILIES
+from leandetr.detectors.create import MODELS, configure, size_divisor
 from leandetr.errors import unknown
 from leandetr.structures import ClassMap
 
@@ -69,7 +68,7 @@ def describe(name: str) -> Description:
         parameters=count_parameters(config),
         multiply_adds=count_multiply_adds(config, size),
         image_size=size,
-        size_divisor=FAMILIES[recipe.model_type].size_divisor,
+        size_divisor=size_divisor(recipe.model_type, {}),
         source=SOURCES[recipe.model_type],
     )
 

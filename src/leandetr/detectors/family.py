@@ -46,7 +46,7 @@ class Family:
     reference_logits = False
     #: the queries are chosen among the encoder's cells, not learned
     queries_from_encoder = False
-    #: side of the pixel grid that image sizes must be multiples of; 1 where any size is possible
+    #: side of the pixel grid that image sizes must be multiples of, where the backbone does not decide it; 1 for any size
     size_divisor = 1
     #: keyword arguments of the decoder that say how the main queries and the others of a training call see each other
     group_masks: ClassVar[tuple[str, ...]] = ()

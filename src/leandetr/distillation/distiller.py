@@ -58,7 +58,9 @@ class Distiller(nn.Module):
             if not weight >= 0:
                 raise UserError(f"the weight of the distillation term {term.name!r} is {weight}; give 0 or more")
         self.student = student
-        self.teacher = None if isinstance(teacher, Predictions) else Teacher(teacher, student)
+        answered = isinstance(teacher, Predictions)
+        self.teacher = None if answered else Teacher(teacher, student)
+        self.detections = teacher.detections if answered else None  # for the training set to carry through its views
         self.terms = nn.ModuleDict({term.name: term for term, _ in terms})
         self.weights = {term.name: weight for term, weight in terms}
         self.detection = min([1.0, *(term.detection for term, _ in terms)])

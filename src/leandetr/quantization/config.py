@@ -4,7 +4,8 @@
 |---|---|---|
 | `WeightOnly` | int8, one scale an output channel | float |
 | `Dynamic` | the same | Linear: uint8, grid taken from each input at run time; Conv2d: float, see `Dynamic` |
-| `Static` | the same, 2 to 8 bits | uint8 on calibrated grids, 2 to 8 bits; the inputs of layers and the outputs of convolutions |
+| `Static` | the same, 2 to 8 bits | uint8 on calibrated grids, 2 to 8 bits; the inputs of layers and the outputs of
+convolutions |
 
 Every scheme folds BatchNorm into the convolution before it first, which is exact.
 
@@ -49,7 +50,8 @@ class Scheme:
     """What all schemes share.
 
     Args:
-        overrides: layer-name pattern (`*`, `?`, `[...]`; `*` also crosses dots) -> "float", a scheme's name, a scheme, or a scheme as
+        overrides: layer-name pattern (`*`, `?`, `[...]`; `*` also crosses dots) -> "float", a scheme's name, a scheme, or a
+        scheme as
             a mapping. Of several patterns that match a layer the last one counts; they also outrank the default exceptions.
 
     Raises:
@@ -115,8 +117,8 @@ class WeightOnly(Scheme):
 class Dynamic(Scheme):
     """Linear layers multiply integers, their input's grid being taken when they run; convolutions hold integer weights alone.
 
-    ONNX Runtime's ConvInteger is slower than its float convolution: 10.2 against 1.6 ms for 64 to 64 channels, 3x3, at 60x80, and
-    4.7 against 0.9 ms for 256 to 64, 1x1 (one thread, AVX-512 VNNI). Its integer Linear is faster: 0.8 against 2.7 ms for
+    ONNX Runtime's ConvInteger is slower than its float convolution: 10.2 against 1.6 ms for 64 to 64 channels, 3x3, at 60x80,
+    and 4.7 against 0.9 ms for 256 to 64, 1x1 (one thread, AVX-512 VNNI). Its integer Linear is faster: 0.8 against 2.7 ms for
     1050x256x1024.
     """
 
@@ -129,7 +131,8 @@ class Static(Scheme):
 
     Args:
         weight_bits, activation_bits: 2 to 8; stored in 8 bits each.
-        observer: how a grid's range is found: "min-max", "moving-average" (0.9 over batches), "percentile" (`percentile` of the values are
+        observer: how a grid's range is found: "min-max", "moving-average" (0.9 over batches), "percentile" (`percentile` of
+        the values are
             inside) or "mse" (the range with the least squared rounding error).
         percentile: in percent, above 50.
         calibration_images: how many images are read from the batches.
@@ -185,4 +188,3 @@ def from_dict(values: Mapping[str, Any]) -> Scheme:
 
 def _matches(pattern: str, names: list[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names)
-

@@ -1,8 +1,8 @@
 """Which module's output goes straight into which module: found by running the model once and comparing tensors by identity.
 
 Names do not tell it (families and backbones name their blocks differently), symbolic tracing fails on most detection
-transformers, and a run cannot be wrong about what it saw. Sums, concatenations and other plain functions between two modules show as
-"no module": the tensor is then no module's output.
+transformers, and a run cannot be wrong about what it saw. Sums, concatenations and other plain functions between two modules
+show as "no module": the tensor is then no module's output.
 """
 
 from __future__ import annotations

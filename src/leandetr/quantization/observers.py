@@ -1,7 +1,7 @@
 """Finding the range of a tensor from batches of it, in memory that does not grow with their number.
 
-An observer sees tensors one after the other and answers a range (low, high) that holds 0. `grid_of` turns a range into the scale
-and the zero point of an unsigned grid.
+An observer sees tensors one after the other and answers a range (low, high) that holds 0. `grid_of` turns a range into the
+scale and the zero point of an unsigned grid.
 """
 
 from __future__ import annotations

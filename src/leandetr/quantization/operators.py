@@ -82,7 +82,8 @@ def _(x, weight, weight_scale):
 
 
 def onnx_translations() -> dict[Callable, Callable]:
-    """Operator -> its ONNX form, for the `custom_translation_table` of `torch.onnx.export(..., dynamo=True, opset_version=21)`."""
+    """Operator -> its ONNX form, for the `custom_translation_table` of `torch.onnx.export(..., dynamo=True,
+    opset_version=21)`."""
     return {
         torch.ops.leandetr.fake_quantize.default: _onnx_fake_quantize,
         torch.ops.leandetr.dequantize.default: _onnx_dequantize,

@@ -1,7 +1,7 @@
 """One verb: `quantize(detector, config, calibration_batches)` gives a detector whose layers hold integers.
 
-The order: decide for every layer, fold BatchNorm, place the static grids, calibrate them on the float model, replace the layers. The
-result evaluates, saves, loads and exports like any other detector.
+The order: decide for every layer, fold BatchNorm, place the static grids, calibrate them on the float model, replace the
+layers. The result evaluates, saves, loads and exports like any other detector.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
     Args:
         detector: a float detector.
         config: `WeightOnly`, `Dynamic` or `Static`, see `config.py`.
-        calibration_batches: batches as the detector takes them, read once and no further than the scheme's `calibration_images`; only
+        calibration_batches: batches as the detector takes them, read once and no further than the scheme's
+        `calibration_images`; only
             `Static` needs them. Memory does not depend on their number.
 
     Returns:
-        The quantized detector in evaluation mode. Its `config.quantization_config` records what was done, and `summary()` of that says how
-        many layers were quantized, and which stayed float and why.
+        The quantized detector in evaluation mode. Its `config.quantization_config` records what was done, and `summary()` of
+        that says how many layers were quantized, and which stayed float and why.
 
     Raises:
-        UserError: the detector is quantized already; a layer pattern matches nothing; calibration images are missing, fewer than asked,
+        UserError: the detector is quantized already; a layer pattern matches nothing; calibration images are missing, fewer
+        than asked,
             or all empty; a layer's values are not finite.
 
     Example:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from leandetr.data.coco import CocoDataset
+from leandetr.files import errors_of_writing
 from leandetr.training.ema import MovingAverage
 
 
@@ -54,7 +55,7 @@ class LogFile(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
-            with self.path.open("a", encoding="utf-8") as file:
+            with errors_of_writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 

@@ -1,0 +1,119 @@
+"""What `quantize` promises: the float model untouched, integers in the layers, the same answers after loading, faults in a sentence."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForObjectDetection
+
+from leandetr.detectors.load import load
+from leandetr.errors import UserError
+from leandetr.quantization import Dynamic, Static, WeightOnly, quantize, scheme_config
+from leandetr.quantization.fold import fold_batch_norms, is_norm
+from leandetr.quantization.modules import QuantizedLayer
+from leandetr.quantization.operators import dequantize, fake_quantize
+
+SCHEMES = {"weight-only": WeightOnly(), "dynamic": Dynamic(), "static": Static(calibration_images=4)}
+
+
+@pytest.fixture
+def images():
+    return torch.randn(4, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def batches(images, labels):
+    mask = torch.ones(4, 128, 128, dtype=torch.int64)
+    return [{"pixel_values": images, "pixel_mask": mask, "labels": labels(1, 2, 0, 3)}]
+
+
+def answers(detector, images):
+    with torch.no_grad():
+        return detector(images)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", ["detr", "rt_detr_v2"])
+def test_saved_equals_loaded_and_the_float_model_is_left_alone(tiny_detector, images, batches, tmp_path, name, scheme):
+    detector = tiny_detector(name)
+    before = answers(detector, images).logits
+    quantized = quantize(detector, SCHEMES[scheme], batches)
+    torch.testing.assert_close(answers(detector, images).logits, before, rtol=0, atol=0)
+    quantized.save(tmp_path / "quantized")
+    ours = answers(quantized, images)
+    theirs = answers(load(tmp_path / "quantized"), images)
+    torch.testing.assert_close(theirs.logits, ours.logits, rtol=0, atol=0)
+    torch.testing.assert_close(theirs.boxes, ours.boxes, rtol=0, atol=0)
+    plain = AutoModelForObjectDetection.from_pretrained(tmp_path / "quantized").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(plain(pixel_values=images).logits, ours.logits[-1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_layers_hold_int8_and_the_heads_stay_float(tiny_detector, batches, scheme):
+    quantized = quantize(tiny_detector("detr"), SCHEMES[scheme], batches)
+    layers = {name: module for name, module in quantized.model.named_modules() if isinstance(module, QuantizedLayer)}
+    assert layers
+    assert all(layer.weight.dtype == torch.int8 for layer in layers.values())
+    assert not any("class_labels_classifier" in name or "bbox_predictor" in name for name in layers)
+    assert isinstance(quantized.model.class_labels_classifier, nn.Linear)
+    assert "class head" in quantized.config.quantization_config.summary()
+
+
+def test_weights_are_the_nearest_multiples_of_the_largest_weight_of_their_channel(tiny_detector):
+    detector = tiny_detector("detr")
+    quantized = quantize(detector, WeightOnly())
+    name, layer = next((n, m) for n, m in quantized.model.named_modules() if isinstance(m, QuantizedLayer) and "decoder" in n)
+    weight = detector.model.get_submodule(name).weight.detach()
+    scale = weight.abs().amax(1) / 127
+    torch.testing.assert_close(layer.weight, torch.round(weight / scale[:, None]).to(torch.int8), rtol=0, atol=1)
+    torch.testing.assert_close(dequantize(layer.weight, layer.weight_scale), weight, rtol=0, atol=float(scale.max()) * 0.51)
+
+
+def test_fake_quantization_is_the_rounding_to_the_grid_and_clamps():
+    x = torch.linspace(-2, 9, 200)
+    scale, zero = torch.tensor(0.05), torch.tensor(20, dtype=torch.uint8)
+    plain = torch.tensor([(min(max(round(float(v) / 0.05) + 20, 0), 127) - 20) * 0.05 for v in x])
+    difference = (fake_quantize(x, scale, zero, 0, 127) - plain).abs()
+    assert (difference < 1e-5).float().mean() > 0.98  # halves may round to either side in float32 and in float64
+    assert difference.max() < 0.051
+
+
+def test_folding_batch_norm_leaves_the_function_as_it_was(tiny_detector, images):
+    detector = tiny_detector("rt_detr_v2")
+    for norm in (module for module in detector.modules() if is_norm(module)):
+        generator = torch.Generator().manual_seed(1)
+        norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator) * 0.1)
+        norm.running_var.copy_(torch.rand(norm.running_var.shape, generator=generator) + 0.5)
+    with torch.no_grad():
+        before = detector.model.model.backbone(images, torch.ones(4, 128, 128))
+        folds = fold_batch_norms(detector.model, lambda: detector.model(pixel_values=images[:1]))
+        after = detector.model.model.backbone(images, torch.ones(4, 128, 128))
+    assert len(folds) > 10
+    for (first, _), (second, _) in zip(before, after, strict=True):
+        torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-4)
+
+
+def test_an_override_keeps_layers_float(tiny_detector):
+    quantized = quantize(tiny_detector("detr"), WeightOnly(overrides={"model.decoder.*": "float"}))
+    names = [name for name, module in quantized.model.named_modules() if isinstance(module, QuantizedLayer)]
+    assert names
+    assert not any(name.startswith("model.decoder.") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda detector, batches: quantize(detector, WeightOnly(overrides={"no.such.*": "float"})), "no.such"),
+        (lambda detector, batches: quantize(detector, Static(calibration_images=4), []), "calibration"),
+        (lambda detector, batches: quantize(detector, Static(calibration_images=9), batches), "9"),
+        (lambda detector, batches: quantize(quantize(detector, WeightOnly()), WeightOnly()), "quantized already"),
+        (lambda detector, batches: scheme_config("statik"), "static"),
+        (lambda detector, batches: scheme_config("static", weight_bits=9), "2 to 8"),
+        (lambda detector, batches: scheme_config("static", observr="mse"), "observer"),
+    ],
+    ids=["pattern", "no images", "too few images", "twice", "scheme", "bits", "option"],
+)
+def test_faults_are_one_sentence(tiny_detector, batches, make, says):
+    with pytest.raises(UserError, match=says) as fault:
+        make(tiny_detector("detr"), batches)
+    assert "\n" not in str(fault.value)

@@ -1,0 +1,336 @@
+"""What the command line promises for bad input: one sentence that names the file or key and the mend, exit status 2, no
+traceback, nothing left behind; and for every command an example that its own options understand."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+import typer
+import yaml
+
+from leandetr import cli
+from leandetr.data.shapes import write_shapes
+from leandetr.detectors.create import create
+from leandetr.errors import UserError
+from leandetr.structures import ClassMap
+
+SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 4, "decoder_ffn_dim": 32}
+DETR = ["--model", "detr", "--backbone", "resnet10t", "--image-size", "64", "64", "--max-steps", "1", "--batch-size", "1"]
+DETR += [part for key, value in SMALL.items() for part in ("--set", f"model.{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp("shapes") / "data", 2, 1, (64, 64))
+
+
+@pytest.fixture
+def data(shapes, tmp_path):
+    """A copy that a test may spoil."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "val"):
+        (folder / split).mkdir()
+        for image in (shapes / split).iterdir():
+            (folder / split / image.name).write_bytes(image.read_bytes())
+    (folder / "annotations").mkdir()
+    for file in (shapes / "annotations").iterdir():
+        (folder / "annotations" / file.name).write_text(file.read_text())
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A detector whose classes are none of the shapes."""
+    torch.manual_seed(0)
+    create("detr", ClassMap(("cat", "dog"), (1, 2)), (64, 64), "resnet10t", overrides=SMALL).save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(*arguments) -> exit status, stdout, stderr of `leandetr ...`, in this process."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["leandetr", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """refused(sentence, *arguments): exit status 2 and one line that fits the pattern."""
+
+    def check(sentence, *arguments):
+        status, out, err = run(*arguments)
+        last = err.strip().splitlines()[-1]
+        assert status == 2, err
+        assert "Traceback" not in err
+        assert last.startswith("error: ")
+        assert re.search(sentence, last), last
+        assert out == ""
+
+    return check
+
+
+def edit(file, change):
+    coco = json.loads(file.read_text())
+    change(coco)
+    file.write_text(json.dumps(coco))
+
+
+def spoil_json(data):
+    (data / "annotations" / "instances_train.json").write_text('{"some": "thing"}')
+
+
+def forget_a_category(data):
+    edit(data / "annotations" / "instances_train.json", lambda coco: coco["annotations"][0].update(category_id=99))
+
+
+def empty(data):
+    edit(data / "annotations" / "instances_train.json", lambda coco: coco.update(images=[], annotations=[]))
+
+
+def lose_an_image(data):
+    (data / "train" / "000001.jpg").unlink()
+
+
+def truncate_images(data):
+    for image in (data / "train").iterdir():
+        image.write_bytes(image.read_bytes()[:200])
+
+
+def replace_images(data):
+    for image in (data / "train").iterdir():
+        image.write_text("this is no photograph")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (spoil_json, "instances_train.json is not COCO: it has no list of 'images'; "),
+        (forget_a_category, "instances_train.json has a box of category 99, which its 'categories' lack; "),
+        (empty, "instances_train.json lists no images; "),
+        (lose_an_image, "000001.jpg; restore"),
+    ],
+)
+def test_training_on_faulty_data_leaves_nothing_and_goes_on_when_mended(refused, data, tmp_path, spoil, sentence):
+    spoil(data)
+    refused(sentence, "train", "--data", data, *DETR, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("spoil", [truncate_images, replace_images])
+@pytest.mark.parametrize("workers", [0, 1], ids=["here", "in a worker"])
+def test_an_image_that_cannot_be_read_is_named(refused, data, tmp_path, spoil, workers):
+    spoil(data)
+    arguments = ["--set", f"training.workers={workers}", "--out", tmp_path / "out"]
+    refused(r"train/00000\d.jpg", "train", "--data", data, *DETR, *arguments)
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "rtdetr"], "unknown model|rtdetr: no such folder"),
+        (["--backbone", "resnet19"], "unknown backbone 'resnet19': did you mean 'resnet1"),
+        (["--set", "model.decoder_layer=3"], "model.decoder_layer: .*did you mean model.decoder_layers"),
+        (["--set", "training.epoch=3"], "unknown key 'epoch': did you mean 'epochs'"),
+        (["--set", "training.schedule=linear"], "training: schedule: input should be 'cosine' or 'step'"),
+        (["--set", "decoder_layers=3"], "--set decoder_layers: begin it with model. or training."),
+        (["--set", "model.decoder_layers"], "--set model.decoder_layers: write KEY=VALUE"),
+        (["--set", "model.decoder_layers=[3"], "--set model.decoder_layers=.3: .* is no value"),
+        (["--set", "training.augment=flipp"], "unknown augmentation 'flipp': did you mean 'flip'"),
+        (["--weights", "nowhere.safetensors"], "nowhere.safetensors: no such file; "),
+        (["--data", "/nowhere"], "/nowhere does not exist; "),
+    ],
+)
+def test_training_with_a_mistake_in_the_command_leaves_nothing(refused, shapes, tmp_path, arguments, sentence):
+    refused(sentence, "train", "--data", shapes, *DETR, *arguments, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_new_model_needs_a_size(refused, shapes, tmp_path):
+    refused("add --image-size", "train", "--data", shapes, "--model", "detr", "--out", tmp_path / "out")
+
+
+def test_data_must_be_given(refused, tmp_path):
+    refused("no data: give --data FOLDER", "train", *DETR, "--out", tmp_path / "out")
+
+
+def test_a_folder_that_is_not_ours_is_not_touched(refused, shapes, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "dear.jpg").write_text("dear")
+    refused("photos exists and is not an output of leandetr; ", "train", "--data", shapes, *DETR, "--out", tmp_path / "photos")
+    refused("photos", "data", "shapes", "--out", tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["dear.jpg"]
+
+
+def test_a_place_that_cannot_be_written_is_named(refused, shapes, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    below = tmp_path / "file" / "out"
+    refused(f"{tmp_path / 'file'}", "train", "--data", shapes, *DETR, "--out", below)
+    refused(f"cannot write {below}", "data", "shapes", "--out", below, "--train", 1, "--val", 1)
+
+
+def spoil_pickle(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def spoil_length(folder):
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
+
+
+def spoil_architecture(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "conditional_detr"}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda folder: None, r"cat, dog"),
+        (spoil_pickle, "only the pickle pytorch_model.bin"),
+        (spoil_length, "model.safetensors is truncated"),
+        (spoil_architecture, "do not fit its config.json"),
+    ],
+    ids=["other classes", "pickle", "truncated", "other architecture"],
+)
+def test_a_model_that_cannot_be_evaluated(refused, shapes, saved, tmp_path, spoil, sentence):
+    spoil(saved)
+    refused(sentence, "evaluate", saved, "--data", shapes, "--json", tmp_path / "numbers.json")
+    assert not (tmp_path / "numbers.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["quantize", "{saved}", "--data", "{data}", "--scheme", "statik", "--out", "{out}"],
+            "unknown .*'statik': did you mean 'static'",
+        ),
+        (["quantize", "{saved}", "--scheme", "dynamic", "--set", "wieghts=3", "--out", "{out}"], "wieghts"),
+        (
+            [
+                "distill",
+                "--data",
+                "{data}",
+                "--teacher",
+                "{saved}",
+                "--student",
+                "{saved}",
+                "--method",
+                "logit",
+                "--out",
+                "{out}",
+            ],
+            "'logit'",
+        ),
+        (
+            [
+                "distill",
+                "--data",
+                "{data}",
+                "--teacher",
+                "{saved}",
+                "--student",
+                "{saved}",
+                "--weight",
+                "a=b",
+                "--out",
+                "{out}",
+            ],
+            "--weight a=b: give a number",
+        ),
+        (["export", "{saved}", "--to", "onyx", "--out", "{out}"], "unknown format 'onyx'"),
+        (["evaluate", "{saved}", "--data", "{data}", "--split", "test"], "test"),
+        (["evaluate", "/nowhere/model", "--data", "{data}"], "/nowhere/model: no such folder; "),
+        (["evaluate", "/nowhere/model.onnx", "--data", "{data}"], "/nowhere/model.onnx"),
+    ],
+    ids=["scheme", "option", "method", "weight", "format", "split", "folder", "file"],
+)
+def test_other_commands_name_what_they_do_not_know(refused, shapes, saved, tmp_path, arguments, sentence):
+    out = tmp_path / "out"
+    refused(sentence, *(part.format(saved=saved, data=shapes, out=out) for part in arguments))
+    assert not out.exists()
+
+
+def test_a_recipe_with_an_unknown_key(refused, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        yaml.safe_dump({"data": {"shapes": {}}, "image_size": [64, 64], "teecher": {}, "student": {"model": "detr"}})
+    )
+    refused(r"mine.yaml: (unknown key 'teecher': did you mean 'teacher'|teacher: field required)", "compress", file)
+    refused("cannot read the recipe nowhere.yaml", "compress", "nowhere.yaml")
+
+
+def test_debug_shows_the_traceback(run, tmp_path):
+    with pytest.raises(UserError):
+        run("--debug", "evaluate", tmp_path / "nowhere", "--data", tmp_path)
+
+
+def test_an_interrupt_says_how_to_go_on(run, monkeypatch, shapes, tmp_path):
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("leandetr.verbs.train", interrupt)
+    status, _, err = run("train", "--data", shapes, *DETR, "--out", tmp_path / "out")
+    assert status == 130
+    assert "the same command goes on" in err
+
+
+def test_trained_evaluated_and_started_again(run, shapes, tmp_path):
+    command = ["train", "--data", shapes, *DETR, "--out", tmp_path / "out"]
+    status, out, err = run(*command)
+    assert (status, out.strip()) == (0, str(tmp_path / "out")), err
+    written = (tmp_path / "out" / "config.json").stat().st_mtime_ns
+    assert run(*command)[0] == 0
+    assert (tmp_path / "out" / "config.json").stat().st_mtime_ns == written
+    status, out, err = run("evaluate", tmp_path / "out", "--data", shapes, "--json", tmp_path / "numbers.json")
+    assert status == 0, err
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert len(numbers) == 12
+    assert -1 <= numbers["ap"] <= 1
+    assert "AP of disc" in out
+
+
+def test_the_program_itself_keeps_results_and_messages_apart(tmp_path):
+    command = [sys.executable, "-m", "leandetr", "evaluate", tmp_path / "nowhere", "--data", tmp_path]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r"error: \S*nowhere.*; .*", done.stderr.strip().splitlines()[-1])
+    assert "Traceback" not in done.stderr
+
+
+def commands():
+    def walk(command, path):
+        if isinstance(command, typer.core.TyperGroup):
+            for name, inner in command.commands.items():
+                yield from walk(inner, (*path, name))
+        else:
+            yield " ".join(path), command
+
+    return dict(walk(typer.main.get_command(cli.app), ()))
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_has_an_example_that_its_options_understand(name):
+    command = commands()[name]
+    (example,) = re.findall(r"Example: `leandetr ([^`]*)`", command.help)
+    words = shlex.split(example)
+    assert words[: len(name.split())] == name.split()
+    command.make_context(name, words[len(name.split()) :])
