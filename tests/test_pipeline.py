@@ -1,5 +1,4 @@
-"""What `compress` promises: the six rows, a folder that explains itself, work that is done once, and mistakes said before any
-work."""
+"""What `compress` promises: the six rows, a folder that explains itself, no work done twice, mistakes said before any work."""
 
 import json
 import shutil
@@ -11,7 +10,7 @@ from leandetr.data.shapes import write_shapes
 from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.pipeline import compress
-from leandetr.recipe import parse_recipe
+from leandetr.recipe import parse_recipe, read_recipe
 
 ROWS = ["teacher", "baseline", "distilled", "distilled-weight-only", "distilled-dynamic", "distilled-static"]
 TINY = {
@@ -80,8 +79,7 @@ def watch(monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that was killed while it quantized and then started again: its folder, its results, and the work of the second
-    start."""
+    """A run that was killed while it quantized and then started again: its folder, results, and work of the second start."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
         quantize = verbs.quantize
@@ -156,18 +154,12 @@ def test_the_folder_explains_itself(run):
         "benchmark",
     ]
     assert {step["name"]: step["summary"] for step in results["steps"]}["teacher"].startswith("2 steps, ")
-    assert parse_recipe(json.loads(json.dumps(RECIPE)), "") == pipeline_recipe(out)
+    assert read_recipe(out / "recipe.yaml") == recipe()
     for page in ("report.md", "report.html"):
         assert all(name in (out / page).read_text() for name in ROWS)
     assert (out / "images.html").read_text().count("<img") == 2 * (1 + len(ROWS))
     results_of_a_row = json.loads((out / "predictions" / "distilled-static-onnxruntime.json").read_text())
     assert results_of_a_row[0].keys() == {"image_id", "category_id", "bbox", "score"}
-
-
-def pipeline_recipe(out):
-    import yaml
-
-    return parse_recipe(yaml.safe_load((out / "recipe.yaml").read_text()), "")
 
 
 def test_what_was_done_before_the_kill_is_not_done_again(run):

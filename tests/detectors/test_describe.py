@@ -50,5 +50,5 @@ def test_a_description_says_all_that_can_be_known_before_training():
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match="did you mean.*adamixer"):
+    with pytest.raises(UserError, match=r"did you mean.*adamixer"):
         describe("adamixr")

@@ -203,7 +203,10 @@ def test_what_lies_in_the_padding_is_not_seen(detector, pixels, name):
             before = found(pixels * half[:, None], mask)
             right = torch.cat([(torch.arange(h * w) % w) >= w / 2 for h, w in before.memory.shapes])
             handle = found.model.model.encoder.register_forward_pre_hook(
-                lambda _module, args, kwargs: (args, kwargs | {"inputs_embeds": kwargs["inputs_embeds"] + 5 * right[:, None]}),
+                lambda _module, args, kwargs, right=right: (
+                    args,
+                    kwargs | {"inputs_embeds": kwargs["inputs_embeds"] + 5 * right[:, None]},
+                ),
                 with_kwargs=True,
             )
             after = found(pixels * half[:, None], mask)

@@ -1,4 +1,4 @@
-"""What `quantize` promises: the float model untouched, integers in the layers, the same answers after loading, faults in a sentence."""
+"""What `quantize` promises: the float model untouched, integers in the layers, the same answers after loading."""
 
 import pytest
 import torch

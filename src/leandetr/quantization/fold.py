@@ -2,8 +2,8 @@
 
     norm(conv(x)) = a (W * x + c) + b    ->    W' = a W,  c' = a c + b
 
-with a = weight / sqrt(running_var + eps), b = bias - running_mean a, one value a channel. In evaluation a norm is this map and nothing
-else; the frozen norms of transformers, torchvision and timm are so in training too.
+with a = weight / sqrt(running_var + eps), b = bias - running_mean a, one value a channel. In evaluation a norm is this
+map and nothing else; the frozen norms of transformers, torchvision and timm are so in training too.
 """
 
 from __future__ import annotations

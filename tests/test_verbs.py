@@ -1,0 +1,182 @@
+"""What the Python functions promise: one answer from every engine on real photographs, and files that say what was computed."""
+
+import json
+
+import pytest
+import torch
+
+import leandetr
+from leandetr import verbs
+from leandetr.data.coco import CocoDataset, Split, class_map_of, collate, find_split
+from leandetr.data.shapes import write_shapes
+from leandetr.data.transforms import eval_transform
+from leandetr.deployment.runtimes import open_runtime
+from leandetr.detectors.create import create
+from leandetr.errors import UserError
+from leandetr.quantization.config import Dynamic, Static
+
+SMALL = {
+    "d_model": 32,
+    "decoder_layers": 2,
+    "encoder_layers": 1,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "num_queries": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def photographs(shared):
+    """Real photographs whose category ids have gaps."""
+    return shared / "data" / "coco_tiny_by"
+
+
+@pytest.fixture(scope="module")
+def model(photographs, tmp_path_factory):
+    """A saved detector of the photographs' classes, with weights that give every query an answer of its own."""
+    torch.manual_seed(0)
+    classes = class_map_of(find_split(photographs, "val"))
+    detector = create("detr", classes, (96, 128), "test_resnet", overrides=SMALL)
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    folder = tmp_path_factory.mktemp("models") / "model"
+    detector.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def graph(model):
+    """The same detector as .onnx."""
+    return verbs.export(model, model.parent / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp("shapes") / "data", 3, 1, (64, 64))
+
+
+def test_every_engine_finds_the_same_on_a_photograph(photographs, model, graph):
+    pytest.importorskip("openvino")
+    runtimes = [open_runtime(model), open_runtime(graph), open_runtime(graph, engine="openvino")]
+    split = find_split(photographs, "val")
+    dataset = CocoDataset(split, eval_transform(runtimes[0].preprocessing), runtimes[0].class_map)
+    batch = collate([dataset[0], dataset[1]])
+    expected, *others = [runtime(batch) for runtime in runtimes]
+    assert len({round(score, 5) for score in expected[0].scores.tolist()}) == 8
+    for found in others:
+        for mine, theirs in zip(expected, found, strict=True):
+            torch.testing.assert_close(theirs.scores, mine.scores, atol=1e-4, rtol=0)
+            torch.testing.assert_close(theirs.boxes, mine.boxes, atol=0.1, rtol=0)
+            assert torch.equal(theirs.labels, mine.labels)
+
+
+def test_a_file_of_predictions_has_the_accuracy_of_what_made_it(photographs, graph, tmp_path):
+    split = find_split(photographs, "val")
+    annotations = json.loads(split.annotations.read_text())
+    truth = json.loads(split.annotations.read_text()) | {"images": annotations["images"][:6]}
+    kept = {image["id"] for image in truth["images"]}
+    truth["annotations"] = [entry for entry in annotations["annotations"] if entry["image_id"] in kept]
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps(truth))
+    sources = [split.images / image["file_name"] for image in truth["images"]]
+    data = {"val": Split(file, split.images)}
+
+    found = verbs.predict(graph, sources, tmp_path / "out", form="coco", annotations=file)
+    assert verbs.evaluate(found, data).as_dict() == verbs.evaluate(graph, data).as_dict()
+    assert {entry["category_id"] for entry in json.loads(found.read_text())} <= {c["id"] for c in truth["categories"]}
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.jpg")) == sorted(path.name for path in sources)
+
+
+def test_a_bad_photograph_leaves_no_predictions_and_the_folder_goes_on_being_ours(photographs, model, tmp_path):
+    source = min((photographs / "val").glob("*.jpg"))
+    whole, bad = tmp_path / "photographs" / "a.jpg", tmp_path / "photographs" / "b.jpg"
+    whole.parent.mkdir()
+    whole.write_bytes(source.read_bytes())
+    bad.write_bytes(source.read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"b\.jpg cannot be decoded"):
+        verbs.predict(model, [whole.parent], tmp_path / "out")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.jpg", "leandetr.json"]
+    bad.write_bytes(source.read_bytes())
+    verbs.predict(model, [whole.parent], tmp_path / "out")
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 2
+
+
+def test_a_truncated_file_is_refused(graph, photographs, tmp_path):
+    (tmp_path / "half.onnx").write_bytes(graph.read_bytes()[: graph.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"half\.onnx is not an ONNX file or is truncated"):
+        verbs.evaluate(tmp_path / "half.onnx", photographs)
+
+
+def test_openvino_alone_is_written(model, photographs, tmp_path):
+    pytest.importorskip("openvino")
+    (tmp_path / "model.onnx").write_text("of another model")
+    written = verbs.export(model, tmp_path / "model.xml", to="openvino")
+    assert open_runtime(written).class_map == open_runtime(model).class_map
+    assert (tmp_path / "model.onnx").read_text() == "of another model"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.onnx", "model.xml"]
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "sentence"),
+    [("openvin", "m.xml", "unknown format 'openvin': did you mean 'openvino'"), ("openvino", "m.bin", r"ends in \.xml")],
+)
+def test_exports_that_cannot_be_are_refused_before_any_work(model, tmp_path, monkeypatch, to, name, sentence):
+    monkeypatch.setattr(verbs, "export_onnx", None)
+    with pytest.raises(UserError, match=sentence):
+        verbs.export(model, tmp_path / name, to=to)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("scheme", "calibration", "expected"),
+    [
+        (Static(calibration_images=2), None, 2),
+        (Static(), None, 3),  # all there are
+        (Static(), 1, 1),
+        (Static(overrides={"model.encoder.*": Static(weight_bits=4)}), 2, 2),
+        (Dynamic(overrides={"model.encoder.*": "static"}), 2, None),
+    ],
+)
+def test_calibration_takes_what_is_asked_for_or_there(shapes, tmp_path, scheme, calibration, expected):
+    torch.manual_seed(0)
+    create("detr", class_map_of(find_split(shapes, "train")), (64, 64), "test_resnet", overrides=SMALL).save(tmp_path / "float")
+    made = verbs.quantize(tmp_path / "float", shapes, scheme, tmp_path / "int8", calibration)
+    record = made.config.quantization_config.scheme
+    assert record.get("calibration_images") == expected
+    for override in record["overrides"].values():
+        assert override["calibration_images"] == 2
+
+
+def test_latencies_are_held_against_the_first(model, graph, photographs):
+    first, second = verbs.benchmark([model, graph], photographs, repeats=2)
+    assert (first["runtime"], second["runtime"]) == ("pytorch", "onnxruntime")
+    assert first["speedup"] == 1
+    assert second["size_bytes"] == graph.stat().st_size
+
+
+def test_another_distillation_is_not_taken_for_the_first(shapes, model, tmp_path, monkeypatch):
+    def distil(**changes):
+        verbs.distill(shapes, "teacher", "detr", tmp_path / "out", image_size=(64, 64), **changes)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verbs, "load", killed)
+    with pytest.raises(KeyboardInterrupt):
+        distil()
+    for changes in ({"term_options": {"logits": {"stages": "last"}}}, {"term_weights": {"logits": 2.0}}, {"method": "fgd"}):
+        with pytest.raises(UserError, match="out holds the result of other settings"):
+            distil(**changes)
+
+
+def test_a_name_that_is_no_model_has_its_nearest(shapes, tmp_path):
+    with pytest.raises(UserError, match="unknown model 'rt_detrv2': did you mean 'rt_detr_v2'"):
+        verbs.train(shapes, "rt_detrv2", tmp_path / "out", image_size=(64, 64))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_verbs_are_found_at_the_top():
+    for verb in ("train", "distill", "quantize", "evaluate", "export", "predict", "benchmark"):
+        assert getattr(leandetr, verb) is getattr(verbs, verb)
+    assert leandetr.compress.__module__ == "leandetr.pipeline"
