@@ -278,6 +278,13 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path, monkeypa
     assert "\n" not in str(caught.value)
 
 
+def test_a_teacher_of_other_classes_is_refused_before_anything_is_trained(tmp_path, monkeypatch, tiny_detector):
+    monkeypatch.setattr(verbs, "train", kill)
+    tiny_detector("detr", backbone="test_resnet").save(tmp_path / "teacher")
+    with pytest.raises(UserError, match="the teacher does not know triangle"):
+        compress(recipe(teacher={"checkpoint": str(tmp_path / "teacher")}), tmp_path / "run")
+
+
 def test_a_folder_without_data_and_a_folder_of_something_else_are_named(tmp_path):
     with pytest.raises(UserError, match="no-data"):
         compress(recipe(data={"folder": str(tmp_path / "no-data")}), tmp_path / "run")

@@ -28,6 +28,7 @@ from leandetr.deployment.runtimes import ENGINES, Runtime, open_runtime
 from leandetr.detectors.create import MODELS, create
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
+from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.methods import build_terms
 from leandetr.errors import UserError, unknown
 from leandetr.files import claim_folder, read_json, write_json, write_text
@@ -148,7 +149,8 @@ class Run:
         def work() -> str:
             teacher, student = self._untrained(recipe.teacher, data), self._untrained(recipe.student, data)
             distillation = recipe.distillation
-            build_terms(distillation.method.split(","), student, teacher, distillation.weights, distillation.options)
+            methods = distillation.method.split(",")
+            Distiller(student, teacher, build_terms(methods, student, teacher, distillation.weights, distillation.options))
             layers = [name for name, _ in student.model.named_modules(remove_duplicate=False)]
             for variant in recipe.quantization:
                 scheme_config(variant.scheme, **variant.options).check_overrides(layers)
