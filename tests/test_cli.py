@@ -312,7 +312,7 @@ def test_the_program_itself_keeps_results_and_messages_apart(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert re.fullmatch(r"error: \S*nowhere.*; .*", done.stderr.strip().splitlines()[-1])
+    assert re.fullmatch(r"error: \S+ has no annotations/instances_val.json; .*", done.stderr.strip().splitlines()[-1])
     assert "Traceback" not in done.stderr
 
 

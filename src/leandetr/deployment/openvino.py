@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -24,7 +25,9 @@ def convert_openvino(onnx_path: Path, xml_path: Path) -> Path:
     check_xml(xml_path)
     openvino = import_openvino()
     text = onnx_metadata(onnx_path)
-    model = openvino.convert_model(str(onnx_path))
+    # openvino.convert_model does these two steps too, but reports every use to Intel, and waits for that without a network.
+    model = openvino.Core().read_model(onnx_path)
+    import_module("openvino._offline_transformations").apply_moc_transformations(model, cf=False, smart_reshape=True)
     if text is not None:
         model.set_rt_info(text, KEY)
     with (

@@ -148,7 +148,10 @@ class OpenVinoRuntime(Runtime):
         core = openvino.Core()
         if path.suffix == ".onnx":
             super().__init__(str(path), *_onnx_facts(path))
-            model = core.read_model(path)
+            try:
+                model = core.read_model(path)
+            except RuntimeError as error:
+                raise UserError(f"{path}: OpenVINO cannot read it; run it on onnxruntime") from error
         else:
             weights = path.with_suffix(".bin")
             for file in (path, weights):
@@ -167,7 +170,11 @@ class OpenVinoRuntime(Runtime):
             "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self.compiled = core.compile_model(model, "CPU", config)
+        try:
+            self.compiled = core.compile_model(model, "CPU", config)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"{path}: OpenVINO cannot run it ({reason}); run the .onnx on onnxruntime") from error
         self.inputs = {port.get_any_name() for port in self.compiled.inputs}
 
     def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:

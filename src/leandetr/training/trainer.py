@@ -68,11 +68,12 @@ class DetectionTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW; a smaller rate for the backbone and for sampling points, no weight decay for norms and biases."""
+        backbone = {id(parameter) for parameter in self.detector.family.backbone(self.detector.model).parameters()}
         groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in (model or self.model).named_parameters():
             if parameter.requires_grad:
                 slow = any(part in name for part in SLOW_NAMES)
-                rate = self.config.backbone_lr if ".backbone." in name else 0.1 if slow else 1.0
+                rate = self.config.backbone_lr if id(parameter) in backbone else 0.1 if slow else 1.0
                 groups[rate, self.config.weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
         self.optimizer = torch.optim.AdamW(
             [{"params": p, "lr": self.config.lr * rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
