@@ -39,7 +39,7 @@ def model(photographs, tmp_path_factory):
     detector = create("detr", classes, (96, 128), "test_resnet", overrides=SMALL)
     with torch.no_grad():
         for parameter in detector.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
+            parameter.add_(torch.randn_like(parameter) * 0.2)
     folder = tmp_path_factory.mktemp("models") / "model"
     detector.save(folder)
     return folder

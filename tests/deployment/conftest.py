@@ -21,9 +21,9 @@ def build():
         torch.manual_seed(seed)
         queries = {} if name.startswith("rt_detr") else {"num_queries": 12}
         detector = create(name, CLASSES, (96, 96), backbone="test_resnet", overrides=SMALL | queries).eval()
-        with torch.no_grad():  # heads start at zero, and all queries would look alike
+        with torch.no_grad():  # as they start, all queries look alike
             for parameter in detector.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.05)
+                parameter.add_(torch.randn_like(parameter) * 0.2)
         if preprocessing:
             detector.preprocessing = Preprocessing(**preprocessing)
         return detector

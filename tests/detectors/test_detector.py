@@ -2,6 +2,7 @@
 that both libraries read."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -192,6 +193,10 @@ def test_denoising_queries_are_stripped_and_still_trained(detector, labels, pixe
     torch.testing.assert_close(again.boxes, output.boxes, rtol=0, atol=1e-5)  # the groups cannot see each other
 
 
+def _add(change, _module, args, kwargs):
+    return args, kwargs | {"inputs_embeds": kwargs["inputs_embeds"] + change}
+
+
 @pytest.mark.parametrize("name", WITH_POSITION)
 def test_what_lies_in_the_padding_is_not_seen(detector, pixels, name):
     """Another content of the encoder's cells in the right half changes nothing where the mask says padding, else everything."""
@@ -202,13 +207,7 @@ def test_what_lies_in_the_padding_is_not_seen(detector, pixels, name):
         with torch.no_grad():
             before = found(pixels * half[:, None], mask)
             right = torch.cat([(torch.arange(h * w) % w) >= w / 2 for h, w in before.memory.shapes])
-            handle = found.model.model.encoder.register_forward_pre_hook(
-                lambda _module, args, kwargs, right=right: (
-                    args,
-                    kwargs | {"inputs_embeds": kwargs["inputs_embeds"] + 5 * right[:, None]},
-                ),
-                with_kwargs=True,
-            )
+            handle = found.model.model.encoder.register_forward_pre_hook(partial(_add, 5 * right[:, None]), with_kwargs=True)
             after = found(pixels * half[:, None], mask)
             handle.remove()
         changes.append(max((getattr(after, f) - getattr(before, f)).abs().max().item() for f in ("hidden", "logits", "boxes")))

@@ -13,7 +13,6 @@ from leandetr.detectors.create import create
 from leandetr.training.config import Training
 
 SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 6, "decoder_ffn_dim": 32}
-STILL = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 
 
 def write_split(folder, split, count, seed):

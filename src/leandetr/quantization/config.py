@@ -4,8 +4,7 @@
 |---|---|---|
 | `WeightOnly` | int8, one scale an output channel | float |
 | `Dynamic` | the same | Linear: uint8, grid taken from each input at run time; Conv2d: float, see `Dynamic` |
-| `Static` | the same, 2 to 8 bits | uint8 on calibrated grids, 2 to 8 bits; the inputs of layers and the outputs of
-convolutions |
+| `Static` | the same, 2 to 8 bits | uint8 on calibrated grids, 2 to 8 bits, see `placement.py` |
 
 Every scheme folds BatchNorm into the convolution before it first, which is exact.
 
@@ -50,9 +49,9 @@ class Scheme:
     """What all schemes share.
 
     Args:
-        overrides: layer-name pattern (`*`, `?`, `[...]`; `*` also crosses dots) -> "float", a scheme's name, a scheme, or a
-        scheme as
-            a mapping. Of several patterns that match a layer the last one counts; they also outrank the default exceptions.
+        overrides: layer-name pattern (`*`, `?`, `[...]`; `*` also crosses dots) -> "float", a scheme's name (the scheme's own
+            name means its own options), a scheme, or a scheme as a mapping. Of several patterns that match a layer the last
+            one counts; they also outrank the default exceptions.
 
     Raises:
         UserError: a number of bits out of range, an unknown scheme or option, an override that holds overrides.
@@ -132,8 +131,7 @@ class Static(Scheme):
     Args:
         weight_bits, activation_bits: 2 to 8; stored in 8 bits each.
         observer: how a grid's range is found: "min-max", "moving-average" (0.9 over batches), "percentile" (`percentile` of
-        the values are
-            inside) or "mse" (the range with the least squared rounding error).
+            the values are inside) or "mse" (the range with the least squared rounding error).
         percentile: in percent, above 50.
         calibration_images: how many images are read from the batches.
     """

@@ -6,9 +6,8 @@ A layer's integer weights are its parameter `weight` (families' weight initialis
     weight = round(w / weight_scale),    weight_scale = max |w_channel| / (2^(b-1) - 1)
 
 which is symmetric, since integer kernels want -127..127. A layer with a grid on its input also holds its bias as integers, in
-units of
-input scale * weight_scale, as integer kernels add it to their sums. A `LayerPlan` says all that has to be known to build a
-layer before its tensors are there.
+units of input scale * weight_scale, as integer kernels add it to their sums (with a float bias, ONNX Runtime computes a
+quantized Gemm in float). A `LayerPlan` says all that has to be known to build a layer before its tensors are there.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ class LayerPlan:
     Args:
         weight_bits: 2 to 8.
         input: "float"; "dynamic", a grid taken at run time (Linear only); "grid", rounded to a calibrated grid by the layer;
-        "given", already
-            on that grid because the module before it put it there.
+            "given", already on that grid because the module before it put it there.
         input_bits, output_bits: widths of the calibrated grids on its input and on its output, None without one.
     """
 

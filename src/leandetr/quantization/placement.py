@@ -1,9 +1,9 @@
 """Where the static grids go, decided from what runs into what.
 
-A layer that multiplies integers needs its input on a grid. ONNX Runtime, beyond that, only runs a convolution in integers
-where its output
-goes to a grid too, at once or after a ReLU, and only adds a shortcut in integers where both terms and the sum's ReLU are on
-grids. So:
+A layer that multiplies integers needs its input on a grid. ONNX Runtime, beyond that, only runs a convolution in integers where
+its output goes to a grid too, at once or after a ReLU (else it is slower than in float: 2.2 against 1.6 ms for 64 to 64
+channels, 3x3, at 60x80, and 0.5 ms in integers), and only adds a shortcut in integers where both terms and the sum's ReLU are
+on grids. So:
 
 - every static layer gets a grid on its input, unless the module before it has put the tensor on one already;
 - a ReLU that follows a static convolution, or feeds one, gets a grid on its output, which all who read that tensor share;
@@ -29,8 +29,7 @@ RECTIFIERS = (nn.ReLU, nn.ReLU6)
 @dataclass
 class Placement:
     """plans: static layer -> its plan. activations: ReLU -> the setting of the grid on its output. sources: layer whose input
-    is given
-    -> the module that puts it on a grid. idle: static layers that the run never called, for which no grid can be found."""
+    is given -> the module that puts it on a grid. idle: static layers that the run never called, which can have no grid."""
 
     plans: dict[nn.Module, LayerPlan] = field(default_factory=dict)
     activations: dict[nn.Module, Static] = field(default_factory=dict)

@@ -32,8 +32,7 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
         detector: a float detector.
         config: `WeightOnly`, `Dynamic` or `Static`, see `config.py`.
         calibration_batches: batches as the detector takes them, read once and no further than the scheme's
-        `calibration_images`; only
-            `Static` needs them. Memory does not depend on their number.
+            `calibration_images`; only `Static` needs them. Memory does not depend on their number.
 
     Returns:
         The quantized detector in evaluation mode. Its `config.quantization_config` records what was done, and `summary()` of
@@ -41,8 +40,7 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
 
     Raises:
         UserError: the detector is quantized already; a layer pattern matches nothing; calibration images are missing, fewer
-        than asked,
-            or all empty; a layer's values are not finite.
+            than asked, or all empty; a layer's values are not finite.
 
     Example:
         >>> small = quantize(detector, Static(calibration_images=64), loader)      # doctest: +SKIP

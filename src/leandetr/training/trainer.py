@@ -34,6 +34,11 @@ class DetectionTrainer(Trainer):
     """Trains a `Detector`, or anything with a `student` detector whose forward takes a batch and returns an object with `loss`
     (and `logs`, a mapping of detached scalars).
 
+    With N processes the gradients are averaged and every family's loss is divided by the processes' mean number of boxes, so
+    that they learn what one process learns from the same global batch, but for two things that look at a process's own images
+    alone: the class weights of DETR's softmax loss (where the numbers of boxes differ) and the statistics of BatchNorm, which
+    are not synchronised (RT-DETR).
+
     The best detector by AP is in `best` under the output folder, and is what `fit` returns.
     """
 
