@@ -1,6 +1,9 @@
 """Fixtures that several areas share: the real photographs, and tiny detectors of every family."""
 
 import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub; read when transformers is imported
+
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,6 @@ from transformers.utils import logging as transformers_logging
 from leandetr.detectors.create import create
 from leandetr.structures import ClassMap
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 

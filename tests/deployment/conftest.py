@@ -15,15 +15,15 @@ SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "decoder_ffn_d
 
 @pytest.fixture(scope="session")
 def build():
-    """build(name, seed): a tiny detector for 96 x 96 pixels. RT-DETR has a query for every cell, so it need not choose."""
+    """build(name, seed, noise): a tiny detector for 96 x 96 pixels. RT-DETR has a query a cell, so it need not choose."""
 
-    def make(name, seed=1, **preprocessing):
+    def make(name, seed=1, noise=0.2, **preprocessing):
         torch.manual_seed(seed)
         queries = {} if name.startswith("rt_detr") else {"num_queries": 12}
         detector = create(name, CLASSES, (96, 96), backbone="test_resnet", overrides=SMALL | queries).eval()
         with torch.no_grad():  # as they start, all queries look alike
             for parameter in detector.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.2)
+                parameter.add_(torch.randn_like(parameter) * noise)
         if preprocessing:
             detector.preprocessing = Preprocessing(**preprocessing)
         return detector

@@ -19,7 +19,7 @@ OPERATORS = {
 
 
 @pytest.fixture(scope="module")
-def exported(artefact, tmp_path_factory):
+def exported(build, tmp_path_factory):
     """exported(name, scheme) -> the detector quantized with the scheme, and the file it was exported to."""
     made = {}
 
@@ -28,7 +28,8 @@ def exported(artefact, tmp_path_factory):
             pixels = torch.randn(4, 3, 96, 96, generator=torch.Generator().manual_seed(7))
             batches = [{"pixel_values": pixels, "pixel_mask": torch.ones(4, 96, 96, dtype=torch.int64)}]
             options = {"calibration_images": 4} if scheme == "static" else {}
-            detector = quantize(artefact(name)[0], scheme_config(scheme, **options), batches)
+            # Wilder weights blow every rounding up to another answer, as trained ones do not.
+            detector = quantize(build(name, noise=0.12), scheme_config(scheme, **options), batches)
             made[name, scheme] = detector, export_onnx(detector, tmp_path_factory.mktemp("int8") / "model.onnx")
         return made[name, scheme]
 
@@ -54,10 +55,10 @@ def test_the_graph_computes_with_integers(exported, artefact, name, scheme):
     assert not {node.op_type for node in float_graph.node} & operators
     elements = {kind: 0 for kind in (TensorProto.INT8, TensorProto.FLOAT)}
     for tensor in graph.initializer:
-        if tensor.data_type in elements:
+        if tensor.data_type in elements and len(tensor.dims) > 1:  # weights; zero points are vectors
             elements[tensor.data_type] += torch.Size(tensor.dims).numel()
     assert elements[TensorProto.INT8] == sum(
-        tensor.numel() for tensor in detector.state_dict().values() if tensor.dtype == torch.int8
+        tensor.numel() for tensor in detector.state_dict().values() if tensor.dtype == torch.int8 and tensor.ndim > 1
     )
     assert elements[TensorProto.INT8] > 5 * elements[TensorProto.FLOAT]
     assert path.stat().st_size < 0.5 * artefact(name)[1].stat().st_size

@@ -100,18 +100,60 @@ def test_an_override_keeps_layers_float(tiny_detector):
     assert not any(name.startswith("model.decoder.") for name in names)
 
 
+@pytest.mark.parametrize("name", ["deformable_detr_refine", "rt_detr_v2"])
+def test_heads_that_layers_share_survive_saving_when_an_override_quantizes_them(tiny_detector, images, tmp_path, name):
+    quantized = quantize(
+        tiny_detector(name), WeightOnly(overrides={"*class_embed*": "weight-only", "*bbox_embed*": "weight-only"})
+    )
+    assert isinstance(quantized.model.class_embed[0], QuantizedLayer)
+    quantized.save(tmp_path / "quantized")
+    ours, theirs = answers(quantized, images), answers(load(tmp_path / "quantized"), images)
+    torch.testing.assert_close(theirs.logits, ours.logits, rtol=0, atol=0)
+    torch.testing.assert_close(theirs.boxes, ours.boxes, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["detr", "conditional_detr", "deformable_detr", "rt_detr", "rt_detr_v2"])
+def test_every_layer_with_weights_is_quantized_or_reported(tiny_detector, batches, name):
+    detector = tiny_detector(name)
+    detector.model.spare = nn.Linear(4, 4)
+    record = quantize(detector, Static(calibration_images=2), batches).config.quantization_config
+    layers = {name for name, module in detector.model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    assert layers <= record.layers.keys() | record.left_float.keys()
+    assert not record.layers.keys() & record.left_float.keys()
+    assert record.left_float["spare"] == "does not run on images"
+    assert len(record.layers) > 2 * len(record.left_float) or name.startswith("deformable")
+
+
+def test_no_more_images_are_read_than_asked(tiny_detector, batches):
+    read = []
+
+    def stream():
+        for _ in range(5):
+            read.append(1)
+            yield batches[0]
+
+    quantize(tiny_detector("detr"), Static(calibration_images=6), stream())
+    assert len(read) == 2
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda detector, batches: quantize(detector, WeightOnly(overrides={"no.such.*": "float"})), "no.such"),
         (lambda detector, batches: quantize(detector, Static(calibration_images=4), []), "calibration"),
         (lambda detector, batches: quantize(detector, Static(calibration_images=9), batches), "9"),
+        (
+            lambda detector, batches: quantize(
+                detector, Static(calibration_images=4), [batches[0] | {"pixel_values": torch.zeros(4, 3, 128, 128)}]
+            ),
+            "empty",
+        ),
         (lambda detector, batches: quantize(quantize(detector, WeightOnly()), WeightOnly()), "quantized already"),
         (lambda detector, batches: scheme_config("statik"), "static"),
         (lambda detector, batches: scheme_config("static", weight_bits=9), "2 to 8"),
         (lambda detector, batches: scheme_config("static", observr="mse"), "observer"),
     ],
-    ids=["pattern", "no images", "too few images", "twice", "scheme", "bits", "option"],
+    ids=["pattern", "no images", "too few images", "empty images", "twice", "scheme", "bits", "option"],
 )
 def test_faults_are_one_sentence(tiny_detector, batches, make, says):
     with pytest.raises(UserError, match=says) as fault:

@@ -1,0 +1,154 @@
+"""Quantized layers on real engines: the exported graph holds the integers, and computes what PyTorch computes."""
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leandetr.quantization.modules import GriddedActivation, LayerPlan, quantized_layer
+from leandetr.quantization.observers import grid_of
+from leandetr.quantization.operators import dynamic_linear, onnx_translations
+
+BITS = {"input_bits": 8, "output_bits": 8}
+PLANS = {
+    "weight-only": (LayerPlan(), {"DequantizeLinear"}),
+    "dynamic": (LayerPlan(input="dynamic"), {"DynamicQuantizeLinear", "MatMulInteger"}),
+    "static": (LayerPlan(input="grid", **BITS), {"QuantizeLinear", "DequantizeLinear"}),
+    "static, 4 bits": (
+        LayerPlan(weight_bits=4, input="grid", input_bits=4),
+        {"Clip", "QuantizeLinear", "DequantizeLinear"},
+    ),
+    "input given": (LayerPlan(input="given", **BITS), {"QuantizeLinear", "DequantizeLinear"}),
+}
+LAYERS = {
+    "linear": (lambda: nn.Linear(48, 32), (2, 7, 48)),
+    "linear without bias": (lambda: nn.Linear(48, 32, bias=False), (5, 48)),
+    "convolution": (lambda: nn.Conv2d(8, 16, 3, stride=2, padding=1), (2, 8, 9, 12)),
+    "depthwise": (lambda: nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8, bias=False), (1, 8, 9, 12)),
+}
+
+
+def built(layer: nn.Module, plan: LayerPlan, reach: float = 2.0) -> nn.Module:
+    """The layer with grids for inputs in [-reach, 1.5 reach] and for its outputs on them."""
+    quantized = quantized_layer(layer, plan)
+    for grid in (quantized.input, quantized.output):
+        if grid is not None:
+            scale, zero_point = grid_of(-reach, 1.5 * reach, grid.bits)
+            grid.scale.copy_(scale)
+            grid.zero_point.copy_(zero_point)
+    quantized.fill(layer)
+    return quantized.eval()
+
+
+def exported(module: nn.Module, x: Tensor, path) -> onnx.ModelProto:
+    torch.onnx.export(
+        module,
+        (x,),
+        path,
+        dynamo=True,
+        opset_version=21,
+        custom_translation_table=onnx_translations(),
+        external_data=False,
+        input_names=["x"],
+        verbose=False,
+    )
+    return onnx.load(path)
+
+
+def onnx_runtime(path, x: Tensor, fuse: bool = False) -> Tensor:
+    """Without its fusions ONNX Runtime executes the graph as written; with them it may do so in other precisions."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_quant_qdq", "0" if fuse else "1")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind"),
+    [
+        ("weight-only", "linear"),
+        ("weight-only", "convolution"),
+        ("dynamic", "linear"),
+        ("dynamic", "linear without bias"),
+        ("static", "linear"),
+        ("static", "convolution"),
+        ("static", "depthwise"),
+        ("static, 4 bits", "linear without bias"),
+        ("static, 4 bits", "convolution"),
+        ("input given", "convolution"),
+    ],
+)
+def test_an_exported_layer_computes_with_the_same_integers(tmp_path, scheme, kind):
+    torch.manual_seed(0)
+    make, shape = LAYERS[kind]
+    plan, operators = PLANS[scheme]
+    layer = make()
+    quantized, x = built(layer, plan), torch.randn(shape) * 2  # reaches beyond the grid on purpose
+    graph = exported(quantized, x, tmp_path / "layer.onnx").graph
+    assert operators <= {node.op_type for node in graph.node}
+    types = {tensor.data_type for tensor in graph.initializer if torch.Size(tensor.dims).numel() == layer.weight.numel()}
+    assert types == {onnx.TensorProto.INT8}
+    with torch.no_grad():
+        torch.testing.assert_close(onnx_runtime(tmp_path / "layer.onnx", x), quantized(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_onnx_runtime_chooses_its_integer_kernel(tmp_path, kind):
+    """A static Linear needs no grid on its output for it, a convolution does."""
+    torch.manual_seed(0)
+    make, shape = LAYERS[kind]
+    plan = LayerPlan(input="grid", input_bits=8, output_bits=8 if kind == "convolution" else None)
+    exported(built(make(), plan), torch.randn(shape), tmp_path / "layer.onnx")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(str(tmp_path / "layer.onnx"), options, providers=["CPUExecutionProvider"])
+    kernels = {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    assert kernels & {"QGemm", "MatMulIntegerToFloat", "QLinearConv"}
+    assert not kernels & {"Gemm", "MatMul", "Conv", "FusedConv"}
+
+
+@pytest.mark.parametrize(
+    "x",
+    [torch.randn(6, 16), torch.rand(6, 16) + 1, -torch.rand(6, 16) - 1, torch.zeros(6, 16)],
+    ids=["mixed signs", "positive", "negative", "zeros"],
+)
+def test_the_dynamic_grid_is_that_of_onnx(tmp_path, x):
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Buffer(torch.randint(-127, 128, (8, 16), dtype=torch.int8))
+            self.scale = nn.Buffer(torch.rand(8) / 100)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return dynamic_linear(x, self.weight, self.scale)
+
+    module = Product()
+    exported(module, x, tmp_path / "product.onnx")
+    torch.testing.assert_close(onnx_runtime(tmp_path / "product.onnx", x, fuse=True), module(x), rtol=1e-5, atol=1e-6)
+
+
+def test_openvino_computes_the_same(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    relu = GriddedActivation(nn.ReLU(), 8)
+    relu.output.scale.fill_(0.02)
+    plan = LayerPlan(input="grid", input_bits=8)
+    module, x = nn.Sequential(built(nn.Conv2d(8, 16, 3, padding=1), plan), relu).eval(), torch.randn(2, 8, 12, 10)
+    exported(module, x, tmp_path / "layer.onnx")
+    compiled = openvino.compile_model(tmp_path / "layer.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    difference = (torch.from_numpy(compiled(x.numpy())[0]) - module(x)).abs()
+    assert difference.max() < 0.021  # one step of the grid, where a sum lies on the border of two
+    assert (difference < 1e-5).float().mean() > 0.99
+
+
+def test_a_dead_channel_keeps_its_bias():
+    layer = nn.Conv2d(4, 2, 1)
+    with torch.no_grad():
+        layer.weight[0] = 1e-12
+        layer.weight[1] = 0
+        layer.bias.copy_(torch.tensor([3.0, -2.0]))
+    quantized = built(layer, LayerPlan(input="grid", input_bits=8))
+    torch.testing.assert_close(quantized(torch.zeros(1, 4, 2, 2)), layer(torch.zeros(1, 4, 2, 2)))
