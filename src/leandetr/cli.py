@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from leandetr.errors import UserError
 
@@ -276,7 +276,7 @@ def benchmark(
     found = verbs.benchmark(models, _data(data, annotations, images, annotations, images), engine, repeats, threads)
     if json:
         write_json(json, {"environment": environment(), "rows": found})
-    table = Table("artifact", "runtime", "latency ms", "p90 ms", "speed-up", "MB")
+    table = Table(Column("artifact", overflow="fold"), "runtime", "latency ms", "p90 ms", "speed-up", "MB")
     for row in found:
         ratio = f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
         slower = " slower" if row["speedup"] < 1 and row is not found[0] else ""

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from leandetr.deployment.metadata import KEY, Metadata, describe
-from leandetr.deployment.openvino import import_openvino, onnx_metadata
+from leandetr.deployment.openvino import import_openvino, onnx_metadata, read_onnx
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
 from leandetr.detectors.postprocess import postprocess
 from leandetr.errors import UserError, unknown
 from leandetr.structures import Batch, ClassMap, Detections, Preprocessing
+
+#: schemes without calibrated grids
+WEIGHTS_ALONE = ("weight-only", "dynamic")
 
 
 class Runtime:
@@ -116,6 +119,10 @@ class OnnxRuntime(Runtime):
         options.intra_op_num_threads = threads or torch.get_num_threads()
         # Threads that spin after a call would take the processor from whatever runs next, as in an interleaved benchmark.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self.metadata.scheme in WEIGHTS_ALONE:
+            # Else integer weights stay packed: convolutions unpack them in every call, and linear layers round their inputs to
+            # 8 bits, which the model was not quantized for. Static grids need the rewriting that this leaves out.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no common class
@@ -149,7 +156,7 @@ class OpenVinoRuntime(Runtime):
         if path.suffix == ".onnx":
             super().__init__(str(path), *_onnx_facts(path))
             try:
-                model = core.read_model(path)
+                model = read_onnx(path)
             except RuntimeError as error:
                 raise UserError(f"{path}: OpenVINO cannot read it; run it on onnxruntime") from error
         else:
@@ -169,6 +176,7 @@ class OpenVinoRuntime(Runtime):
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # integer weights do not make it round the inputs too
         }
         try:
             self.compiled = core.compile_model(model, "CPU", config)
