@@ -132,7 +132,7 @@ def test_orthogonality_is_the_mean_square_of_cosines_beyond_the_margin(output):
 
 def test_orthogonality_parts_the_sets_and_needs_both(output):
     student = output(grad=True)
-    with pytest.raises(UserError, match="name the methods hard-label,orthogonality"):
+    with pytest.raises(UserError, match="add the method hard-label or soft-label"):
         Orthogonality()(student, None, {})
     student.distillation = output(queries=3, grad=True)
     before = Orthogonality()(student, None, {})["cosine"]

@@ -82,7 +82,10 @@ def answer_with(detector: Detector, which: str) -> None:
     if which not in SETS:
         raise unknown("set of queries", which, SETS)
     if not has_distillation_queries(detector.config):
-        raise UserError("the detector has object queries alone; choose a set for one that was distilled with hard-label")
+        raise UserError(
+            "the detector has object queries alone; leave the choice of a set to one that was distilled with hard-label or "
+            "soft-label"
+        )
     detector.config.answering_queries = which
 
 

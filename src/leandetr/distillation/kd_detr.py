@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leandetr.detectors.detector import Detector
+from leandetr.distillation.logits import highest_probability
 from leandetr.distillation.query_map import QueryMap, content_from_memory, queries_at
 from leandetr.distillation.teacher import Teacher
 from leandetr.distillation.term import Term
@@ -95,7 +96,8 @@ class DistillationPoints(Term):
     def losses(self, student: DetectorOutput, teacher: DetectorOutput) -> dict[str, Tensor]:
         """The student's layers (L, B, M, ...) and the teacher's last, for the same points -> "class" and "box"."""
         logits, boxes = teacher.logits[-1], teacher.boxes[-1]
-        weights = self.probability(logits) if self.foreground else torch.ones_like(logits[..., 0])
+        (guide,) = self._teacher
+        weights = highest_probability(logits, guide.detector.head) if self.foreground else torch.ones_like(logits[..., 0])
         weights = weights / weights.sum().clamp(min=1e-6)
         wanted = (logits / TEMPERATURE).softmax(-1).expand(student.logits.shape)
         given = (student.logits.float() / TEMPERATURE).log_softmax(-1)
@@ -103,13 +105,6 @@ class DistillationPoints(Term):
         l1, giou = box_losses(student.boxes.flatten(0, 2), boxes.expand(student.boxes.shape).flatten(0, 2))
         box = (BBOX_WEIGHT * l1 / 4 + GIOU_WEIGHT * giou).view_as(divergence)
         return {"class": (weights * divergence).sum(), "box": (weights * box).sum()}
-
-    def probability(self, logits: Tensor) -> Tensor:
-        """(..., C) -> (...), the highest of the classes, no-object left out."""
-        (guide,) = self._teacher
-        if guide.detector.head == "sigmoid":
-            return logits.amax(-1).sigmoid()
-        return logits.softmax(-1)[..., :-1].amax(-1)
 
 
 def draw(queries: Queries) -> Queries:

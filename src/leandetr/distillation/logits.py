@@ -164,6 +164,14 @@ class SoftClasses:
             return (torch.special.xlogy(targets, targets) - targets * log_yes).sum(-1)
         return -(targets * log_yes + (1 - targets) * log_no).sum(-1)
 
+    def divergences(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(P, C_S), (P, C) -> (P,), the losses less what they are where the student says just the same: KL(teacher || student),
+        summed over the K yes-or-no distributions where it is not over K + 1 classes."""
+        losses = self.losses(logits, targets)
+        if self.student_head == self.teacher_head == "softmax":
+            return losses
+        return losses + (torch.special.xlogy(targets, targets) + torch.special.xlogy(1 - targets, 1 - targets)).sum(-1)
+
     @torch.no_grad()
     def pairwise_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """(..., N, C_S), (..., M, C) -> (..., N, M)."""
@@ -183,3 +191,10 @@ class SoftClasses:
             return log_yes, None
         log_yes = log_yes[..., :-1]
         return log_yes, torch.log1p(-log_yes.exp().clamp(max=1 - 1e-6))
+
+
+def highest_probability(logits: Tensor, head: str) -> Tensor:
+    """(..., C) -> (...), of the classes; no-object is none."""
+    if head == "sigmoid":
+        return logits.float().amax(-1).sigmoid()
+    return logits.float().softmax(-1)[..., :-1].amax(-1)

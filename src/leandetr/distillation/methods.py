@@ -19,6 +19,7 @@ from leandetr.distillation.logits import HungarianLogits
 from leandetr.distillation.mgd import MaskedGeneration
 from leandetr.distillation.orthogonality import Orthogonality
 from leandetr.distillation.predictions import Predictions
+from leandetr.distillation.soft_label import SoftBox, SoftClass
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError, unknown
 
@@ -29,6 +30,8 @@ TERMS: dict[str, type[Term]] = {
         TargetAwareFeatures,
         QueryPriorAssignment,
         HardLabel,
+        SoftClass,
+        SoftBox,
         Orthogonality,
         DistillationPoints,
         FitNet,
@@ -46,6 +49,9 @@ METHODS: dict[str, dict[str, float]] = {
     "features": {"features": 20.0},
     "assignment": {"assignment": 1.0},
     "hard-label": {"hard-label": 0.5},
+    "soft-label": {"soft-class": 0.5, "soft-box": 2.5},  # half of the loss, and the box's weight of DETR, as in hard-label
+    "soft-class": {"soft-class": 0.5},
+    "soft-box": {"soft-box": 2.5},
     "orthogonality": {"orthogonality": 1.0},
     "kd-detr": {"kd-detr": 1.0},
     "fitnet": {"fitnet": 1.0},

@@ -50,7 +50,7 @@ class Orthogonality(Term):
         Raises UserError where there is one set alone.
         """
         if student.distillation is None:
-            raise UserError("the orthogonality term needs distillation queries; name the methods hard-label,orthogonality")
+            raise UserError("the orthogonality term needs distillation queries; add the method hard-label or soft-label")
         objects, others = (F.normalize(part.hidden.float(), dim=-1) for part in (student, student.distillation))
         cosines = objects @ others.mT
         return {"cosine": (cosines.abs() - self.margin).clamp(min=0).square().mean()}

@@ -26,9 +26,9 @@ from leandetr.structures import Target
 NARROWEST = 1e-6
 
 
-def mean_over_ranks(count: int, device: torch.device) -> Tensor:
-    """A count averaged over the processes of a distributed run, at least 1: a scalar on `device`."""
-    mean = torch.full((), float(count), device=device)
+def mean_over_ranks(count: int | Tensor, device: torch.device) -> Tensor:
+    """A count, or a sum of weights, averaged over the processes of a distributed run, at least 1: a scalar on `device`."""
+    mean = torch.as_tensor(count, dtype=torch.float32, device=device).detach().clone()
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(mean)
         mean = mean / distributed.get_world_size()
