@@ -74,7 +74,8 @@ class DetectorOutput:
     logits: (L, B, N, C). boxes: (L, B, N, 4), (cx, cy, w, h) in [0, 1]. hidden: (L, B, N, D), after the decoder's final norm
     where it has one. queries: the decoder's inputs. features: one (B, D, h, w) map a level, what the decoder attends to.
     memory: the same as tokens, with what `Detector.decode` needs. loss: the family's own detection loss, when labels were
-    given.
+    given. attended: (L, B, N, D) co-attended features, when asked for: what every layer's attention to the memory gathered,
+    before its output projection; None in a family without such attention.
     distillation: the same for the distillation queries, where the detector has such a second set.
     """
 
@@ -85,6 +86,7 @@ class DetectorOutput:
     memory: Memory
     features: list[Tensor] = field(default_factory=list)
     loss: Tensor | None = None
+    attended: Tensor | None = None
     distillation: DetectorOutput | None = None
 
 
