@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.training import fit as fitting
 from leandetr.training import trainer as training
@@ -138,6 +139,25 @@ def test_best_by_ap_is_kept_with_its_averaged_weights(prepared, short, tmp_path,
     assert all(torch.equal(state[name], tensor) for name, tensor in averages[best].items())
     assert any(not torch.equal(state[name], tensor) for name, tensor in averages[1 - best].items())
     assert any(not torch.equal(state[name], tensor) for name, tensor in detector.state_dict().items())
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_chosen_epochs_are_kept_as_detectors(prepared, short, tmp_path, ema):
+    config = short(epochs=3, keep_epochs=[1, 3, 7], ema=ema)
+    detector, train, val = prepared()
+    fit(detector, train, val, config, tmp_path / "kept", "kept")
+    assert sorted(path.name for path in (tmp_path / "kept").glob("epoch-*")) == ["epoch-1", "epoch-3"]
+    detector, train, val = prepared()
+    first = fit(detector, train, val, short(epochs=3, ema=ema, max_steps=12, evaluate_every=3), tmp_path / "plain", "plain")
+    assert_equal(load(tmp_path / "kept" / "epoch-3").state_dict(), first.state_dict())  # keeping changes no weight
+    early = load(tmp_path / "kept" / "epoch-1").state_dict()
+    assert any(not torch.equal(early[name], tensor) for name, tensor in first.state_dict().items())
+
+
+def test_an_epoch_cut_short_is_not_kept(prepared, short, tmp_path):
+    detector, train, val = prepared()
+    fit(detector, train, val, short(max_steps=3, keep_epochs=[1]), tmp_path, "short")
+    assert not list(tmp_path.glob("epoch-*"))
 
 
 @pytest.mark.parametrize(

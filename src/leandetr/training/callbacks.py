@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from leandetr.data.coco import CocoDataset
+from leandetr.detectors.detector import Detector
 from leandetr.files import errors_of_writing
 from leandetr.training.ema import MovingAverage
 
@@ -45,6 +49,20 @@ class EvaluateEvery(TrainerCallback):
         control.should_evaluate = last or round(state.epoch) % self.epochs == 0
         control.should_save = True
         control.should_log = True
+
+
+class KeepEpochs(TrainerCallback):
+    """After chosen epochs, counted from 1, the detector is kept as `epoch-N` under `folder`, with its averaged weights: what
+    analyses follow a training by. An epoch that is repeated after a kill writes the same again."""
+
+    def __init__(self, detector: Detector, average: MovingAverage | None, epochs: Collection[int], folder: Path) -> None:
+        self.detector, self.average, self.epochs, self.folder = detector, average, epochs, folder
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        whole = math.isclose(state.epoch, round(state.epoch), abs_tol=1e-6)  # the last one may be cut short by max_steps
+        if whole and round(state.epoch) in self.epochs and args.should_save:
+            with self.average.applied() if self.average else nullcontext():
+                self.detector.save(self.folder / f"epoch-{round(state.epoch)}")
 
 
 class LogFile(TrainerCallback):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +21,7 @@ class Training(BaseModel):
     precision: "auto" takes bfloat16 where a GPU has it and float32 elsewhere.
     augment: name of a training transform (`data/transforms.py`); "auto" takes "ssd" for fixed sizes and "detr" for others.
     evaluate_every: epochs between evaluations; the last epoch is always evaluated, and the best by AP is kept.
+    keep_epochs: epochs, counted from 1, after which the detector is also kept, for `leandetr analyze`; see `KeepEpochs`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -40,6 +41,7 @@ class Training(BaseModel):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     augment: str = "auto"
     evaluate_every: int = Field(1, ge=1)
+    keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
     workers: int | None = Field(None, ge=0)
     tensorboard: bool = False
     seed: int = 0

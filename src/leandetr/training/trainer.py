@@ -22,7 +22,7 @@ from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.evaluation.coco import evaluate_results, predict_dataset
 from leandetr.files import errors_of_writing
-from leandetr.training.callbacks import UpdateAverage
+from leandetr.training.callbacks import KeepEpochs, UpdateAverage
 from leandetr.training.config import Training
 from leandetr.training.ema import MovingAverage
 
@@ -39,7 +39,8 @@ class DetectionTrainer(Trainer):
     alone: the class weights of DETR's softmax loss (where the numbers of boxes differ) and the statistics of BatchNorm, which
     are not synchronised (RT-DETR).
 
-    The best detector by AP is in `best` under the output folder, and is what `fit` returns.
+    The best detector by AP is in `best` under the output folder, and is what `fit` returns; those of `config.keep_epochs` are
+    beside it.
     """
 
     def __init__(
@@ -49,13 +50,15 @@ class DetectionTrainer(Trainer):
         self.detector: Detector = getattr(module, "student", module)
         self.average = MovingAverage(self.detector, config.ema) if config.ema else None
         self._logged: dict[str, list[Tensor]] = defaultdict(list)
+        averaging = [UpdateAverage(self.average)] if self.average else []
+        keeping = KeepEpochs(self.detector, self.average, config.keep_epochs, output)
         super().__init__(
             model=module,
             args=_arguments(config, output, len(train)),
             train_dataset=train,
             eval_dataset=val,
             data_collator=collate,
-            callbacks=[*callbacks, *([UpdateAverage(self.average)] if self.average else [])],
+            callbacks=[*callbacks, *averaging, keeping],
         )
         self.remove_callback(PrinterCallback)
 

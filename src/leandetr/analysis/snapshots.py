@@ -1,0 +1,96 @@
+"""Which detectors an analysis looks at: saved ones, and the epochs that a training kept of itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader, Subset
+
+from leandetr.data.coco import CocoDataset, Split, collate
+from leandetr.data.transforms import eval_transform
+from leandetr.detectors.detector import Detector
+from leandetr.structures import Batch
+
+EPOCH = re.compile(r"epoch-(\d+)")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A saved detector. name: in legends, unlike every other's. run: the name of the training that it is from. epoch: after
+    which one it was kept; None for the detector that a training ended with."""
+
+    name: str
+    run: str
+    path: str
+    epoch: int | None = None
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        return {"name": self.name, "run": self.run, "path": self.path, "epoch": self.epoch}
+
+
+def single(models: Sequence[str | Path]) -> list[Snapshot]:
+    """One snapshot a model: a folder with a saved detector, or a hub id."""
+    named = []
+    for path in map(Path, models):
+        kept = EPOCH.fullmatch(path.name)
+        run = path.parents[1] if kept and path.parent.name == "training" else path.parent if kept else path
+        named.append((run, int(kept[1]) if kept else None))
+    names = dict(zip(dict.fromkeys(run for run, _ in named), shortest([run for run, _ in named])))
+    return [Snapshot(_name(names[run], epoch), names[run], str(model), epoch) for model, (run, epoch) in zip(models, named)]
+
+
+def over_training(models: Sequence[str | Path]) -> list[Snapshot]:
+    """As `single`, but a training's output folder with kept epochs (`training.keep_epochs`) stands for all of them, in order,
+    and the detector that it ended with."""
+    every: list[str | Path] = []
+    for model in models:
+        kept = [path for path in (Path(model) / "training").glob("epoch-*") if EPOCH.fullmatch(path.name)]
+        every += [*sorted(kept, key=lambda path: int(EPOCH.fullmatch(path.name)[1])), model]
+    return single(every)
+
+
+def _name(run: str, epoch: int | None) -> str:
+    return run if epoch is None else f"{run}, epoch {epoch}"
+
+
+def shortest(paths: Sequence[Path]) -> list[str]:
+    """The shortest endings of some paths, each once, that tell them apart.
+
+    >>> shortest([Path("runs/a/teacher"), Path("runs/b/teacher"), Path("runs/b/student")])
+    ['a/teacher', 'b/teacher', 'student']
+    """
+    paths = list(dict.fromkeys(paths))
+    names = []
+    for path in paths:
+        endings = ["/".join(path.parts[-length:]) for length in range(1, len(path.parts) + 1)] or [str(path)]
+        others = [other for other in paths if other != path]
+        names.append(next((e for e in endings if not any(f"/{other}".endswith(f"/{e}") for other in others)), str(path)))
+    return names
+
+
+def batches_of(detector: Detector, split: Split, images: int | None, batch_size: int = 8) -> Iterator[Batch]:
+    """Batches of a split as the detector sees it, of `images` images spread evenly over it, or of all.
+
+    Raises UserError where the split's classes are not the detector's.
+    """
+    dataset = CocoDataset(split, eval_transform(detector.preprocessing), detector.class_map)
+    chosen = spread(len(dataset), images)
+    loader = DataLoader(Subset(dataset, chosen), batch_size, collate_fn=collate)
+    console = Console(stderr=True)
+    yield from track(loader, "images", console=console, disable=not console.is_terminal, transient=True)
+
+
+def spread(count: int, wanted: int | None) -> list[int]:
+    """`wanted` of `count` indices, evenly spread; all of them where that many are not there.
+
+    >>> spread(10, 4), spread(3, 8)
+    ([0, 3, 6, 9], [0, 1, 2])
+    """
+    wanted = count if wanted is None else min(wanted, count)
+    return torch.linspace(0, count - 1, wanted).round().long().tolist()

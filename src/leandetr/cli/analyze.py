@@ -1,0 +1,69 @@
+"""`leandetr analyze ...`: what happens inside detectors, in numbers and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+
+from leandetr.cli.main import app, out_console
+from leandetr.cli.options import OneSplit, with_groups
+
+analyze_app = typer.Typer(
+    help="Look inside detectors: numbers as JSON, and pictures that explain them.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+app.add_typer(analyze_app, name="analyze")
+
+Models = Annotated[list[str], typer.Argument(help="Saved detectors.")]
+Trainings = Annotated[
+    list[str],
+    typer.Argument(help="Saved detectors; a training that kept epochs (training.keep_epochs) stands for all of them."),
+]
+Out = Annotated[Path, typer.Option(help="Folder for the JSON and the pictures; those of other analyses in it stay.")]
+Part = Annotated[str, typer.Option("--split", help="train or val.")]
+Limit = Annotated[int | None, typer.Option(help="So many images, evenly spread over the split; all by default.", min=1)]
+
+
+@analyze_app.command()
+@with_groups
+def similarity(models: Trainings, data: OneSplit, out: Out, split: Part = "val", limit: Limit = None) -> None:
+    """Layer by layer, how alike object and distillation queries are.
+
+    Example: `leandetr analyze similarity runs/student --data DATA --out runs/student-queries`
+    """
+    from leandetr.analysis.similarity import similarity as analyze
+    from leandetr.verbs import split_of
+
+    found = analyze(models, split_of(data.source(), split), out, limit)
+    table = Table(Column("model", overflow="fold"), "decoder layer", "between the sets", "object", "distillation")
+    for model in found["models"]:
+        for layer in model["layers"]:
+            cosines = (layer[name] for name in ("between", "within_object", "within_distillation"))
+            shown = ("–" if cosine is None else f"{cosine:.3f}" for cosine in cosines)
+            table.add_row(model["name"], str(layer["layer"]), *shown)
+    out_console.print(table)
+    out_console.print(str(out / "similarity.png"))
+
+
+@analyze_app.command()
+@with_groups
+def stability(models: Models, data: OneSplit, out: Out, split: Part = "val", limit: Limit = None) -> None:
+    """How much the matching of queries with objects changes between decoder stages (instability IS).
+
+    Example: `leandetr analyze stability runs/teacher runs/student/training/epoch-1 --data DATA --out runs/stability`
+    """
+    from leandetr.analysis.stability import stability as analyze
+    from leandetr.verbs import split_of
+
+    found = analyze(models, split_of(data.source(), split), out, limit)
+    table = Table(Column("model", overflow="fold"), "stages", "IS, queries an image", "objects moved")
+    for model in found["models"]:
+        for stage in model["stages"]:
+            error = f"{stage['instability']:.2f} ± {stage['instability_error']:.2f}"
+            table.add_row(model["name"], f"{stage['from']} to {stage['to']}", error, f"{100 * stage['objects_moved']:.1f} %")
+    out_console.print(table)
+    out_console.print(str(out / "stability.png"))
