@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torchvision.models import get_model
 
 import leandetr
 from leandetr import verbs
@@ -14,6 +15,7 @@ from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.create import create
 from leandetr.errors import UserError
 from leandetr.quantization.config import Dynamic, Static
+from leandetr.training.config import Training
 
 SMALL = {
     "d_model": 32,
@@ -168,6 +170,27 @@ def test_another_distillation_is_not_taken_for_the_first(shapes, model, tmp_path
     for changes in ({"term_options": {"logits": {"stages": "last"}}}, {"term_weights": {"logits": 2.0}}, {"method": "fgd"}):
         with pytest.raises(UserError, match="out holds the result of other settings"):
             distil(**changes)
+
+
+def test_a_detector_of_torchvision_teaches_and_answers_once(shapes, tmp_path):
+    """Its detections are the same to a student, to an evaluation and in the file that later trainings can read."""
+    torch.manual_seed(0)
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    classes = class_map_of(find_split(shapes, "train"))
+    names = ["__background__", *classes.names]
+    torch.save(get_model(name, weights=None, weights_backbone=None, num_classes=len(names)).state_dict(), tmp_path / "own.pth")
+    (tmp_path / "own.json").write_text(json.dumps(names))
+    teacher = f"{name}:{tmp_path / 'own.pth'}"
+    building = {"image_size": (64, 64), "backbone": "test_resnet", "overrides": SMALL}
+    training = Training(max_steps=1, batch_size=2, augment="none")
+    settings = building | {"method": "hard-label", "term_options": {"hard-label": {"threshold": 0.05}}, "training": training}
+    assert verbs.distill(shapes, teacher, "detr", tmp_path / "out", **settings).config.distillation_queries
+
+    split = find_split(shapes, "train")
+    found = verbs.predict(teacher, [split.images], tmp_path / "found", form="coco", annotations=split.annotations)
+    assert verbs.evaluate(found, shapes, "train") == verbs.evaluate(teacher, shapes, "train")
+    assert {entry["category_id"] for entry in json.loads(found.read_text())} <= set(classes.dataset_ids)
+    assert verbs.distill(shapes, found, "detr", tmp_path / "again", **settings).config.distillation_queries
 
 
 def test_a_name_that_is_no_model_has_its_nearest(shapes, tmp_path):

@@ -23,6 +23,7 @@ from leandetr.deployment.runtimes import Runtime, open_runtime
 from leandetr.detectors.create import MODELS, create
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
+from leandetr.detectors.teachers import TorchvisionDetector, load_torchvision, names_torchvision
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.methods import build_terms
 from leandetr.distillation.predictions import Predictions
@@ -95,8 +96,8 @@ def distill(
 ) -> Detector:
     """As `train`, while learning from `teacher` by one or more methods, joined by commas.
 
-    teacher: a saved detector or hub id, or a JSON in COCO's results format of the training images, for methods that learn from
-    detections alone.
+    teacher: a saved detector or hub id; for methods that learn from detections alone also a detector of torchvision (NAME or
+    NAME:FILE, see `load_torchvision`), or a JSON in COCO's results format of the training images.
     term_weights: weight of a term in place of the method's own. term_options: a term's options by name, {"logits": {"stages":
     "last"}}.
     """
@@ -107,7 +108,7 @@ def distill(
         if _finished(out):
             return load(out)
         pupil = _student(data, student, **building, seed=training.seed)
-        guide = Predictions(Path(teacher), pupil.class_map) if str(teacher).endswith(".json") else load(teacher)
+        guide = _teacher(teacher, pupil)
         terms = build_terms(method.split(","), pupil, guide, term_weights or {}, term_options or {})
         return _fit(Distiller(pupil, guide, terms), pupil, data, training, Path(out))
 
@@ -237,6 +238,12 @@ def _student(
         raise UserError(f"a new {model} needs a size: add --image-size HEIGHT WIDTH")
     torch.manual_seed(seed)
     return create(model, class_map_of(split_of(data, "train")), image_size, backbone, weights, dict(overrides or {}))
+
+
+def _teacher(teacher: str | Path, student: Detector) -> Detector | TorchvisionDetector | Predictions:
+    if str(teacher).endswith(".json"):
+        return Predictions(Path(teacher), student.class_map)
+    return load_torchvision(str(teacher)) if names_torchvision(teacher) else load(teacher)
 
 
 def _fit(module: Detector | Distiller, detector: Detector, data: Data, training: Training, out: Path) -> Detector:

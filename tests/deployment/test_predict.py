@@ -47,11 +47,14 @@ def test_a_folder_gives_one_entry_an_image(photograph, tmp_path):
 
 
 def test_coco_format_has_the_data_sets_own_ids_and_every_detection(photograph, tmp_path):
+    """Whatever ids the model learned its classes by; of a class that the data do not have, there is none."""
     path = photograph("a.png", size=(120, 80))
-    (tmp_path / "truth.json").write_text(json.dumps({"images": [{"id": 31, "file_name": "val/a.png"}]}))
+    categories = [{"id": 7, "name": "dog"}, {"id": 8, "name": "cow"}]
+    truth = {"images": [{"id": 31, "file_name": "val/a.png"}], "annotations": [], "categories": categories}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
     file = predict_images(Fixed(), [path], tmp_path / "out", form="coco", annotations=tmp_path / "truth.json")
     found = json.loads(file.read_text())
-    assert [(row["image_id"], row["category_id"]) for row in found] == [(31, 70), (31, 4)]
+    assert [(row["image_id"], row["category_id"]) for row in found] == [(31, 7)]
     assert found[0]["bbox"] == [0, 0, 60, 40]
 
 
@@ -108,8 +111,17 @@ def test_a_photograph_is_never_overwritten(photograph):
     [
         ("cocoo", None, "did you mean 'coco'"),
         ("coco", None, "--annotations"),
-        ("coco", {"images": []}, r"does not list the image photo\.png"),
+        (
+            "coco",
+            {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]},
+            r"does not list the image photo\.png",
+        ),
         ("coco", {"pictures": []}, "is not COCO"),
+        (
+            "coco",
+            {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cow"}]},
+            "has none of the model's classes",
+        ),
     ],
 )
 def test_bad_formats_are_named(photograph, tmp_path, form, annotations, message):

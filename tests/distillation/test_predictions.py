@@ -1,6 +1,8 @@
-"""Detections in a file teach as a detector's would, in the view that the student sees, and only where they suffice."""
+"""Detections, from a file or a live detector, teach as a DETR's would, in the view that the student sees, and only where they
+suffice."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ from PIL import Image
 from leandetr.boxes import to_corners
 from leandetr.data.coco import CocoDataset, Split, collate
 from leandetr.data.transforms import AUGMENTATIONS, train_transform
+from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.distillation import Distiller, Predictions, build_terms
 from leandetr.errors import UserError
-from leandetr.structures import Preprocessing
+from leandetr.structures import ClassMap, Preprocessing
 
 
 def entry(image_id=1, category_id=3, bbox=(10, 5, 20, 10), score=0.9):
@@ -100,7 +103,7 @@ def test_they_train_the_distillation_queries_as_a_teachers_own_do(tiny_detector,
 
 
 def test_terms_that_need_more_are_refused(tiny_detector, read):
-    with pytest.raises(UserError, match=r"the fitnet term needs the teacher's features, and .*predictions\.json holds"):
+    with pytest.raises(UserError, match=r"the fitnet term needs the teacher's features, and .*predictions\.json gives"):
         build_terms(["hard-label", "fitnet"], tiny_detector("detr"), read([entry()]))
 
 
@@ -118,3 +121,60 @@ def test_terms_that_need_more_are_refused(tiny_detector, read):
 def test_bad_files_are_refused(read, entries, message):
     with pytest.raises(UserError, match=message):
         read(entries)
+
+
+class Finds(torch.nn.Module):
+    """A detector in torchvision's manner that finds a star on the left half of every image, and something else on the right."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.transform = SimpleNamespace(min_size=(64,), max_size=128)
+
+    def forward(self, images):
+        self.seen = images
+        sizes = [image.shape[1:] for image in images]
+        return [
+            {
+                "boxes": torch.tensor([[0.0, 0, w / 2, h], [w / 2, 0, w, h]]),
+                "labels": torch.tensor([2, 6]),
+                "scores": torch.tensor([0.9, 0.8]),
+            }
+            for h, w in sizes
+        ]
+
+
+@pytest.fixture
+def live(classes):
+    names = ("__background__", "disc", "star", "square", "ring", "cross", "zebra")
+    return TorchvisionDetector("finder", Finds(), ClassMap(names, tuple(range(7))))
+
+
+def test_a_live_detector_sees_the_students_images_and_teaches_its_classes(tiny_detector, live, labels):
+    student = tiny_detector("detr", dropout=0.0)
+    images = torch.rand(2, 3, 64, 96)
+    mean, std = (torch.tensor(value)[:, None, None] for value in (student.preprocessing.mean, student.preprocessing.std))
+    mask = torch.ones(2, 64, 96, dtype=torch.int64)
+    mask[1, 32:] = 0
+    batch = {"pixel_values": (images - mean) / std * mask[:, None], "pixel_mask": mask, "labels": labels(1, 2)}
+    distiller = Distiller(student, live, build_terms(["hard-label"], student, live))
+    distiller.check([batch])
+    _, taught = distiller._taught(batch)
+    torch.testing.assert_close(live.model.seen[0], images[0], atol=1e-6, rtol=0)
+    assert [tuple(image.shape) for image in live.model.seen] == [(3, 64, 96), (3, 32, 96)]
+    for target in taught["labels"]:
+        found = target["detections"]
+        assert (found["class_labels"].tolist(), found["boxes"].tolist()) == ([2], [[0.25, 0.5, 0.5, 1.0]])
+    distiller(**batch).loss.backward()
+    assert student.model.model.query_position_embeddings.weight.grad[12:].abs().sum() > 0
+    assert not any(name == "weight" for name, _ in distiller.named_parameters())
+    assert live.model.weight.grad is None
+
+
+def test_a_live_detector_must_know_the_students_classes_and_serves_no_other_term(tiny_detector, live):
+    student = tiny_detector("detr")
+    with pytest.raises(UserError, match=r"the logits term needs the teacher's .*, and finder gives detections alone"):
+        build_terms(["logits"], student, live)
+    stranger = TorchvisionDetector("finder", Finds(), ClassMap(("__background__", "disc"), (0, 1)))
+    with pytest.raises(UserError, match="does not know square, star, ring, cross: it has the classes __background__, disc"):
+        Distiller(student, stranger, [])

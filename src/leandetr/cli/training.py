@@ -42,7 +42,10 @@ def train(
 @app.command()
 @with_groups
 def distill(
-    teacher: Annotated[str, typer.Option(help="Saved detector or hub id.")],
+    teacher: Annotated[
+        str,
+        typer.Option(help="Saved detector, hub id, torchvision's NAME or NAME:WEIGHTS, or a JSON of COCO results."),
+    ],
     student: Annotated[str, typer.Option(help="A name of `leandetr models`, or a saved detector.")],
     out: Out,
     data: BothSplits,

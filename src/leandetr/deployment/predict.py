@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from leandetr.data.coco import collate
+from leandetr.data.coco import Split, class_map_of, collate
 from leandetr.data.images import read_image
 from leandetr.data.transforms import eval_transform
 from leandetr.deployment.runtimes import Runtime
@@ -20,6 +20,7 @@ from leandetr.files import read_json, write_json, writing
 from leandetr.structures import ClassMap, Detections, Target
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+ABSENT = -1
 FORMATS = ("plain", "coco")
 
 
@@ -41,20 +42,22 @@ def predict_images(
         threshold: of the score, for what is drawn and for the plain file; a COCO file holds every detection, as AP needs them.
         form: "plain" (a list with one entry an image: file, and its detections by class name, score and box x0, y0, x1, y1),
             or "coco" (COCO's results format).
-        annotations: COCO JSON whose image ids a COCO file uses; needed for it.
+        annotations: COCO JSON whose image ids and category ids (matched by name) a COCO file uses; needed for it.
+            Detections of classes that it does not have are left out.
 
     Returns:
         The JSON's path.
 
     Raises:
-        UserError: an image that cannot be read, no images, an unknown format, an image that `annotations` does not list, or two
-            drawings that would have one name.
+        UserError: an image that cannot be read, no images, an unknown format, an image that `annotations` does not list, no class
+            that they share with the runtime, or two drawings that would have one name.
     """
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
     if form == "coco" and annotations is None:
         raise UserError("the coco format numbers images as a data set does: name its JSON with --annotations")
-    ids = _image_ids(annotations) if annotations else {}
+    if form == "coco":
+        ids, classes = _image_ids(annotations), _numbered(runtime.class_map, annotations)
     paths = list(_images(sources))
     if pictures:
         _check_names(paths, out)
@@ -65,7 +68,7 @@ def predict_images(
         if form == "coco":
             if path.name not in ids:
                 raise UserError(f"{annotations} does not list the image {path.name}; leave it out or name its own annotations")
-            rows += to_results(found, ids[path.name], runtime.class_map)
+            rows += [row for row in to_results(found, ids[path.name], classes) if row["category_id"] != ABSENT]
         else:
             rows.append({"file": str(path), "detections": _plain(above(found, threshold), runtime.class_map)})
         if pictures:
@@ -115,6 +118,18 @@ def _image_ids(annotations: Path) -> dict[str, int]:
         return {Path(image["file_name"]).name: image["id"] for image in read_json(annotations)["images"]}
     except (KeyError, TypeError) as error:
         raise UserError(f"{annotations} is not COCO: it lists no images with id and file_name; name another file") from error
+
+
+def _numbered(classes: ClassMap, annotations: Path) -> ClassMap:
+    """The classes with the category ids of a COCO JSON, `ABSENT` for those that it does not have."""
+    data = class_map_of(Split(annotations, annotations.parent))
+    if not set(classes.names) & set(data.names):
+        raise UserError(
+            f"{annotations} has none of the model's classes: it has {', '.join(data.names)}, the model "
+            f"{', '.join(classes.names)}; name the annotations of data that the model knows"
+        )
+    number_of = dict(zip(data.names, data.dataset_ids, strict=True))
+    return ClassMap(classes.names, tuple(number_of.get(name, ABSENT) for name in classes.names))
 
 
 def _plain(found: Detections, classes: ClassMap) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from leandetr.deployment.openvino import import_openvino, onnx_metadata, read_on
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
 from leandetr.detectors.postprocess import postprocess
+from leandetr.detectors.teachers import TorchvisionDetector, load_torchvision, names_torchvision
 from leandetr.errors import UserError, unknown
 from leandetr.structures import Batch, ClassMap, Detections, Preprocessing
 
@@ -96,6 +97,29 @@ class PyTorchRuntime(Runtime):
         mask = None if pixel_mask is None else pixel_mask.to(self.device)
         logits, boxes = self.plain(pixel_values.to(self.device), mask)
         return logits.cpu(), boxes.cpu()
+
+
+class TorchvisionRuntime(Runtime):
+    """A detector of torchvision, which does its own post-processing; on the device that it is on."""
+
+    name = "torchvision"
+
+    def __init__(self, detector: TorchvisionDetector) -> None:
+        weights = list(detector.state_dict().values())
+        metadata = Metadata(
+            class_map=detector.class_map,
+            preprocessing=detector.preprocessing,
+            head="softmax" if detector.source.startswith("fasterrcnn") else "sigmoid",
+            parameters=sum(parameter.numel() for parameter in detector.parameters()),
+            scheme=None,
+            provenance={"source": detector.source},
+        )
+        super().__init__(detector.source, sum(tensor.nbytes for tensor in weights), metadata)
+        self.detector = detector
+
+    def __call__(self, batch: Batch) -> list[Detections]:
+        found = self.detector.predict(batch)
+        return [Detections(each.scores.cpu(), each.labels.cpu(), each.boxes.cpu()) for each in found]
 
 
 class OnnxRuntime(Runtime):
@@ -196,7 +220,8 @@ ENGINES = ("pytorch", "onnxruntime", "openvino")
 
 
 def open_runtime(source: str | Path, threads: int | None = None, engine: str | None = None) -> Runtime:
-    """The runtime for an artefact: an `.onnx` on ONNX Runtime, an `.xml` on OpenVINO, a folder or hub id on PyTorch.
+    """The runtime for an artefact: an `.onnx` on ONNX Runtime, an `.xml` on OpenVINO, a folder, hub id or detector of
+    torchvision on PyTorch.
 
     Args:
         source: what to run.
@@ -219,6 +244,8 @@ def open_runtime(source: str | Path, threads: int | None = None, engine: str | N
             return OnnxRuntime(Path(source), threads)
         case "openvino":
             return OpenVinoRuntime(Path(source), threads)
+        case _ if names_torchvision(source):
+            return TorchvisionRuntime(load_torchvision(str(source)))
         case _:
             return PyTorchRuntime(load(source), source)
 

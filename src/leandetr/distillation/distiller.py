@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from leandetr.detectors.detector import Detector
-from leandetr.distillation.predictions import Predictions
+from leandetr.detectors.teachers import TorchvisionDetector
+from leandetr.distillation.predictions import DetectionTeacher, Predictions
 from leandetr.distillation.teacher import Teacher, single_precision
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError
@@ -43,24 +44,30 @@ class Distiller(nn.Module):
 
     Args:
         student: the detector to train.
-        teacher: the detector to learn from; it is put in evaluation mode and never trained. Or `Predictions`, which the
-            batches' labels must hold.
+        teacher: the detector to learn from; it is put in evaluation mode and never trained. A detector of torchvision
+            is asked for its detections, those of `Predictions` the batches' labels must hold.
         terms: distillation terms and their weights, each >= 0.
 
     Raises:
         UserError: a negative weight, or a student's class that the teacher lacks.
     """
 
-    def __init__(self, student: Detector, teacher: Detector | Predictions, terms: Iterable[tuple[Term, float]]) -> None:
+    def __init__(
+        self,
+        student: Detector,
+        teacher: Detector | TorchvisionDetector | Predictions,
+        terms: Iterable[tuple[Term, float]],
+    ) -> None:
         super().__init__()
         terms = list(terms)
         for term, weight in terms:
             if not weight >= 0:
                 raise UserError(f"the weight of the distillation term {term.name!r} is {weight}; give 0 or more")
         self.student = student
-        answered = isinstance(teacher, Predictions)
-        self.teacher = None if answered else Teacher(teacher, student)
-        self.detections = teacher.detections if answered else None  # for the training set to carry through its views
+        self.teacher = Teacher(teacher, student) if isinstance(teacher, Detector) else None
+        self.detecting = DetectionTeacher(teacher, student) if isinstance(teacher, TorchvisionDetector) else None
+        # for the training set to carry through its views
+        self.detections = teacher.detections if isinstance(teacher, Predictions) else None
         self.terms = nn.ModuleDict({term.name: term for term, _ in terms})
         self.weights = {term.name: weight for term, weight in terms}
         self.detection = min([1.0, *(term.detection for term, _ in terms)])
@@ -72,8 +79,7 @@ class Distiller(nn.Module):
         Raises UserError where the teacher does not have what a term needs.
         """
         student = single_precision(self.student(pixel_values, pixel_mask, labels=labels))
-        teacher = self._answer(pixel_values, pixel_mask)
-        batch = Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels)
+        teacher, batch = self._taught(Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels))
 
         losses, logs = {"detection": self.detection * student.loss}, {"detection": student.loss}
         for name, term in self.terms.items():
@@ -95,10 +101,13 @@ class Distiller(nn.Module):
         Raises UserError where a term finds nothing in any of them.
         """
         for term in self.terms.values():
-            term.check((self._answer(batch["pixel_values"], batch["pixel_mask"]), batch) for batch in batches)
+            term.check(self._taught(batch) for batch in batches)
 
-    def _answer(self, pixel_values: Tensor, pixel_mask: Tensor) -> DetectorOutput | None:
-        return None if self.teacher is None else self.teacher(pixel_values, pixel_mask)
+    def _taught(self, batch: Batch) -> tuple[DetectorOutput | None, Batch]:
+        """The teacher's output, or None and the batch with its detections."""
+        if self.teacher is not None:
+            return self.teacher(batch["pixel_values"], batch["pixel_mask"]), batch
+        return None, batch if self.detecting is None else self.detecting(batch)
 
     def _check_served(self, term: Term, output: DetectorOutput) -> None:
         for need in sorted(term.needs):

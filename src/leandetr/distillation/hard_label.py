@@ -20,6 +20,7 @@ from torchvision.ops import box_convert
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.postprocess import postprocess
 from leandetr.detectors.query_sets import add_distillation_queries
+from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.distillation.predictions import Predictions
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError
@@ -56,8 +57,8 @@ class HardLabel(Term):
         self.teacher_head, self.threshold = teacher_head, threshold
 
     @classmethod
-    def build(cls, student: Detector, teacher: Detector | Predictions, **options: float) -> Self:
-        return cls(student, None if isinstance(teacher, Predictions) else teacher.head, **options)
+    def build(cls, student: Detector, teacher: Detector | TorchvisionDetector | Predictions, **options: float) -> Self:
+        return cls(student, teacher.head if isinstance(teacher, Detector) else None, **options)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput | None, batch: Batch) -> dict[str, Tensor]:
         """The answers of the distillation queries, the teacher's last layer -> "class", "bbox" and "giou" of the set loss."""

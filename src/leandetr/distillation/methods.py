@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leandetr.detectors.detector import Detector
+from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.distillation.assignment import QueryPriorAssignment
 from leandetr.distillation.features import TargetAwareFeatures
 from leandetr.distillation.fgd import FocalGlobal
@@ -65,7 +66,7 @@ METHODS: dict[str, dict[str, float]] = {
 def build_terms(
     methods: Sequence[str],
     student: Detector,
-    teacher: Detector | Predictions,
+    teacher: Detector | TorchvisionDetector | Predictions,
     weights: Mapping[str, float] = {},
     options: Mapping[str, Mapping[str, Any]] = {},
 ) -> list[tuple[Term, float]]:
@@ -92,10 +93,10 @@ def build_terms(
         for name in values:
             if name not in known:
                 raise unknown(f"option of the {term} term", name, known)
-    for name in chosen if isinstance(teacher, Predictions) else ():
+    for name in () if isinstance(teacher, Detector) else chosen:
         if not TERMS[name].detections_suffice:
             raise UserError(
-                f"the {name} term needs the teacher's {', '.join(sorted(TERMS[name].needs))}, and {teacher.file} holds its "
+                f"the {name} term needs the teacher's {', '.join(sorted(TERMS[name].needs))}, and {teacher.source} gives "
                 "detections alone; name a saved detector as the teacher, or the method hard-label"
             )
     chosen |= weights

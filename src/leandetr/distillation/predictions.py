@@ -1,4 +1,8 @@
-"""A teacher that has answered already: its detections in a file of COCO's results format, written by any program."""
+"""Teachers that give detections and nothing else. They teach the terms that need no more, through the batch's labels.
+
+`Predictions` has answered already: a file of COCO's results format, written by any program. Its detections pass through the
+training set's augmentation. A `DetectionTeacher` is asked during training, about the augmented images themselves.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,14 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from torchvision.ops import box_convert
 
+from leandetr.detectors.detector import Detector
+from leandetr.detectors.teachers import TorchvisionDetector
+from leandetr.distillation.teacher import View, class_columns
 from leandetr.errors import UserError
 from leandetr.files import read_json
-from leandetr.structures import ClassMap, Detections
+from leandetr.structures import Batch, ClassMap, Detections, Preprocessing
 
 
 class Predictions:
@@ -22,6 +30,7 @@ class Predictions:
         class_map: the student's classes; category ids are the data set's. Detections of other categories are left out.
 
     Attributes:
+        source: the file.
         detections: image id -> `Detections`, highest score first.
 
     Raises:
@@ -29,8 +38,8 @@ class Predictions:
     """
 
     def __init__(self, file: Path, class_map: ClassMap) -> None:
-        self.file = Path(file)
-        entries = read_json(self.file)
+        self.source = str(file)
+        entries = read_json(Path(file))
         if not isinstance(entries, list):
             raise UserError(f"{file} is not a list of detections in COCO's results format; name the file of results")
         found: dict[int, list[tuple[float, int, list[float]]]] = defaultdict(list)
@@ -58,3 +67,39 @@ class Predictions:
 def _detections(rows: list[tuple[float, int, list[float]]]) -> Detections:
     scores, labels, boxes = zip(*sorted(rows, key=lambda row: -row[0]))
     return Detections(torch.tensor(scores), torch.tensor(labels), torch.tensor(boxes))
+
+
+class DetectionTeacher:
+    """Answers a student's batches with detections; not a module, so that it lands in no checkpoint, DDP or FSDP.
+
+    The detector sees each image as the student does, augmented and at the student's size, without its padding. Detections
+    of classes that the student does not have are left out.
+
+    Raises:
+        UserError: the student has a class that the teacher lacks.
+    """
+
+    def __init__(self, detector: TorchvisionDetector, student: Detector) -> None:
+        self.detector = detector.eval()
+        self.view = View(student.preprocessing, Preprocessing(size=None, shortest_edge=1))  # plain pixels in [0, 1]
+        columns = class_columns(student.class_map, detector.class_map, "sigmoid") or range(len(detector.class_map))
+        self.label_of = torch.full((len(detector.class_map),), -1)  # the teacher's labels -> the student's
+        self.label_of[list(columns)] = torch.arange(len(student.class_map))
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with `detections` in its labels, see `Target`."""
+        if next(self.detector.parameters()).device != batch["pixel_values"].device:
+            self.detector.to(batch["pixel_values"].device)
+        pixels, mask = self.view(batch["pixel_values"], batch["pixel_mask"])
+        sizes = [(int(shown[:, 0].sum()), int(shown[0].sum())) for shown in mask]
+        images = [image[:, :height, :width].clamp(0, 1) for image, (height, width) in zip(pixels, sizes, strict=True)]
+        found = [self._relative(*answer) for answer in zip(self.detector.detect(images), sizes, strict=True)]
+        labels = [target | {"detections": taught} for target, taught in zip(batch["labels"], found, strict=True)]
+        return batch | {"labels": labels}
+
+    def _relative(self, found: Detections, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        height, width = size
+        labels = self.label_of.to(found.labels)[found.labels]
+        boxes = box_convert(found.boxes, "xyxy", "cxcywh") / found.boxes.new_tensor([width, height, width, height])
+        known = labels >= 0
+        return {"class_labels": labels[known], "boxes": boxes[known], "scores": found.scores[known]}
