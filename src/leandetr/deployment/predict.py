@@ -49,8 +49,8 @@ def predict_images(
         The JSON's path.
 
     Raises:
-        UserError: an image that cannot be read, no images, an unknown format, an image that `annotations` does not list, no class
-            that they share with the runtime, or two drawings that would have one name.
+        UserError: an image that cannot be read, no images, an unknown format, an image that `annotations` does not list, no
+            class that they share with the runtime, or two drawings that would have one name.
     """
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
