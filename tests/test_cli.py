@@ -144,6 +144,8 @@ def test_an_image_that_cannot_be_read_is_named(refused, data, tmp_path, spoil, w
     ("arguments", "sentence"),
     [
         (["--model", "rtdetr"], "unknown model|rtdetr: no such folder"),
+        (["--image-size", "16", "64"], "image size 16 64: detr needs at least 32 pixels, the coarsest stride"),
+        (["--model", "swin_detr", "--backbone", "swin_tiny", "--set", "model.stages=[2,5]"], r"stages .*\[2, 5\]"),
         (["--backbone", "resnet19"], "unknown backbone 'resnet19': did you mean 'resnet1"),
         (["--set", "model.decoder_layer=3"], "model.decoder_layer: .*did you mean model.decoder_layers"),
         (["--set", "training.epoch=3"], "unknown key 'epoch': did you mean 'epochs'"),
@@ -198,15 +200,21 @@ def spoil_architecture(folder):
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def spoil_shapes(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"num_queries": 9, "decoder_ffn_dim": 48}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
         (lambda folder: None, r"cat, dog"),
+        (spoil_shapes, r"saved: 7 weights do not fit its config.json \(model\.\S+, model\.\S+, model\.\S+\)"),
         (spoil_pickle, "only the pickle pytorch_model.bin"),
         (spoil_length, "model.safetensors is truncated"),
         (spoil_architecture, "do not fit its config.json"),
     ],
-    ids=["other classes", "pickle", "truncated", "other architecture"],
+    ids=["other classes", "other shapes", "pickle", "truncated", "other architecture"],
 )
 def test_a_model_that_cannot_be_evaluated(refused, shapes, saved, tmp_path, spoil, sentence):
     spoil(saved)
@@ -265,6 +273,41 @@ def test_other_commands_name_what_they_do_not_know(refused, shapes, saved, tmp_p
     out = tmp_path / "out"
     refused(sentence, *(part.format(saved=saved, data=shapes, out=out) for part in arguments))
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "found.json: No such file or directory; "),
+        ('[{"image_id": 1', "found.json is not JSON"),
+        ('{"annotations": []}', "found.json is not a list of detections in COCO's results format; "),
+        ('[{"image_id": 1, "score": 0.5}]', "detection 0 is not in COCO's results format"),
+    ],
+    ids=["missing", "truncated", "other JSON", "other entries"],
+)
+@pytest.mark.parametrize("command", ["distill", "evaluate"])
+def test_predictions_that_cannot_be_read(refused, shapes, tmp_path, content, sentence, command):
+    file = tmp_path / "found.json"
+    if content is not None:
+        file.write_text(content)
+    student = ["--student", "detr", *DETR[2:], "--method", "hard-label", "--out", tmp_path / "out"]
+    arguments = {"distill": ["--teacher", file, *student], "evaluate": [file]}[command]
+    refused(sentence, command, "--data", shapes, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_vocs_numbers_stand_beside_cocos(run, shapes, tmp_path):
+    truth = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    found = [entry | {"score": 0.5} for entry in truth["annotations"]]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    arguments = ["evaluate", tmp_path / "found.json", "--data", shapes, "--json", tmp_path / "numbers.json"]
+    status, out, err = run(*arguments, "--voc")
+    assert status == 0, err
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert (numbers["ap50"], numbers["voc"]["ap50"]) == pytest.approx((1, 1))
+    assert set(numbers["voc"]["per_class"]) == {category["name"] for category in truth["categories"]}
+    assert "VOC AP50 of disc" in out
+    assert "VOC" not in run(*arguments)[1]
 
 
 def test_a_recipe_with_an_unknown_key(refused, tmp_path):

@@ -163,14 +163,23 @@ def _spread(dataset: CocoDataset, images: int) -> Iterable[dict]:
 
 def evaluate(model: str | Path, data: Data, split: str = "val", engine: str | None = None) -> CocoMetrics:
     """COCO's numbers of a saved detector, an .onnx, an OpenVINO .xml, or a JSON in COCO's results format, on a split."""
+    return coco.evaluate_results(*detections_of(model, data, split, engine))
+
+
+def detections_of(
+    model: str | Path, data: Data, split: str = "val", engine: str | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The objects of a split as a COCO dictionary, and what a model (or file of results, as in `evaluate`) finds there."""
     chosen = split_of(data, split)
     if str(model).endswith(".json"):
         dataset = CocoDataset(chosen, eval_transform(Preprocessing()))
         results = read_json(Path(model))
         if not isinstance(results, list):
             raise UserError(f"{model} is not a list of detections in COCO's results format; name the file of results")
-        return coco.evaluate_results(dataset.ground_truth(), results)
-    return evaluate_runtime(open_runtime(model, engine=engine), chosen)[0]
+        return dataset.ground_truth(), results
+    runtime = open_runtime(model, engine=engine)
+    dataset = CocoDataset(chosen, eval_transform(runtime.preprocessing), runtime.class_map)
+    return dataset.ground_truth(), coco.predict_dataset(runtime, dataset, dataset.class_map)
 
 
 def evaluate_runtime(runtime: Runtime, split: Split) -> tuple[CocoMetrics, list[dict[str, Any]]]:

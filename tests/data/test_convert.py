@@ -236,6 +236,27 @@ def test_a_failure_leaves_nothing_behind(yolo, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
 
 
+def test_folders_are_data_as_they_are(yolo, voc, tmp_path, monkeypatch):
+    """With the boxes of their conversion, read again when they change, and nothing written into them."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    for folder, images in ((voc, "JPEGImages"), (yolo, "images/val")):
+        before = tree(folder)
+        for split in ("train", "val"):
+            converted = named_boxes(convert(folder, tmp_path / f"{folder.name}-coco"), split)
+            found = named_boxes(folder, split)
+            assert {Path(name).name: boxes for name, boxes in found.items()} == converted
+        assert all(name.startswith(images) for name in found)
+        assert check(find_split(folder, "val")) == []
+        assert tree(folder) == before
+    assert len(list(cache.glob("leandetr/data/*/instances_*.json"))) == 4
+    (yolo / "labels" / "val" / "c.txt").write_text("0 0.5 0.5 1 1\n")
+    assert named_boxes(yolo, "val") == {"images/val/c.png": [("zebra", [0, 0, WIDTH, HEIGHT])]}
+    (yolo / "labels" / "val" / "c.txt").write_text("7 0.5 0.5 1 1\n")
+    with pytest.raises(UserError, match=r"c\.txt, line 1: class 7 is not one of data\.yaml's names"):
+        find_split(yolo, "train")
+
+
 def test_layouts_are_recognised_or_named(yolo, voc, tmp_path):
     with pytest.raises(UserError, match=r"is not a Pascal VOC folder .* or a YOLO folder .*did you mean .*VOC2007\?"):
         convert(tmp_path, tmp_path / "out")
@@ -247,12 +268,9 @@ def test_layouts_are_recognised_or_named(yolo, voc, tmp_path):
         convert(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(UserError, match=r"data\.yaml is a file"):
         convert(yolo / "data.yaml", tmp_path / "out")
-    for folder in (yolo, voc):
-        with pytest.raises(UserError, match=f"leandetr data convert {folder} --out"):
-            find_split(folder, "train")
     (yolo / "Annotations").mkdir()
     (yolo / "JPEGImages").mkdir()
-    with pytest.raises(UserError, match="has the files of voc and yolo; choose one with --format"):
+    with pytest.raises(UserError, match="has the files of voc and yolo; choose one with `leandetr data convert --format`"):
         convert(yolo, tmp_path / "out")
     assert convert(yolo, tmp_path / "out", "yolo").is_dir()
 

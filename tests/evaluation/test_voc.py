@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from leandetr.evaluation.voc import mean_ap, voc_ap
+from leandetr.evaluation.voc import mean_ap, voc_ap, voc_metrics
 
 
 def overlap(a, b):
@@ -67,4 +67,5 @@ def test_nothing_found_and_nothing_to_find():
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}],
     }
     assert voc_ap(truth, []) == {"cat": 0.0}
+    assert voc_metrics(truth, []) == {"ap50": 0.0, "per_class": {"cat": 0.0}}
     assert mean_ap(voc_ap(truth | {"annotations": []}, [])) == -1.0

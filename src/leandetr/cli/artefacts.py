@@ -19,6 +19,7 @@ def evaluate(
     data: OneSplit,
     split: Annotated[str, typer.Option(help="train or val.")] = "val",
     engine: Engine = None,
+    voc: Annotated[bool, typer.Option("--voc", help="Also Pascal VOC's AP at IoU 0.5, all points interpolated.")] = False,
     json: Json = None,
 ) -> None:
     """COCO's twelve numbers and the AP of every class.
@@ -26,13 +27,20 @@ def evaluate(
     Example: `leandetr evaluate runs/student --data DATA --json student.json`
     """
     from leandetr import verbs
+    from leandetr.evaluation import evaluate_results, voc_metrics
     from leandetr.files import write_json
 
-    metrics = verbs.evaluate(model, data.source(), split, engine)
+    found = verbs.detections_of(model, data.source(), split, engine)
+    metrics = evaluate_results(*found)
+    numbers, shown = metrics.as_dict(), metrics.as_dict() | {f"AP of {k}": v for k, v in metrics.per_class.items()}
+    if voc:
+        numbers["voc"] = voc_metrics(*found)
+        shown["VOC AP50"] = numbers["voc"]["ap50"]
+        shown |= {f"VOC AP50 of {k}": v for k, v in numbers["voc"]["per_class"].items()}
     if json:
-        write_json(json, metrics.as_dict())
+        write_json(json, numbers)
     table = Table("metric", "value")
-    for name, value in (metrics.as_dict() | {f"AP of {k}": v for k, v in metrics.per_class.items()}).items():
+    for name, value in shown.items():
         table.add_row(name, f"{value:.3f}" if value >= 0 else "–")
     out_console.print(table)
 

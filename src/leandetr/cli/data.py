@@ -33,7 +33,9 @@ def data_shapes(
 
 @data_app.command("check")
 def data_check(
-    folder: Annotated[Path | None, typer.Argument(help="Folder in COCO's layout.", metavar="DATA")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder in COCO's, Pascal VOC's or YOLO's layout.", metavar="DATA")
+    ] = None,
     annotations: Annotated[Path | None, typer.Option(help="In place of the folder: COCO JSON.")] = None,
     images: Annotated[Path | None, typer.Option(help="In place of the folder: folder of the images.")] = None,
     json: Json = None,

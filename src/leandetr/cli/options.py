@@ -54,7 +54,7 @@ def with_groups(command: Callable) -> Callable:
 class OneSplit:
     """Images to look at: a split of a data folder, or an annotation file with its images."""
 
-    data: Annotated[Path | None, typer.Option("--data", help="Folder in COCO's layout.")] = None
+    data: Annotated[Path | None, typer.Option("--data", help="Folder in COCO's, Pascal VOC's or YOLO's layout.")] = None
     annotations: Annotated[Path | None, typer.Option(help="In place of --data: COCO JSON.")] = None
     images: Annotated[Path | None, typer.Option(help="In place of --data: folder of the images.")] = None
 
@@ -70,7 +70,7 @@ class OneSplit:
 class BothSplits:
     """Images to train on and to choose the best by: a data folder, or the two splits one by one."""
 
-    data: Annotated[Path | None, typer.Option("--data", help="Folder in COCO's layout.")] = None
+    data: Annotated[Path | None, typer.Option("--data", help="Folder in COCO's, Pascal VOC's or YOLO's layout.")] = None
     annotations: Annotated[Path | None, typer.Option(help="In place of --data: COCO JSON of the training images.")] = None
     images: Annotated[Path | None, typer.Option(help="In place of --data: folder of the training images.")] = None
     val_annotations: Annotated[Path | None, typer.Option(help="COCO JSON of the validation images.")] = None

@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from leandetr.data.convert import formats_of
+from leandetr.data.recognised import recognised_annotations
 from leandetr.errors import UserError
 from leandetr.files import read_json
 from leandetr.structures import ClassMap
@@ -29,10 +30,11 @@ class Split:
 
 
 def find_split(data: Path | str, split: Literal["train", "val"]) -> Split:
-    """The split of a folder with `annotations/instances_{split}.json` and `{split}/`, or COCO's `{split}2017` for either.
+    """The split of a folder with `annotations/instances_{split}.json` and `{split}/`, or COCO's `{split}2017` for either; or of
+    a Pascal VOC or YOLO folder as it is (`recognised.py`).
 
     Raises:
-        UserError: there is no such folder, or it lacks one of the two.
+        UserError: there is no such folder, it lacks one of the two, or is a faulty VOC or YOLO folder.
     """
     data = Path(data)
     if not data.is_dir():
@@ -40,11 +42,10 @@ def find_split(data: Path | str, split: Literal["train", "val"]) -> Split:
         raise UserError(f"{data} {fault}; give the folder that holds annotations/ and {split}/")
     names = (split, f"{split}2017")
     files = [file for name in names if (file := data / "annotations" / f"instances_{name}.json").is_file()]
+    if not files and formats_of(data):
+        return Split(annotations=recognised_annotations(data, split), images=data)
     if not files:
-        mend = "put the boxes there in COCO's format"
-        if formats_of(data):
-            mend = f"make it a COCO folder with `leandetr data convert {data} --out FOLDER`"
-        raise UserError(f"{data} has no annotations/instances_{split}.json; {mend}")
+        raise UserError(f"{data} has no annotations/instances_{split}.json; put the boxes there in COCO's format")
     folders = [folder for name in names if (folder := data / name).is_dir()]
     if not folders:
         raise UserError(f"{data} has no folder {split}/ (or {split}2017/); put the images there")

@@ -65,8 +65,14 @@ def convert(source: Path | str, out: Path | str, format: str | None = None) -> P
             images = getattr(labelled, split)
             for image in tracked(images, f"writing {split}", len(images)):
                 _link(image.path, temporary / split / image.name)
-            write_json(temporary / "annotations" / f"instances_{split}.json", _coco(images, labelled.names))
+            names = [image.name for image in images]
+            write_json(temporary / "annotations" / f"instances_{split}.json", coco_of(images, labelled.names, names))
     return out
+
+
+def read_labelled(source: Path, format: str | None = None) -> Labelled:
+    """A Pascal VOC or YOLO folder; raises what `convert` raises of the source."""
+    return READERS[_format(source, format)][1](source)
 
 
 def formats_of(folder: Path) -> list[str]:
@@ -86,7 +92,7 @@ def _format(source: Path, format: str | None) -> str:
     if format is None and len(found) == 1:
         return found[0]
     if format is None and found:
-        raise UserError(f"{source} has the files of {' and '.join(found)}; choose one with --format")
+        raise UserError(f"{source} has the files of {' and '.join(found)}; choose one with `leandetr data convert --format`")
     inner = [path for path in sorted(source.iterdir()) if path.is_dir() and formats_of(path)]
     mend = f"did you mean {inner[0]}?" if inner else "name the folder that holds them"
     layouts = [format] if format else list(READERS)
@@ -102,12 +108,13 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _coco(images: list[LabelledImage], names: list[str]) -> dict[str, list[dict[str, Any]]]:
+def coco_of(images: list[LabelledImage], names: list[str], file_names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """A COCO dictionary of images with named boxes; categories are numbered from 1 in the order of `names`."""
     number_of = {name: number for number, name in enumerate(names, start=1)}
     entries, annotations = [], []
-    for image_id, image in enumerate(images, start=1):
+    for image_id, (image, file_name) in enumerate(zip(images, file_names, strict=True), start=1):
         height, width = image.size
-        entries.append({"id": image_id, "file_name": image.name, "height": height, "width": width})
+        entries.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         for thing in image.objects:
             flag = {} if thing.difficult is None else {"difficult": int(thing.difficult)}
             annotations.append(

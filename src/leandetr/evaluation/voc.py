@@ -40,6 +40,12 @@ def voc_ap(ground_truth: dict[str, Any], results: Iterable[dict[str, Any]], iou:
     }
 
 
+def voc_metrics(ground_truth: dict[str, Any], results: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """{"ap50": VOC's mAP, "per_class": AP of every class by name}, arguments as `voc_ap`'s."""
+    per_class = voc_ap(ground_truth, results)
+    return {"ap50": mean_ap(per_class), "per_class": per_class}
+
+
 def mean_ap(per_class: dict[str, float]) -> float:
     """The mean over the classes that have objects; -1 where none has."""
     defined = [value for value in per_class.values() if value >= 0]
