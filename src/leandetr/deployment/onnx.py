@@ -27,6 +27,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from leandetr.deployment.metadata import KEY, describe, scheme_of
+from leandetr.deployment.rewrites import own_zero_points, pad_in_convolutions, select_tokens
 from leandetr.deployment.runtimes import OnnxRuntime, PlainDetector
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
@@ -154,7 +155,8 @@ def _to_onnx(model: PlainDetector, sample: tuple[Tensor, ...], dynamic_batch: bo
     # stack trace with every node, which outweighs the weights of a small model.
     common.InlinePass()(program.model)
     fold_constants(program.model)
-    _select_tokens(program.model.graph)
+    select_tokens(program.model.graph)
+    pad_in_convolutions(program.model.graph)
     clean = Sequential(
         common.RemoveUnusedNodesPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -165,32 +167,9 @@ def _to_onnx(model: PlainDetector, sample: tuple[Tensor, ...], dynamic_batch: bo
         common.RemoveUnusedOpsetsPass(),
         common.ClearMetadataAndDocStringPass(),
     )
-    return clean(program.model).model
-
-
-def _select_tokens(graph: onnx_ir.Graph) -> None:
-    """A product with constant zeros and ones, one a token (1, S, 1), becomes a choice, which is the same.
-
-    RT-DETR's encoder output is such a product. OpenVINO takes the factors of a product into the integer grid behind it, where
-    they give each token a grid of its own, and its MatMul cannot multiply those.
-    """
-    for node in list(graph):
-        factors = onnx_ir.convenience.get_const_tensor(node.inputs[0]) if node.op_type == "Mul" else None
-        if factors is None or len(factors.shape) != 3 or factors.shape[0] != 1 or factors.shape[2] != 1:
-            continue
-        values = factors.numpy()
-        if np.isin(values, (0, 1)).all():
-            name, chosen = node.outputs[0].name, onnx_ir.tensor(values.astype(bool))
-            constants = [
-                onnx_ir.Value(
-                    name=f"{name}_{part}", const_value=tensor, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape
-                )
-                for part, tensor in (("chosen", chosen), ("zero", onnx_ir.tensor(np.zeros((), values.dtype))))
-            ]
-            for constant in constants:
-                graph.register_initializer(constant)
-            choice = onnx_ir.node("Where", [constants[0], node.inputs[1], constants[1]])
-            onnx_ir.convenience.replace_nodes_and_values(graph, node, [node], [choice], node.outputs, choice.outputs)
+    model = clean(program.model).model
+    own_zero_points(model.graph)
+    return model
 
 
 def _check(model: PlainDetector, file: Path, dynamic_batch: bool, tolerance: float) -> float:

@@ -1,0 +1,107 @@
+"""Rewritings of an exported graph that leave its function as it is and let the engines choose their fast kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir
+from numpy.typing import NDArray
+from onnx_ir.convenience import get_const_tensor, replace_nodes_and_values
+
+
+def select_tokens(graph: onnx_ir.Graph) -> None:
+    """A product with constant zeros and ones, one a token (1, S, 1), becomes a choice, which is the same.
+
+    RT-DETR's encoder output is such a product. OpenVINO takes the factors of a product into the integer grid behind it, where
+    they give each token a grid of its own, and its MatMul cannot multiply those.
+    """
+    for node in list(graph):
+        factors = get_const_tensor(node.inputs[0]) if node.op_type == "Mul" else None
+        if factors is None or len(factors.shape) != 3 or factors.shape[0] != 1 or factors.shape[2] != 1:
+            continue
+        values = factors.numpy()
+        if np.isin(values, (0, 1)).all():
+            name = node.outputs[0].name
+            chosen = _constant(graph, f"{name}_chosen", values.astype(bool))
+            zero = _constant(graph, f"{name}_zero", np.zeros((), values.dtype))
+            choice = onnx_ir.node("Where", [chosen, node.inputs[1], zero])
+            replace_nodes_and_values(graph, node, [node], [choice], node.outputs, choice.outputs)
+
+
+def pad_in_convolutions(graph: onnx_ir.Graph) -> None:
+    """Zero padding before a convolution becomes the convolution's own, also through an integer grid, on which 0 always lies:
+
+        Pad -> Conv    and    Pad -> QuantizeLinear -> DequantizeLinear -> Conv
+
+    "Same" padding is computed by the model and so arrives as a Pad. Both engines run that as a pass over memory of its own,
+    in ONNX Runtime in float. Where the unpadded tensor has just come from the same grid, the second rounding to it goes too.
+    """
+    for conv in [node for node in graph if node.op_type == "Conv"]:
+        grid = _grid_before(conv)
+        reader = conv if grid is None else grid[0]
+        pad = reader.inputs[0].producer()
+        if pad is None or pad.op_type != "Pad" or len(pad.outputs[0].uses()) > 1:
+            continue
+        widths = _spatial_padding(pad)
+        if widths is None or conv.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+            continue
+        own = conv.attributes.get_ints("pads", [0] * len(widths))
+        conv.attributes["pads"] = onnx_ir.AttrInt64s("pads", [a + b for a, b in zip(own, widths, strict=True)])
+        reader.replace_input_with(0, pad.inputs[0])
+        before = pad.inputs[0].producer()
+        if grid is not None and before is not None and before.op_type == "DequantizeLinear" and _same_grid(before, grid[0]):
+            conv.replace_input_with(0, before.outputs[0])
+
+
+def own_zero_points(graph: onnx_ir.Graph) -> None:
+    """Every integer weight gets zero points of its own, the size of a bias.
+
+    Where layers share them, as after removing duplicate constants, OpenVINO computes all but some of these layers in float.
+    """
+    for node in graph:
+        if node.op_type == "DequantizeLinear" and len(node.inputs) == 3:
+            weight, zeros = node.inputs[0], node.inputs[2]
+            if weight.is_initializer() and zeros.is_initializer() and len(zeros.uses()) > 1:
+                own = _constant(graph, f"{node.outputs[0].name}_zero_point", zeros.const_value.numpy().copy())
+                node.replace_input_with(2, own)
+
+
+def _grid_before(conv: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node] | None:
+    """The QuantizeLinear and DequantizeLinear through which a convolution, and nothing else, reads its input."""
+    dequantize = conv.inputs[0].producer()
+    if dequantize is None or dequantize.op_type != "DequantizeLinear" or len(conv.inputs[0].uses()) > 1:
+        return None
+    quantize = dequantize.inputs[0].producer()
+    if quantize is None or quantize.op_type != "QuantizeLinear" or len(dequantize.inputs[0].uses()) > 1:
+        return None
+    return quantize, dequantize
+
+
+def _same_grid(one: onnx_ir.Node, other: onnx_ir.Node) -> bool:
+    """Whether two nodes that quantize or dequantize do so with the same scale and zero point."""
+    pairs = [(_value(a), _value(b)) for a, b in zip(one.inputs[1:], other.inputs[1:], strict=True)]
+    return all(a is not None and b is not None and np.array_equal(a, b) for a, b in pairs)
+
+
+def _spatial_padding(pad: onnx_ir.Node) -> list[int] | None:
+    """Widths of a constant padding with zeros of images (B, C, H, W) at (top, left, bottom, right), else None."""
+    widths = _value(pad.inputs[1])
+    fill = _value(pad.inputs[2]) if len(pad.inputs) > 2 else np.zeros(())
+    mode = pad.attributes.get_string("mode", "constant")
+    if widths is None or widths.size != 8 or fill is None or fill.any() or mode != "constant" or len(pad.inputs) > 3:
+        return None
+    begin, end = widths[:4].tolist(), widths[4:].tolist()
+    if any(begin[:2] + end[:2]) or min(begin + end) < 0:
+        return None
+    return begin[2:] + end[2:]
+
+
+def _value(value: onnx_ir.Value | None) -> NDArray | None:
+    tensor = get_const_tensor(value) if value is not None else None
+    return None if tensor is None else tensor.numpy()
+
+
+def _constant(graph: onnx_ir.Graph, name: str, array: NDArray) -> onnx_ir.Value:
+    tensor = onnx_ir.tensor(array, name=name)
+    constant = onnx_ir.Value(name=name, const_value=tensor, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape)
+    graph.register_initializer(constant)
+    return constant

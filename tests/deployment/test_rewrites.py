@@ -1,0 +1,106 @@
+"""Rewritings keep the function, take away what they are for, and leave alone what only looks like it."""
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from leandetr.deployment.rewrites import own_zero_points, pad_in_convolutions
+
+RNG = np.random.default_rng(0)
+WEIGHT = RNG.standard_normal((4, 3, 3, 3)).astype(np.float32)
+SAME = [0, 0, 0, 1, 0, 0, 1, 2]  # begin and end of (B, C, H, W)
+
+
+def graph(nodes, initializers, shape=(1, 3, 6, 7)):
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in initializers.items()]
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+        for name, dims in (("x", shape), ("y", "abcd"[: len(shape)]))
+    )
+    return helper.make_model(
+        helper.make_graph([helper.make_node(*node[:3], **node[3]) for node in nodes], "g", [x], [y], constants),
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
+
+
+def padded_convolution(grids=0, fill=0.0, widths=SAME, mode="constant", other_grid=False):
+    """Pad and Conv with one grid before the padding and one behind it, where asked for."""
+    nodes, tensor = [], "x"
+
+    def grid(tensor, scale):
+        nodes.append(("QuantizeLinear", [tensor, scale, "zero"], [f"{tensor}_q"], {}))
+        nodes.append(("DequantizeLinear", [f"{tensor}_q", scale, "zero"], [f"{tensor}_d"], {}))
+        return f"{tensor}_d"
+
+    if grids == 2:
+        tensor = grid(tensor, "other" if other_grid else "scale")
+    nodes.append(("Pad", [tensor, "widths", "fill"], ["padded"], {"mode": mode}))
+    tensor = grid("padded", "scale") if grids else "padded"
+    nodes.append(("Conv", [tensor, "weight"], ["y"], {"strides": [2, 2], "pads": [1, 0, 0, 0]}))
+    constants = {"weight": WEIGHT, "widths": np.array(widths), "fill": np.float32(fill)}
+    scales = {"scale": np.float32(0.02), "other": np.float32(0.03), "zero": np.uint8(110)}
+    return graph(nodes, constants | scales)
+
+
+def answer(model, x):
+    """What the graph says: ONNX Runtime's own rewriting takes liberties, such as leaving out one of two grids."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+def rewritten(model, rewrite):
+    module = onnx_ir.serde.deserialize_model(model)
+    rewrite(module.graph)
+    onnx_ir.passes.common.RemoveUnusedNodesPass()(module)
+    changed = onnx_ir.serde.serialize_model(module)
+    onnx.checker.check_model(changed)
+    return changed, [node.op_type for node in changed.graph.node]
+
+
+@pytest.mark.parametrize(
+    ("case", "left"),
+    [
+        ({}, ["Conv"]),
+        ({"grids": 1}, ["QuantizeLinear", "DequantizeLinear", "Conv"]),
+        ({"grids": 2}, ["QuantizeLinear", "DequantizeLinear", "Conv"]),
+        ({"grids": 2, "other_grid": True}, ["QuantizeLinear", "DequantizeLinear"] * 2 + ["Conv"]),
+    ],
+)
+def test_padding_becomes_the_convolutions_own(case, left):
+    model, x = padded_convolution(**case), RNG.standard_normal((1, 3, 6, 7)).astype(np.float32)
+    changed, operators = rewritten(model, pad_in_convolutions)
+    assert operators == left
+    np.testing.assert_allclose(answer(changed, x), answer(model, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "case", [{"fill": 1.0}, {"mode": "reflect"}, {"widths": [0, 0, 0, -1, 0, 0, 1, 2]}, {"fill": 1.0, "grids": 2}]
+)
+def test_other_padding_stays(case):
+    model = padded_convolution(**case)
+    assert rewritten(model, pad_in_convolutions)[1] == [node.op_type for node in model.graph.node]
+
+
+def test_padding_that_others_read_stays():
+    model = padded_convolution()
+    model.graph.node.append(helper.make_node("Relu", ["padded"], ["also"]))
+    model.graph.output.append(helper.make_tensor_value_info("also", TensorProto.FLOAT, "abcd"))
+    assert "Pad" in rewritten(model, pad_in_convolutions)[1]
+
+
+def test_no_two_weights_share_zero_points():
+    nodes = [("DequantizeLinear", [f"w{i}", "scales", "zeros"], [f"d{i}"], {"axis": 0}) for i in range(3)]
+    nodes += [("Add", ["d0", "d1"], ["a"], {}), ("Add", ["a", "d2"], ["b"], {}), ("MatMul", ["x", "b"], ["y"], {})]
+    weights = {f"w{i}": RNG.integers(-127, 127, (4, 5)).astype(np.int8) for i in range(3)}
+    constants = weights | {"scales": np.full(4, 0.1, np.float32), "zeros": np.zeros(4, np.int8)}
+    model, x = graph(nodes, constants, (2, 4)), RNG.standard_normal((2, 4)).astype(np.float32)
+    changed, _ = rewritten(model, own_zero_points)
+    zeros = [node.input[2] for node in changed.graph.node if node.op_type == "DequantizeLinear"]
+    assert len(set(zeros)) == 3
+    np.testing.assert_array_equal(answer(changed, x), answer(model, x))
