@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+from leandetr.detectors.alignment import class_to_load
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families import FAMILIES, family_of
 from leandetr.detectors.preprocessing import read_preprocessing
@@ -53,7 +54,7 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Dete
         setattr(config, key, value)
     preprocessing = read_preprocessing(str(source))
     try:
-        model, report = AutoModelForObjectDetection.from_pretrained(
+        model, report = class_to_load(config).from_pretrained(
             source,
             config=config,
             dtype=torch.float32,  # half-precision files are a matter of storage; the CPU computes in single precision

@@ -71,6 +71,7 @@ class Distiller(nn.Module):
         self.terms = nn.ModuleDict({term.name: term for term, _ in terms})
         self.weights = {term.name: weight for term, weight in terms}
         self.detection = min([1.0, *(term.detection for term, _ in terms)])
+        self.asks_attended = any("attended" in term.needs for term in self.terms.values())
         self.steps = 0
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor, labels: list[Target]) -> DistillerOutput:
@@ -78,7 +79,7 @@ class Distiller(nn.Module):
 
         Raises UserError where the teacher does not have what a term needs.
         """
-        student = single_precision(self.student(pixel_values, pixel_mask, labels=labels))
+        student = single_precision(self.student(pixel_values, pixel_mask, labels=labels, attended=self.asks_attended))
         teacher, batch = self._taught(Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels))
 
         losses, logs = {"detection": self.detection * student.loss}, {"detection": student.loss}
@@ -106,7 +107,7 @@ class Distiller(nn.Module):
     def _taught(self, batch: Batch) -> tuple[DetectorOutput | None, Batch]:
         """The teacher's output, or None and the batch with its detections."""
         if self.teacher is not None:
-            return self.teacher(batch["pixel_values"], batch["pixel_mask"]), batch
+            return self.teacher(batch["pixel_values"], batch["pixel_mask"], self.asks_attended), batch
         return None, batch if self.detecting is None else self.detecting(batch)
 
     def _check_served(self, term: Term, output: DetectorOutput) -> None:

@@ -20,6 +20,7 @@ from leandetr.distillation.logits import HungarianLogits
 from leandetr.distillation.mgd import MaskedGeneration
 from leandetr.distillation.orthogonality import Orthogonality
 from leandetr.distillation.predictions import Predictions
+from leandetr.distillation.rectification import DistributionRectification
 from leandetr.distillation.soft_label import SoftBox, SoftClass
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError, unknown
@@ -40,6 +41,7 @@ TERMS: dict[str, type[Term]] = {
         MaskedGeneration,
         FineGrained,
         AttentionGuided,
+        DistributionRectification,
     )
 }
 
@@ -60,6 +62,7 @@ METHODS: dict[str, dict[str, float]] = {
     "mgd": {"mgd": 2e-5},
     "fgfi": {"fgfi": 0.01},
     "fkd": {"fkd": 1.0},
+    "drd": {"drd": 2.5},
 }
 
 

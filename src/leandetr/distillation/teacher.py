@@ -33,12 +33,13 @@ class Teacher:
         self.columns = class_columns(student.class_map, detector.class_map, detector.head)
 
     @torch.no_grad()
-    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor) -> DetectorOutput:
-        """The student's pixel_values (B, 3, H, W) and pixel_mask (B, H, W) -> the teacher's output."""
+    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor, attended: bool = False) -> DetectorOutput:
+        """The student's pixel_values (B, 3, H, W) and pixel_mask (B, H, W) -> the teacher's output; `attended` asks for its
+        co-attended features."""
         if next(self.detector.parameters()).device != pixel_values.device:
             self.detector.to(pixel_values.device)
         with torch.autocast("cuda", torch.float16, enabled=pixel_values.is_cuda):
-            return self._answer(self.detector(*self.view(pixel_values, pixel_mask)))
+            return self._answer(self.detector(*self.view(pixel_values, pixel_mask), attended=attended))
 
     @torch.no_grad()
     def decode(self, queries: Queries, memory: Memory) -> DetectorOutput:
@@ -76,6 +77,7 @@ def single_precision(output: DetectorOutput) -> DetectorOutput:
         boxes=output.boxes.float(),
         hidden=output.hidden.float(),
         features=[level.float() for level in output.features],
+        attended=None if output.attended is None else output.attended.float(),
         distillation=None if output.distillation is None else single_precision(output.distillation),
     )
 

@@ -1,0 +1,101 @@
+"""Distribution alignment of the decoder's queries (Q-DETR, eq. 2.32), a part of the detector.
+
+    q* = (q - mean(q)) / sqrt(var(q) + 1e-5) * gamma + beta
+
+over the d channels of a head; gamma (1 at the start) and beta (0) are learned and shared by heads and queries: a layer norm.
+It is what the quantizer of the query sees, so that queries of all images and steps spread over the same grid.
+
+Deformable attention has no product of queries and keys. There a query acts through the sampling offsets and weights that two
+linear layers make of it, content and position added: this sum is aligned, head by head of its channels, and offsets and weights
+come from the aligned one. The residual path keeps the query as it is, as in dense attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING
+
+from leandetr.detectors.attention import cross_attention, open_attention
+from leandetr.errors import UserError, unknown
+
+#: which of the decoder's attentions have their query aligned
+ALIGNMENTS = {"cross": ("cross",), "self": ("self",), "both": ("cross", "self")}
+
+
+class HeadNorm(nn.LayerNorm):
+    """A layer norm over the d channels of each head of (..., H d), with one scale and shift for all heads."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states.unflatten(-1, (-1, *self.normalized_shape))).flatten(-2)
+
+
+def alignment_of(config: PreTrainedConfig) -> str | None:
+    """A key of `ALIGNMENTS`, or None for a detector without alignment."""
+    return getattr(config, "query_alignment", None)
+
+
+def align_queries(model: PreTrainedModel, which: str = "cross") -> None:
+    """Build the alignment into a detector's model; one that has it keeps it. Its configuration says so, and `load` rebuilds it.
+
+    Args:
+        model: a detector's model; its decoder layers are changed in place.
+        which: a key of `ALIGNMENTS`.
+
+    Raises:
+        UserError: no such choice, another one than the model already has, or a family whose attention cannot be reached.
+    """
+    if which not in ALIGNMENTS:
+        raise unknown("query alignment", which, ALIGNMENTS)
+    if alignment_of(model.config) not in (None, which):
+        raise UserError(
+            f"the model's queries are aligned in {alignment_of(model.config)} attention already; do not ask for {which}"
+        )
+    open_attention(model)
+    for layer in model.model.decoder.layers:
+        attentions = {"cross": cross_attention(layer), "self": layer.self_attn}
+        for kind in ALIGNMENTS[which]:
+            _align(attentions[kind], kind, model)
+    model.config.query_alignment = which
+
+
+def class_to_load(config: PreTrainedConfig) -> type:
+    """What `from_pretrained` is called on: transformers' Auto class, or one whose models are built with the alignment that the
+    configuration names, before the weights come."""
+    if alignment_of(config) is None:
+        return AutoModelForObjectDetection
+    plain = MODEL_FOR_OBJECT_DETECTION_MAPPING[type(config)]
+
+    class Aligned(plain):
+        def __init__(self, config: PreTrainedConfig, *arguments: Any, **options: Any) -> None:
+            super().__init__(config, *arguments, **options)
+            align_queries(self, alignment_of(config))
+            self.__class__ = plain  # what it is saved as
+
+    return Aligned
+
+
+def _align(attention: nn.Module | None, kind: str, model: PreTrainedModel) -> None:
+    device = None if attention is None else next(attention.parameters()).device
+    if hasattr(attention, "slots"):
+        if type(attention.slots.align) is nn.Identity:
+            # by the scale of the product: in Conditional DETR a head's query has the channels of content and position
+            attention.slots.align = nn.LayerNorm(round(attention.scaling**-2), device=device)
+    elif hasattr(attention, "sampling_offsets"):
+        if not hasattr(attention, "align"):
+            attention.align = HeadNorm(attention.d_model // attention.n_heads, device=device)
+            attention.register_forward_pre_hook(_sample_by_aligned, with_kwargs=True)
+    else:
+        raise UserError(
+            f"the queries of {model.config.model_type} cannot be aligned in {kind} attention, which has no product of queries "
+            "and keys that could be reached; choose another alignment or none"
+        )
+
+
+def _sample_by_aligned(attention: nn.Module, arguments: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Before a deformable attention: content plus position, aligned, in place of the two."""
+    query, position = named["hidden_states"], named.get("position_embeddings")
+    query = query if position is None else query + position
+    return arguments, named | {"hidden_states": attention.align(query), "position_embeddings": None}

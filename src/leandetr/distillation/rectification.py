@@ -1,0 +1,105 @@
+"""Distribution rectification distillation (Q-DETR, Xu et al., CVPR 2023, eq. 2.32 to 2.35).
+
+Low bits distort what a query gathers from the image. Inside the student its queries are aligned, see
+`detectors/alignment.py`. From outside, those of its queries that are near an object imitate a teacher's:
+
+    G_i = max_j GIoU(b_i^GT, b_j^S)                                    the best of all N student queries for object i
+    j is kept if GIoU(b_i^GT, b_j^S) > tau * G_i for an object i       foreground-aware query matching
+    k(j) = argmax_k 2 GIoU(b_j^S, b_k^T) - 5 |b_j^S - b_k^T|_1         its partner; not one to one, the class does not count
+    L = mean over the kept j of || phi(D_j^S) - D_k(j)^T ||_2
+
+with D the co-attended features of the last decoder layer: what the attention to the image gathered, before its output
+projection (where attention is deformable, the sum of the sampled values). phi is linear where the widths differ, else nothing.
+
+Where the paper is silent: an object whose best GIoU is not positive keeps no query, because the inequality would turn around.
+tau = 0 keeps all queries of an image with objects (the paper's full imitation), tau = 1 none (no distillation). No decoder is
+run again.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from leandetr.boxes import pairwise_giou, pairwise_l1
+from leandetr.detectors.alignment import align_queries
+from leandetr.detectors.attention import cross_attention
+from leandetr.detectors.detector import Detector
+from leandetr.distillation.levels import width_of
+from leandetr.distillation.term import Term
+from leandetr.errors import UserError
+from leandetr.losses import PaddedTargets, mean_over_ranks, pad_targets
+from leandetr.structures import Batch, DetectorOutput
+
+GIOU_WEIGHT, L1_WEIGHT = 2.0, 5.0
+
+
+class DistributionRectification(Term):
+    """Foreground queries imitate a teacher's co-attended features, in a student whose queries are aligned.
+
+    The rows of Q-DETR's table 2.2 are: baseline alignment="none", tau=1; +DA tau=1; +FQM alignment="none"; both, the default.
+
+    Args:
+        student: gets the alignment, unless it has it from an earlier training.
+        teacher: any float detector with co-attended features, the student before its quantization included.
+        tau: in [0, 1], how near to the best a query must be, relative to the best GIoU for the object.
+        alignment: which attentions of the student's decoder get aligned queries: "cross", "self", "both" or "none".
+
+    Raises:
+        UserError: a tau outside [0, 1], an alignment that the student cannot have, or a decoder without attention to the
+            image.
+    """
+
+    name = "drd"
+    needs = frozenset({"boxes", "attended"})
+
+    def __init__(self, student: Detector, teacher: Detector, *, tau: float = 0.6, alignment: str = "cross") -> None:
+        super().__init__()
+        if not 0 <= tau <= 1:
+            raise UserError(f"tau of the drd term is {tau}; give a number from 0 to 1")
+        for detector in (student, teacher):
+            if any(cross_attention(layer) is None for layer in detector.model.model.decoder.layers):
+                raise UserError(
+                    f"the drd term needs co-attended features, and the decoder of {detector.config.model_type} has no "
+                    "attention to the image; choose another method or another family"
+                )
+        if alignment != "none":
+            align_queries(student.model, alignment)
+        self.tau = tau
+        needless = width_of(student) == width_of(teacher)
+        self.adapter = nn.Identity() if needless else nn.Linear(width_of(student), width_of(teacher))
+
+    @classmethod
+    def build(cls, student: Detector, teacher: Detector, **options: float | str) -> Self:
+        return cls(student, teacher, **options)
+
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
+        """Boxes and co-attended features of both -> {"attended": scalar}, the mean distance of the pairs, 0 without any."""
+        kept = foreground_queries(student.boxes[-1], pad_targets(batch["labels"]), self.tau)
+        images, queries = kept.nonzero(as_tuple=True)
+        matched = partners(student.boxes[-1], teacher.boxes[-1])[images, queries]
+        given = self.adapter(student.attended[-1][images, queries])
+        distances = torch.linalg.vector_norm(given - teacher.attended[-1][images, matched], dim=-1)
+        return {"attended": distances.sum() / mean_over_ranks(len(images), distances.device)}
+
+
+@torch.no_grad()
+def foreground_queries(boxes: Tensor, objects: PaddedTargets, tau: float) -> Tensor:
+    """A student's boxes (B, N, 4), the objects of the B images -> (B, N) bool, the queries that are kept."""
+    sizes = torch.tensor(objects.sizes, device=boxes.device)
+    there = torch.arange(objects.boxes.shape[1], device=boxes.device) < sizes[:, None]
+    if tau == 0:
+        return (sizes > 0)[:, None].expand(boxes.shape[:2])
+    overlap = pairwise_giou(boxes.float(), objects.boxes).nan_to_num(-1.0)  # (B, N, M); a box without area overlaps nothing
+    best = overlap.amax(1, keepdim=True)
+    return ((overlap > tau * best) & (best > 0) & there[:, None]).any(-1)
+
+
+@torch.no_grad()
+def partners(student: Tensor, teacher: Tensor) -> Tensor:
+    """Boxes (B, N, 4) and (B, M, 4) in (cx, cy, w, h) -> (B, N) int64, the teacher's query for every query of the student."""
+    student, teacher = student.float(), teacher.float()
+    overlap = pairwise_giou(student, teacher).nan_to_num(-1.0)
+    return (GIOU_WEIGHT * overlap - L1_WEIGHT * pairwise_l1(student, teacher)).argmax(-1)
