@@ -111,7 +111,7 @@ def test_gradients_are_measured_at_the_memory_in_the_first_steps(pair, batch):
 def test_a_term_that_the_teacher_cannot_serve_is_refused(pair, batch, monkeypatch):
     student, teacher = pair
     whole = teacher.forward
-    monkeypatch.setattr(teacher, "forward", lambda *images: replace(whole(*images), features=[]))
+    monkeypatch.setattr(teacher, "forward", lambda *images, **asked: replace(whole(*images, **asked), features=[]))
     with pytest.raises(UserError, match="term 'pull' needs the teacher's features, and this detr teacher has none"):
         Distiller(student, teacher, [(Pull(), 1.0)])(**batch)
 
