@@ -1,6 +1,7 @@
 """Published state dicts, rebuilt by name and shape from the authors' module trees, fill the models that leandetr builds."""
 
 import argparse
+import json
 import re
 from collections.abc import Iterator
 from itertools import pairwise
@@ -13,6 +14,7 @@ import transformers as hf
 from torch import nn
 
 from leandetr.detectors.adamixer import AdaMixerConfig, AdaMixerForObjectDetection
+from leandetr.detectors.load import load
 from leandetr.detectors.official import fill_official, load_official
 from leandetr.detectors.smca_detr import SmcaDetrConfig, SmcaDetrForObjectDetection
 from leandetr.errors import UserError
@@ -412,3 +414,76 @@ def test_a_family_without_a_published_layout_is_refused():
     model = SimpleNamespace(config=SimpleNamespace(model_type="dab_detr"))
     with pytest.raises(UserError, match="unknown official checkpoint layout 'dab_detr'"):
         fill_official(model, {}, "dab.pth")
+
+
+SMALL = {
+    "detr": (small_detr, as_trained),
+    "smca_detr": (small_smca, as_trained),
+    "adamixer": (small_adamixer, lambda state: {"meta": {}, "state_dict": state}),
+}
+
+
+@pytest.mark.parametrize("model_type", SMALL)
+def test_a_file_alone_says_which_detector_it_is(tmp_path, model_type):
+    (build, wrap), file = SMALL[model_type], tmp_path / "own.pth"
+    model, shapes = build()
+    save(file, shapes, wrap)
+    load_official(model, file)
+    classes = [f"class {number}" for number in range(model.config.num_labels)]
+    with pytest.raises(UserError, match=rf"own\.pth has {len(classes)} classes, which are not COCO's: .*own\.json"):
+        load(file)
+    file.with_suffix(".json").write_text(json.dumps(classes))
+    found = load(file)
+    assert (found.config.model_type, found.class_map.names) == (model_type, tuple(classes))
+    assert found.preprocessing.shortest_edge == 800
+    expected, pixels = model.eval().state_dict(), torch.randn(1, 3, 64, 96)
+    assert found.model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in found.model.state_dict().items())
+    with torch.no_grad():
+        torch.testing.assert_close(found.model(pixels).logits, model(pixels).logits, equal_nan=True)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_rt_detrs_file_alone(tmp_path, version):
+    shapes = dict(rt_detr([2, 1, 1, 1], False, layers=2, classes=80, hidden=128, version=version))
+    save(tmp_path / "rtdetr.pth", shapes, lambda state: {"ema": {"module": state}})
+    found = load(tmp_path / "rtdetr.pth")
+    assert found.config.model_type == ("rt_detr" if version == 1 else "rt_detr_v2")
+    assert (found.class_map.names[0], found.class_map.dataset_ids[-1]) == ("person", 90)
+    assert found.preprocessing.size == (640, 640)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["detr-r50-e632da11", "detr-r50-dc5-f0fb7ef5"])
+def test_detr_r50_alone_has_cocos_classes_by_its_ids(tmp_path, name):
+    save(tmp_path / f"{name}.pth", dict(detr(50, 256, 2048, layers=6, queries=100, columns=92)), lambda state: {"model": state})
+    found = load(tmp_path / f"{name}.pth")
+    assert (found.class_map.names[1], found.class_map.names[90], found.class_map.dataset_ids[90]) == (
+        "person",
+        "toothbrush",
+        90,
+    )
+    assert len(found.class_map) == 91
+    assert sum(parameter.numel() for parameter in found.parameters()) == pytest.approx(41.5e6, rel=0.01)
+    with torch.no_grad():
+        cells = found.model.model.backbone(torch.zeros(1, 3, 64, 96), torch.ones(1, 64, 96))[-1][0].shape[-2:]
+    assert cells == ((4, 6) if "dc5" in name else (2, 3))
+
+
+def test_a_file_of_no_known_layout_is_refused_with_its_first_keys(tmp_path):
+    torch.save({f"layer{n}.weight": torch.zeros(1) for n in range(5)}, tmp_path / "other.pth")
+    with pytest.raises(
+        UserError, match=r"other\.pth is not .* \(its first keys: layer0\.weight, layer1\.weight, layer2\.weight\)"
+    ):
+        load(tmp_path / "other.pth")
+
+
+def test_a_file_that_lacks_keys_is_refused_with_the_first(tmp_path):
+    _, shapes = small_detr()
+    for lost, message in {
+        "query_embed.weight": "no DETR can be built from its keys .*query_embed.weight",
+        "transformer.encoder.layers.0.norm1.bias": r"own\.pth does not fit this detr: 1 missing \(\S+layer_norm\.bias\)",
+    }.items():
+        save(tmp_path / "own.pth", {key: shape for key, shape in shapes.items() if key != lost})
+        with pytest.raises(UserError, match=message):
+            load(tmp_path / "own.pth")

@@ -15,6 +15,8 @@ from leandetr.detectors.alignment import class_to_load
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families import FAMILIES, family_of
 from leandetr.detectors.preprocessing import read_preprocessing
+from leandetr.detectors.published import SUFFIXES as PUBLISHED
+from leandetr.detectors.published import load_published
 from leandetr.errors import UserError, unknown
 from leandetr.structures import ClassMap
 
@@ -25,7 +27,8 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Dete
     """A detector that `Detector.save` or transformers' `save_pretrained` wrote, in evaluation mode.
 
     Args:
-        source: a folder with `config.json`, `model.safetensors` and `preprocessor_config.json`, or a hub id.
+        source: a folder with `config.json`, `model.safetensors` and `preprocessor_config.json`, a hub id, or a file that the
+            authors of DETR, SMCA-DETR, AdaMixer or RT-DETR published (`.pth`, `.safetensors`, see `load_published`).
         overrides: configuration values in place of the saved ones, such as weights of the loss.
 
     Raises:
@@ -33,6 +36,12 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Dete
             names or shapes are not the configuration's (names the first three).
     """
     path = Path(source)
+    if path.suffix in PUBLISHED and path.is_file():
+        if overrides:
+            raise UserError(
+                f"{source} is a published checkpoint with a configuration of its own; leave out {', '.join(overrides)}"
+            )
+        return load_published(path)
     if path.suffix in PICKLES:
         raise UserError(
             f"{source} is a pickle, which can run code when it is read; save the model with save_pretrained and name the folder"
