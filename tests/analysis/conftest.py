@@ -29,7 +29,7 @@ def build(split):
 
     def make(name="detr", noise=0.1, **overrides):
         torch.manual_seed(0)
-        detector = create(name, class_map_of(split), (64, 64), "test_resnet", overrides=SMALL | overrides).eval()
+        detector = create(name, class_map_of(split), (96, 96), "test_resnet", overrides=SMALL | overrides).eval()
         with torch.no_grad():
             for module in detector.modules():
                 for parameter in module.parameters(recurse=False) if isinstance(module, nn.Linear | nn.Embedding) else ():

@@ -29,6 +29,7 @@ TITLES = {
     "within_object": "object queries among themselves",
     "within_distillation": "distillation queries among themselves",
 }
+NARROWEST = 0.05  # range of cosines on the axis
 
 
 def similarity(models: Sequence[str | Path], split: Split, out: Path, images: int | None = None) -> dict[str, Any]:
@@ -116,5 +117,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
                 panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         figures.label(panel, told, "decoder layer", "cosine similarity" if name == "between" else "")
         panel.set_xticks(range(1, 1 + max(len(model["layers"]) for model in found["models"])))
+    low, high = axes[0, 0].get_ylim()
+    if high - low < NARROWEST:  # rounding is not to look like a trend
+        axes[0, 0].set_ylim((low + high - NARROWEST) / 2, (low + high + NARROWEST) / 2)
     figures.legend_beside(figure, axes[0, 0])
     figures.save(figure, path)

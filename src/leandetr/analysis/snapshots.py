@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -82,8 +83,13 @@ def batches_of(detector: Detector, split: Split, images: int | None, batch_size:
     dataset = CocoDataset(split, eval_transform(detector.preprocessing), detector.class_map)
     chosen = spread(len(dataset), images)
     loader = DataLoader(Subset(dataset, chosen), batch_size, collate_fn=collate)
+    yield from progress(loader)
+
+
+def progress(steps: Iterable[Any]) -> Iterator[Any]:
+    """The same steps, with a bar on stderr where that is a terminal."""
     console = Console(stderr=True)
-    yield from track(loader, "images", console=console, disable=not console.is_terminal, transient=True)
+    yield from track(steps, "images", console=console, disable=not console.is_terminal, transient=True)
 
 
 def spread(count: int, wanted: int | None) -> list[int]:

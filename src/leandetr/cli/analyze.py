@@ -67,3 +67,31 @@ def stability(models: Models, data: OneSplit, out: Out, split: Part = "val", lim
             table.add_row(model["name"], f"{stage['from']} to {stage['to']}", error, f"{100 * stage['objects_moved']:.1f} %")
     out_console.print(table)
     out_console.print(str(out / "stability.png"))
+
+
+@analyze_app.command()
+@with_groups
+def masks(
+    models: Models,
+    data: OneSplit,
+    out: Out,
+    image: Annotated[list[str] | None, typer.Option(help="File name of an image to draw; repeatable.")] = None,
+    split: Part = "val",
+    limit: Limit = None,
+) -> None:
+    """Where features are active and queries look, drawn over photographs; the first model is the one compared with.
+
+    Example: `leandetr analyze masks runs/teacher runs/student --data DATA --image 000001.jpg --out runs/masks`
+    """
+    from leandetr.analysis.masks import masks as analyze
+    from leandetr.verbs import split_of
+
+    found = analyze(models, split_of(data.source(), split), out, image or (), limit)
+    heads = ("cells", "active inside", "mask inside", "peak inside", "peak on object", "active like first", "mask like first")
+    table = Table(Column("model", overflow="fold"), *heads)
+    for model in found["models"]:
+        for level in model["levels"]:
+            height, width = level.pop("cells")
+            table.add_row(model["name"], f"{height} x {width}", *("–" if n is None else f"{n:.2f}" for n in level.values()))
+    out_console.print(table)
+    out_console.print(f"objects cover {100 * found['area_inside']:.0f} % of the images\n{out / 'masks.json'}")

@@ -29,6 +29,7 @@ from leandetr.distillation.levels import Level, Levels
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError, unknown
 from leandetr.losses import HungarianMatcher, pad_targets
+from leandetr.losses.matcher import Assignment
 from leandetr.structures import Batch, DetectorOutput
 
 MASKS = ("quality", "uniform")
@@ -92,11 +93,14 @@ class TargetAwareFeatures(Term):
     def imitation(self, level: Level, queries: Tensor, quality: Tensor, count: int) -> Tensor:
         """One level, queries (B, G, D) that make the mask, their quality (B, G), M = count -> scalar, the mean over images."""
         with torch.no_grad():
-            psi = self.responses(level, queries)
-            weight = psi.mean(1).square() if self.mask == "uniform" else torch.einsum("bg,bghw->bhw", quality, psi**2) / count
+            weight = self.weights(self.responses(level, queries), quality, count)
         squares = (level.teacher - level.student).square().mean(1)
         valid = level.valid[:, 0]
         return ((weight * squares * valid).sum((1, 2)) / valid.sum((1, 2))).mean()
+
+    def weights(self, psi: Tensor, quality: Tensor, count: int) -> Tensor:
+        """What the squared differences of a cell count in eq. 8 (or 5 and 6): psi (B, G, h, w), quality (B, G) -> (B, h, w)."""
+        return psi.mean(1).square() if self.mask == "uniform" else torch.einsum("bg,bghw->bhw", quality, psi**2) / count
 
     def responses(self, level: Level, queries: Tensor) -> Tensor:
         """psi: (B, G, D) queries -> (B, G, h, w), zero in padding."""
@@ -112,6 +116,15 @@ class TargetAwareFeatures(Term):
         queries = teacher.hidden[-1] if self.queries == "states" else embeddings(teacher)
         if self.mask == "uniform":
             return queries, queries.new_ones(queries.shape[:2])
+        pairs, of_pairs = self.assigned(teacher, batch)
+        shape = len(queries), max(len(target["boxes"]) for target in batch["labels"])
+        chosen, quality = queries.new_zeros(*shape, queries.shape[-1]), queries.new_zeros(shape)
+        chosen[pairs.images, pairs.targets] = queries[pairs.images, pairs.queries]
+        quality[pairs.images, pairs.targets] = of_pairs
+        return chosen, quality
+
+    def assigned(self, teacher: DetectorOutput, batch: Batch) -> tuple[Assignment, Tensor]:
+        """The teacher's own assignment of its last layer's P pairs, and their quality (P,) in [0, 1] by eq. 7."""
         objects = pad_targets(batch["labels"])
         pairs = self.matcher(teacher.logits[-1:], teacher.boxes[-1:], objects)
         classes = pairs.of_targets(objects.classes)[:, None]
@@ -119,11 +132,7 @@ class TargetAwareFeatures(Term):
         scores = (logits.sigmoid() if self.teacher_head == "sigmoid" else logits.softmax(-1)).gather(1, classes)[:, 0]
         found = to_corners(pairs.of_queries(teacher.boxes[-1:]).float())
         overlap = box_iou(found[:, None], to_corners(pairs.of_targets(objects.boxes))[:, None]).flatten().nan_to_num()
-        shape = objects.classes.shape
-        chosen, quality = queries.new_zeros(*shape, queries.shape[-1]), queries.new_zeros(shape)
-        chosen[pairs.images, pairs.targets] = queries[pairs.images, pairs.queries]
-        quality[pairs.images, pairs.targets] = scores**self.gamma * overlap ** (1 - self.gamma)
-        return chosen, quality
+        return pairs, scores**self.gamma * overlap ** (1 - self.gamma)
 
 
 def embeddings(teacher: DetectorOutput) -> Tensor:
