@@ -37,7 +37,7 @@ def draw(
     chosen = extremes(list(views.values()))
     columns = 1 + sum(len(view.active) for view in views.values())
     shape, panel = photograph.height / photograph.width, max(PANEL, NARROWEST / columns)
-    size = (panel * columns + 0.4, (panel * shape + 0.2) * (2 + len(chosen)) + 1.6)
+    size = (panel * columns + 0.4, (panel * shape + 0.2) * (2 + len(chosen)) + 0.9)
     lines = dict(zip(views, figures.colours([None] * len(views))))
     title = f"Where detectors look in {name}: active features, and the masks of their queries"
     caption = (
@@ -49,7 +49,7 @@ def draw(
     figure, axes = figures.panels(title, caption, 2 + len(chosen), columns, size)
     told = ["active region", "quality-weighted mask", *(f"{which}: {labels[number]}" for which, number in chosen.items())]
     for row, text in zip(axes, told):
-        row[0].set_ylabel(text)
+        row[0].set_ylabel(text, fontsize=8)
     for panel in axes.flat:
         panel.imshow(photograph, cmap="gray", extent=(0, 1, 1, 0), aspect="auto", alpha=0.9)
         panel.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0))

@@ -87,11 +87,19 @@ def masks(
     from leandetr.verbs import split_of
 
     found = analyze(models, split_of(data.source(), split), out, image or (), limit)
-    heads = ("cells", "active inside", "mask inside", "peak inside", "peak on object", "active like first", "mask like first")
-    table = Table(Column("model", overflow="fold"), *heads)
     for model in found["models"]:
+        heads = (
+            "cells",
+            "active inside",
+            "mask inside",
+            "peak inside",
+            "peak on object",
+            "active like first",
+            "mask like first",
+        )
+        table = Table(*heads, title=model["name"], title_justify="left")
         for level in model["levels"]:
             height, width = level.pop("cells")
-            table.add_row(model["name"], f"{height} x {width}", *("–" if n is None else f"{n:.2f}" for n in level.values()))
-    out_console.print(table)
+            table.add_row(f"{height} x {width}", *("–" if number is None else f"{number:.2f}" for number in level.values()))
+        out_console.print(table)
     out_console.print(f"objects cover {100 * found['area_inside']:.0f} % of the images\n{out / 'masks.json'}")
