@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from leandetr import pipeline, verbs
+from leandetr import steps, verbs
 from leandetr.data.shapes import write_shapes
 from leandetr.detectors.load import load
 from leandetr.errors import UserError
@@ -72,8 +72,8 @@ def watch(monkeypatch):
     }
     for verb, name in made.items():
         monkeypatch.setattr(verbs, verb, watched(verb, getattr(verbs, verb), name))
-    measure = pipeline.measure
-    monkeypatch.setattr(pipeline, "measure", watched("benchmark", measure, lambda runtimes, *_: len(runtimes)))
+    measure = steps.measure
+    monkeypatch.setattr(steps, "measure", watched("benchmark", measure, lambda runtimes, *_: len(runtimes)))
     return calls
 
 
@@ -137,7 +137,7 @@ def test_int8_files_are_small_and_every_folder_loads(run):
 def test_every_variant_is_measured_against_the_float_student_on_its_own_runtime(run, copy, monkeypatch):
     _, results, _ = run
     told = []
-    monkeypatch.setattr(pipeline, "measure", lambda runtimes, split, repeats, against: told.extend(against) or results["rows"])
+    monkeypatch.setattr(steps, "measure", lambda runtimes, split, repeats, against: told.extend(against) or results["rows"])
     (copy / "benchmark.json").unlink()
     compress(recipe(), copy)
     pairs = [(row["name"], row["runtime"]) for row in results["rows"]]
@@ -219,7 +219,7 @@ def test_a_changed_distillation_concerns_the_student_and_what_is_made_of_it(copy
 
 
 def test_a_kill_while_the_old_work_is_removed_leaves_no_note_of_it(copy, monkeypatch):
-    monkeypatch.setattr(pipeline.shutil, "rmtree", kill)
+    monkeypatch.setattr(steps.shutil, "rmtree", kill)
     with pytest.raises(Killed):
         compress(recipe(seed=1), copy)
     assert not (copy / "steps" / "teacher.json").exists()

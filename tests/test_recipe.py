@@ -94,3 +94,66 @@ def test_a_schedule_names_its_nearest_key():
 @pytest.mark.parametrize("path", sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_recipes_that_come_along_are_valid(path):
     assert read_recipe(path).student.model
+
+
+STUDY = GOOD | {
+    "seeds": [0, 1],
+    "variants": [
+        {"name": "alone"},
+        {"name": "small", "student": {"set": {"d_model": 64}}, "distillation": {"method": "logits"}},
+    ],
+}
+
+
+def test_a_variant_is_the_student_with_its_changes(recipe):
+    found = read_recipe(recipe(STUDY), {"student.training.epochs": 7})
+    alone, small = found.variants
+    assert alone.student == found.student
+    assert small.student.set == {"decoder_layers": 2, "d_model": 64}
+    assert small.teacher == found.teacher
+    assert (small.student.training.epochs, small.distillation.method) == (7, "logits")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"variants": [{"name": "a"}, {"name": "a"}]}, "variants: two rows are called a"),
+        ({"variants": [{"name": "teacher"}]}, "two rows are called teacher"),
+        (
+            {"variants": [{"name": "a", "quantization": [{"scheme": "static"}]}, {"name": "a-static"}]},
+            "two rows are called a-static",
+        ),
+        ({"variants": [{"name": "a/b"}]}, "variants.0.name"),
+        ({"variants": []}, "variants: list should have at least 1 item"),
+        ({"variants": [{"name": "a", "distilation": {}}]}, "unknown key 'variants.0.distilation': did you mean"),
+        ({"variants": [{"name": "a", "student": {"training": {"epoch": 1}}}]}, "variants.0.student.training.epoch"),
+        ({"variants": [{"name": "a", "student": {"model": None, "checkpoint": "x"}, "distillation": {}}]}, "does not learn"),
+        ({"teacher": None, "variants": [{"name": "a", "distillation": {}}]}, "distillation needs a teacher"),
+        ({"seeds": [1, 1]}, "seeds: a seed is there twice"),
+        ({"epochs": [4], "student.training.epochs": 3}, "epochs: alone is not evaluated after epoch 4"),
+        ({"epochs": [2], "student.training.evaluate_every": 3}, "every 3 of 50"),
+        ({"gallery": 3}, "unknown key 'gallery'"),
+    ],
+)
+def test_what_is_not_understood_of_a_study_is_one_sentence(recipe, change, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        read_recipe(recipe(STUDY), change)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_stands_over_those_that_it_extends(recipe, tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "rows.yaml").write_text("variants: [{name: alone}]\n")
+    (tmp_path / "parts" / "scale.yaml").write_text(yaml.safe_dump(GOOD | {"calibration": 3}))
+    own = {"extends": ["parts/scale.yaml", "parts/rows.yaml"], "student": {"training": {"epochs": 5}}, "calibration": 4}
+    found = read_recipe(recipe(own))
+    assert found.variants[0].student.set == {"decoder_layers": 2}
+    assert (found.variants[0].student.training.epochs, found.calibration) == (5, 4)
+
+
+def test_a_file_that_extends_itself_or_nothing_is_named(recipe, tmp_path):
+    (tmp_path / "other.yaml").write_text("extends: recipe.yaml")
+    with pytest.raises(UserError, match=r"recipe.yaml extends itself"):
+        read_recipe(recipe(GOOD | {"extends": "other.yaml"}))
+    with pytest.raises(UserError, match=r"cannot read the recipe .*nowhere.yaml"):
+        read_recipe(recipe(GOOD | {"extends": "nowhere.yaml"}))

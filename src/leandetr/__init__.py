@@ -19,7 +19,7 @@ import leandetr.quantization.checkpoint  # noqa: F401 - registers the quantizer
 _HOMES = {
     "leandetr.verbs": ("train", "distill", "quantize", "evaluate", "export", "predict", "benchmark"),
     "leandetr.pipeline": ("compress",),
-    "leandetr.recipe": ("Recipe", "read_recipe"),
+    "leandetr.recipe": ("Recipe", "Study", "read_recipe"),
     "leandetr.training.config": ("Training",),
     "leandetr.detectors.load": ("load",),
     "leandetr.detectors.create": ("create",),

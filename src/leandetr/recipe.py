@@ -1,4 +1,8 @@
-"""A recipe: everything a `compress` run does, read from YAML. Unknown keys are refused with the nearest known one."""
+"""A recipe: everything a `compress` run does, read from YAML. Unknown keys are refused with the nearest known one.
+
+A `Recipe` takes one student to int8 and measures what each step cost. A `Study` (a file with `variants`) trains many variants
+of a student with several seeds and compares their accuracy.
+"""
 
 from __future__ import annotations
 
@@ -87,15 +91,23 @@ class Benchmark(Part):
     threads: int | None = Field(None, ge=1)
 
 
-class Recipe(Part):
-    """What `leandetr compress` does.
+class Job(Part):
+    """What recipes and studies share.
 
     image_size: (height, width) of every model that names no other. calibration: training images for the static schemes.
-    gallery: validation images in the report.
     """
 
     data: Data
     image_size: tuple[int, int]
+    calibration: int = Field(64, ge=1)
+
+
+class Recipe(Job):
+    """One student, without and with its teacher, quantized, exported and measured.
+
+    gallery: validation images in the report.
+    """
+
     seed: int = 0
     teacher: Model
     student: Model
@@ -105,7 +117,6 @@ class Recipe(Part):
         Quantization(scheme="dynamic"),
         Quantization(scheme="static"),
     ]
-    calibration: int = Field(64, ge=1)
     benchmark: Benchmark = Benchmark()
     gallery: int = Field(12, ge=0)
 
@@ -118,13 +129,117 @@ class Recipe(Part):
         return self
 
 
-def read_recipe(path: Path, changes: dict[str, Any] | None = None) -> Recipe:
+class Variant(Part):
+    """A row of a study.
+
+    name: of the row and, before `-seed-N`, of its folders. student, teacher: what differs from the study's own, merged into
+    them key by key; a variant without distillation is the student alone. quantization: of the trained variant, each a further
+    row `NAME-SCHEME`.
+    """
+
+    name: str = Field(pattern=r"^\w[\w.+-]*$")
+    student: Model
+    teacher: Model | None = None
+    distillation: Distillation | None = None
+    quantization: list[Quantization] = []
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> Variant:
+        if self.distillation is not None and self.student.model is None:
+            raise ValueError("a finished checkpoint does not learn: give student.model, or leave out distillation")
+        if self.distillation is not None and self.teacher is None:
+            raise ValueError("distillation needs a teacher: give the study one")
+        return self
+
+    def rows(self) -> dict[str, Quantization | None]:
+        """The names of its rows: its own, and one for every quantization."""
+        return {self.name: None} | {f"{self.name}-{q.name or q.scheme}": q for q in self.quantization}
+
+
+class Study(Job):
+    """Variants of a student, each trained with every seed, held against the first of them.
+
+    teacher: shared by all variants and seeds, trained once, with the first seed; needed where a variant distils. For methods
+    that learn from detections alone, `checkpoint` may also be a JSON of detections or a detector of torchvision's.
+    student: what the variants differ from. epochs: at which the report shows the AP besides the final one. benchmark: where to
+    measure; without it accuracy is PyTorch's and nothing is exported.
+    """
+
+    seeds: list[int] = Field([0], min_length=1)
+    teacher: Model | None = None
+    student: Model
+    variants: list[Variant] = Field(min_length=1)
+    epochs: list[int] = []
+    benchmark: Benchmark | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merged(cls, values: Any) -> Any:
+        """Complete the variants' students and teachers, so that they are checked, and written down, as what they are."""
+        if not isinstance(values, dict) or not isinstance(values.get("variants"), list):
+            return values
+
+        def completed(variant: Any) -> Any:
+            if not isinstance(variant, dict):
+                return variant
+            parts = ("student", "teacher") if variant.get("distillation") is not None else ("student",)
+            own = {part: merge(values.get(part), variant.get(part)) for part in parts}
+            return variant | {part: value for part, value in own.items() if value is not None}
+
+        return values | {"variants": [completed(variant) for variant in values["variants"]]}
+
+    @model_validator(mode="after")
+    def _can_be_told_apart(self) -> Study:
+        names = ["teacher", *(row for variant in self.variants for row in variant.rows())]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"variants: two rows are called {name}; give them names of their own")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: a seed is there twice; name each once")
+        for variant in self.variants:
+            schedule = variant.student.training
+            for epoch in self.epochs:
+                if epoch > schedule.epochs or (epoch % schedule.evaluate_every and epoch != schedule.epochs):
+                    raise ValueError(
+                        f"epochs: {variant.name} is not evaluated after epoch {epoch}, but after every "
+                        f"{schedule.evaluate_every} of {schedule.epochs}; set training.evaluate_every or name other epochs"
+                    )
+        return self
+
+
+def merge(base: Any, changes: Any) -> Any:
+    """`changes` over `base`: mappings key by key, anything else as a whole; None leaves the base.
+
+    >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": [4]})
+    {'a': {'b': 1, 'c': 3}, 'd': [4]}
+    """
+    if changes is None:
+        return base
+    if not (isinstance(base, dict) and isinstance(changes, dict)):
+        return changes
+    return base | {key: merge(base.get(key), value) if value is not None else None for key, value in changes.items()}
+
+
+def read_recipe(path: Path, changes: dict[str, Any] | None = None) -> Recipe | Study:
     """Read a YAML file; `changes` sets values by dotted name ("student.training.epochs": 3). Relative folders in it are
     relative to the current directory.
 
+    `extends: other.yaml` (or a list of files, each over those before it) takes what those files say, beside the file that names
+    them, and puts the file's own keys over it: mappings are merged, anything else is replaced.
+
     Raises:
-        UserError: the file cannot be read, is no YAML mapping, or has a key or value that is not understood (names it).
+        UserError: a file cannot be read, is no YAML mapping, or has a key or value that is not understood (names it).
     """
+    values = _read(Path(path), ())
+    for name, value in (changes or {}).items():
+        _set(values, name.split("."), value, name)
+    return parse_recipe(values, str(path))
+
+
+def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    """A file over those it extends; `readers` are the files that extend it."""
+    if path.resolve() in readers:
+        raise UserError(f"{path} extends itself; take it out of its own extends")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -133,16 +248,19 @@ def read_recipe(path: Path, changes: dict[str, Any] | None = None) -> Recipe:
         raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}); mend it") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is no recipe: it must be a mapping with data, teacher and student")
-    for name, value in (changes or {}).items():
-        _set(values, name.split("."), value, name)
-    return parse_recipe(values, str(path))
+    extended = values.pop("extends", [])
+    found: dict[str, Any] = {}
+    for base in [extended] if isinstance(extended, str) else extended:
+        found = merge(found, _read(path.parent / base, (*readers, path.resolve())))
+    return merge(found, values)
 
 
-def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
+def parse_recipe(values: dict[str, Any], source: str) -> Recipe | Study:
+    kind = Study if {"variants", "seeds"} & values.keys() else Recipe
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise _sentence(error, source) from error
+        raise _sentence(error, source, kind) from error
 
 
 def parse_training(values: dict[str, Any], source: str) -> Training:
@@ -161,7 +279,7 @@ def _set(values: dict[str, Any], path: list[str], value: Any, name: str) -> None
     values[path[-1]] = value
 
 
-def _sentence(error: ValidationError, source: str, model: type[BaseModel] = Recipe) -> UserError:
+def _sentence(error: ValidationError, source: str, model: type[BaseModel]) -> UserError:
     """The first fault of a validation, with the nearest known key where a key is unknown."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])

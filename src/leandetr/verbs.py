@@ -3,6 +3,7 @@ made."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from leandetr.evaluation.coco import CocoMetrics
 from leandetr.files import claiming, read_json
 from leandetr.quantization.config import Scheme, scheme_config
 from leandetr.quantization.quantize import quantize as quantize_detector
-from leandetr.structures import Preprocessing
+from leandetr.structures import ClassMap, Preprocessing
 from leandetr.training.config import Training
 from leandetr.training.fit import fit, forget_checkpoints
 
@@ -61,6 +62,7 @@ def train(
     weights: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     training: Training | None = None,
+    until: float = math.inf,
 ) -> Detector:
     """Train a detector on `train` and keep the best by AP on `val` in `out`.
 
@@ -68,8 +70,9 @@ def train(
         data: a folder in COCO's layout, or its splits.
         model: a short name of `leandetr models`, or a saved detector or hub id to train further.
         image_size, backbone, weights, overrides: of a new detector, see `create`.
+        until: a time of `time.monotonic()` at which a training that is not over stops with a checkpoint and OutOfTime.
 
-    A training that was killed is continued when it is started again. Raises UserError for every fault of the input.
+    A training that was stopped or killed is continued when it is started again. Raises UserError for every fault of the input.
     """
     training = training or Training()
     building = {"image_size": image_size, "backbone": backbone, "weights": weights, "overrides": overrides or {}}
@@ -77,7 +80,7 @@ def train(
         if _finished(out):
             return load(out)
         student = _student(data, model, **building, seed=training.seed)
-        return _fit(student, student, data, training, Path(out))
+        return _fit(student, student, data, training, Path(out), until)
 
 
 def distill(
@@ -93,6 +96,7 @@ def distill(
     weights: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     training: Training | None = None,
+    until: float = math.inf,
 ) -> Detector:
     """As `train`, while learning from `teacher` by one or more methods, joined by commas.
 
@@ -108,9 +112,9 @@ def distill(
         if _finished(out):
             return load(out)
         pupil = _student(data, student, **building, seed=training.seed)
-        guide = _teacher(teacher, pupil)
+        guide = open_teacher(teacher, pupil.class_map)
         terms = build_terms(method.split(","), pupil, guide, term_weights or {}, term_options or {})
-        return _fit(Distiller(pupil, guide, terms), pupil, data, training, Path(out))
+        return _fit(Distiller(pupil, guide, terms), pupil, data, training, Path(out), until)
 
 
 def quantize(
@@ -249,13 +253,14 @@ def _student(
     return create(model, class_map_of(split_of(data, "train")), image_size, backbone, weights, dict(overrides or {}))
 
 
-def _teacher(teacher: str | Path, student: Detector) -> Detector | TorchvisionDetector | Predictions:
+def open_teacher(teacher: str | Path, class_map: ClassMap) -> Detector | TorchvisionDetector | Predictions:
+    """What `distill` learns from, by its name; `class_map`: the student's classes, for a file of detections."""
     if str(teacher).endswith(".json"):
-        return Predictions(Path(teacher), student.class_map)
+        return Predictions(Path(teacher), class_map)
     return load_torchvision(str(teacher)) if names_torchvision(teacher) else load(teacher)
 
 
-def _fit(module: Detector | Distiller, detector: Detector, data: Data, training: Training, out: Path) -> Detector:
+def _fit(module: Detector | Distiller, detector: Detector, data: Data, training: Training, out: Path, until: float) -> Detector:
     preprocessing, class_map = detector.preprocessing, detector.class_map
     augment = training.augment
     if augment == "auto":
@@ -266,7 +271,7 @@ def _fit(module: Detector | Distiller, detector: Detector, data: Data, training:
     val_set = CocoDataset(split_of(data, "val"), eval_transform(preprocessing), class_map)
     if isinstance(module, Distiller):
         module.check(DataLoader(train_set, training.batch_size, collate_fn=collate))
-    best = fit(module, train_set, val_set, training, out / "training", title=out.name)
+    best = fit(module, train_set, val_set, training, out / "training", out.name, until)
     if PartialState().is_main_process:
         best.save(out)
         forget_checkpoints(out / "training")

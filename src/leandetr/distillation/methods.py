@@ -66,6 +66,29 @@ METHODS: dict[str, dict[str, float]] = {
 }
 
 
+def chosen_terms(
+    methods: Sequence[str], weights: Mapping[str, float] = {}, options: Mapping[str, Mapping[str, Any]] = {}
+) -> dict[str, float]:
+    """The terms of one or more methods, by name, with their weights; arguments as of `build_terms`.
+
+    Raises UserError for an unknown method, term or option: what can be said without any detector.
+    """
+    chosen: dict[str, float] = {}
+    for method in methods:
+        if method not in METHODS:
+            raise unknown("distillation method", method, METHODS)
+        chosen |= METHODS[method]
+    for name in (*weights, *options):
+        if name not in chosen:
+            raise unknown(f"term of {' + '.join(methods)}", name, chosen)
+    for term, values in options.items():
+        known = [name for name, kind in inspect.signature(TERMS[term]).parameters.items() if kind.kind is kind.KEYWORD_ONLY]
+        for name in values:
+            if name not in known:
+                raise unknown(f"option of the {term} term", name, known)
+    return chosen | weights
+
+
 def build_terms(
     methods: Sequence[str],
     student: Detector,
@@ -83,24 +106,11 @@ def build_terms(
     Raises:
         UserError: an unknown method, term or option, or two detectors that a term cannot bridge.
     """
-    chosen: dict[str, float] = {}
-    for method in methods:
-        if method not in METHODS:
-            raise unknown("distillation method", method, METHODS)
-        chosen |= METHODS[method]
-    for name in (*weights, *options):
-        if name not in chosen:
-            raise unknown(f"term of {' + '.join(methods)}", name, chosen)
-    for term, values in options.items():
-        known = [name for name, kind in inspect.signature(TERMS[term]).parameters.items() if kind.kind is kind.KEYWORD_ONLY]
-        for name in values:
-            if name not in known:
-                raise unknown(f"option of the {term} term", name, known)
+    chosen = chosen_terms(methods, weights, options)
     for name in () if isinstance(teacher, Detector) else chosen:
         if not TERMS[name].detections_suffice:
             raise UserError(
                 f"the {name} term needs the teacher's {', '.join(sorted(TERMS[name].needs))}, and {teacher.source} gives "
                 "detections alone; name a saved detector as the teacher, or the method hard-label"
             )
-    chosen |= weights
     return [(TERMS[name].build(student, teacher, **options.get(name, {})), weight) for name, weight in chosen.items()]

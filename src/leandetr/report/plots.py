@@ -63,6 +63,7 @@ def accuracy_against_latency(rows: Sequence[Row], width: int = 860, height: int 
         return frame.y1 - (ap - low) / (high - low) * (frame.y1 - frame.y0)
 
     axes = grid(frame, {y(ap): f"{ap:.2f}" for ap in ap_ticks}, {x(ms): f"{ms:g}" for ms in latency_ticks(left, right)})
+    axes += axis_names(frame, "latency, ms an image (log scale)")
     # Names last and marks before them, so that no line crosses a name.
     lines, marks, names = [], [], []
     points = [(x(row["latency_ms"]), y(row["ap"])) for row in rows]
@@ -81,18 +82,25 @@ def accuracy_against_latency(rows: Sequence[Row], width: int = 860, height: int 
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(about)}">{drawing}</svg>'
 
 
-def grid(frame: Box, accuracies: dict[float, str], latencies: dict[float, str]) -> list[str]:
-    """A line and its text at every height of `accuracies` and every abscissa of `latencies`, and the axes' names."""
+def grid(frame: Box, accuracies: dict[float, str], abscissae: dict[float, str]) -> list[str]:
+    """A line and its text at every height of `accuracies` and at every abscissa."""
     parts = []
     for y, text in accuracies.items():
         parts.append(f'<path class="grid" d="M{frame.x0} {y:.1f}H{frame.x1}"/>')
         parts.append(f'<text class="tick" x="{frame.x0 - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-    for x, text in latencies.items():
+    for x, text in abscissae.items():
         parts.append(f'<path class="grid" d="M{x:.1f} {frame.y0}V{frame.y1}"/>')
         parts.append(f'<text class="tick" x="{x:.1f}" y="{frame.y1 + 15}" text-anchor="middle">{text}</text>')
+    return parts
+
+
+def axis_names(frame: Box, across: str) -> list[str]:
+    """AP upwards, `across` below."""
     middle, below = (frame.x0 + frame.x1) / 2, frame.y1 + 34
-    parts.append(f'<text class="axis" x="{middle}" y="{below}" text-anchor="middle">latency, ms an image (log scale)</text>')
-    return [*parts, '<text class="axis" x="4" y="12">AP</text>']
+    return [
+        f'<text class="axis" x="{middle}" y="{below}" text-anchor="middle">{across}</text>',
+        '<text class="axis" x="4" y="12">AP</text>',
+    ]
 
 
 def mark(runtime: int, x: float, y: float, told: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +17,8 @@ from leandetr.data.coco import CocoDataset
 from leandetr.detectors.detector import Detector
 from leandetr.files import errors_of_writing
 from leandetr.training.ema import MovingAverage
+
+LOG = "log.jsonl"
 
 
 class TellEpoch(TrainerCallback):
@@ -46,9 +49,22 @@ class EvaluateEvery(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         last = state.global_step >= state.max_steps
+        if not (last or math.isclose(state.epoch, round(state.epoch), abs_tol=1e-6)):
+            return  # stopped within an epoch
         control.should_evaluate = last or round(state.epoch) % self.epochs == 0
         control.should_save = True
         control.should_log = True
+
+
+class StopAt(TrainerCallback):
+    """Stop with a checkpoint at a time of `time.monotonic()`, at whatever step that is."""
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if time.monotonic() >= self.until and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
 
 
 class KeepEpochs(TrainerCallback):
@@ -75,6 +91,16 @@ class LogFile(TrainerCallback):
         if state.is_world_process_zero:
             with errors_of_writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def ap_by_epoch(output: Path) -> dict[int, float]:
+    """AP after every evaluated epoch of a training whose log file is in `output`; {} where nothing was evaluated."""
+    file, found = output / LOG, {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        logs = json.loads(line)
+        if "eval_ap" in logs:  # a resumed training evaluates an epoch again where it was killed before the checkpoint
+            found[round(logs["epoch"])] = logs["eval_ap"]
+    return found
 
 
 class ProgressBar(TrainerCallback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 from pathlib import Path
@@ -13,38 +14,56 @@ from torch import nn
 from leandetr.data.coco import CocoDataset
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
-from leandetr.training.callbacks import EvaluateEvery, LogFile, ProgressBar, TellEpoch
+from leandetr.training.callbacks import LOG, EvaluateEvery, LogFile, ProgressBar, StopAt, TellEpoch
 from leandetr.training.config import Training
 from leandetr.training.trainer import DetectionTrainer, last_checkpoint
 
 
-def fit(module: nn.Module, train: CocoDataset, val: CocoDataset, config: Training, output: Path, title: str) -> Detector:
+class OutOfTime(Exception):
+    """A training was stopped before its end; it goes on from its checkpoint when it is started again."""
+
+
+def fit(
+    module: nn.Module,
+    train: CocoDataset,
+    val: CocoDataset,
+    config: Training,
+    output: Path,
+    title: str,
+    until: float = math.inf,
+) -> Detector:
     """Train and return the best detector by AP on `val`.
 
     Args:
         module: a `Detector`, or a `Distiller` around one.
         train, val: the images, with the detector's own preprocessing in their transforms.
         output: where checkpoints, `log.jsonl` and the best detector go. A folder with checkpoints of the same training is
-        resumed
-            from and ends with the same weights as a training that was never interrupted.
+            resumed from and ends with the same weights as a training that was never interrupted.
         title: said beside the progress bar.
+        until: a time of `time.monotonic()` at which to stop.
+
+    Raises:
+        OutOfTime: `until` came before the end; a checkpoint of the last step is in `output`.
     """
     output.mkdir(parents=True, exist_ok=True)
     resume = last_checkpoint(output)
     if resume is None:
-        (output / "log.jsonl").unlink(missing_ok=True)
+        (output / LOG).unlink(missing_ok=True)
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002 - transformers draws denoising noise from the global generators
     torch.manual_seed(config.seed)
     callbacks = [
         TellEpoch(train),
         EvaluateEvery(config.evaluate_every),
-        LogFile(output / "log.jsonl"),
+        LogFile(output / LOG),
+        StopAt(until),
         ProgressBar(title),
     ]
     trainer = DetectionTrainer(module, train, val, config, output, callbacks)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     trainer.accelerator.wait_for_everyone()
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise OutOfTime(f"{title}: stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
     return load(output / "best")
 
 

@@ -1,0 +1,229 @@
+"""A study: many variants of a student, several seeds, one table that grows.
+
+The first seed of every variant comes before the second of any, so that the table says something early. It is written again
+after every step, and everything in it comes from the steps' notes and products: a study that was stopped, by its budget or by a
+kill, goes on where it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from leandetr.data.coco import class_map_of, find_split
+from leandetr.deployment.benchmark import environment
+from leandetr.deployment.runtimes import Runtime, open_runtime
+from leandetr.detectors.detector import Detector
+from leandetr.detectors.teachers import TorchvisionDetector
+from leandetr.distillation.predictions import Predictions
+from leandetr.files import write_json
+from leandetr.quantization.config import scheme_config
+from leandetr.recipe import Benchmark, Model, Study, Variant
+from leandetr.report.study import LATENCY, combine, study_table, write_study
+from leandetr.steps import (
+    Made,
+    Steps,
+    check_benchmark,
+    check_distillation,
+    check_fit,
+    check_model,
+    check_quantizations,
+    from_outside,
+    millions,
+)
+from leandetr.training.callbacks import ap_by_epoch
+from leandetr.training.fit import OutOfTime
+from leandetr.verbs import open_teacher
+
+
+class StudyRun:
+    """One run of a study in a folder.
+
+    A trained variant is in `NAME-seed-N`, a quantized one in `NAME-SCHEME-seed-N`, the shared teacher in `teacher`, one that
+    variants name for themselves in `teacher-NAME` of the first that does.
+
+    Raises UserError for an unknown model, augmentation, distillation method, scheme or engine, and for an option that is none.
+    """
+
+    def __init__(self, study: Study, out: Path, command: str) -> None:
+        self.study, self.out, self.command = study, out, command
+        self.steps = Steps(study, out)
+        self.engines = study.benchmark.runtimes if study.benchmark else ["pytorch"]
+        self.teachers, self.teacher_of = teachers_of(study)
+        self.rows = planned_rows(study, self.teachers)
+        self.found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}  # row, engine -> seed -> metrics
+        self.first: dict[tuple[str, str], Made] = {}  # row, engine -> the first seed's artefact
+        self.measured: dict[str, Any] | None = None
+        for model in (*self.teachers.values(), *(variant.student for variant in study.variants)):
+            check_model(model)
+        for variant in study.variants:
+            if variant.distillation is not None:
+                check_distillation(variant.distillation)
+            for quantization in variant.quantization:
+                scheme_config(quantization.scheme, **quantization.options)
+        if study.benchmark is not None:
+            check_benchmark(study.benchmark)
+
+    def run(self, until: float = math.inf) -> dict[str, Any]:
+        """Do what there is time for until `until` of `time.monotonic()`, and return what `results.json` holds; its `left` says
+        what remains to be done, "" where nothing does."""
+        self.steps.claim()
+        self.steps.prepare()
+        self.steps.rehearsed(self._rehearsal)
+        self.steps.until = -math.inf
+        self._work()  # finds what earlier calls have finished, so that the table has it from the start
+        self.steps.until = until
+        self._work()
+        return self._written()
+
+    def _work(self) -> None:
+        """Go through all steps in order, past those that there is no time for."""
+        study, teachers = self.study, {}
+        for name, model in self.teachers.items():
+            with suppress(OutOfTime):
+                teachers[name] = self.steps.teacher(name, model, study.seeds[0])
+                if not from_outside(model):
+                    self._evaluate(name, teachers[name], study.seeds[0])
+        for seed in study.seeds:
+            for variant in study.variants:
+                if variant.distillation is None or self.teacher_of[variant.name] in teachers:
+                    with suppress(OutOfTime):
+                        self._variant(variant, seed, teachers)
+        if study.benchmark is not None and not self._missing():
+            with suppress(OutOfTime):
+                self._measure(study.benchmark)
+
+    def _variant(self, variant: Variant, seed: int, teachers: Mapping[str, Made]) -> None:
+        """Train a variant with one seed, quantize it, evaluate what came of it."""
+        name = f"{variant.name}-seed-{seed}"
+        if variant.distillation is None:
+            trained = self.steps.model(name, variant.student, seed)
+        else:
+            teacher = teachers[self.teacher_of[variant.name]]
+            trained = self.steps.distilled(name, variant.student, seed, teacher, variant.distillation)
+        for row, quantization in variant.rows().items():
+            found = trained if quantization is None else self.steps.quantized(f"{row}-seed-{seed}", trained, quantization)
+            self._evaluate(row, found, seed)
+
+    def _evaluate(self, row: str, detector: Made, seed: int) -> None:
+        """The accuracy of a detector on every engine, into the table."""
+        threads = self.study.benchmark.threads if self.study.benchmark else None
+        for engine in self.engines:
+            artefact = detector if engine == "pytorch" else self.steps.exported(detector)
+            opened = functools.partial(open_runtime, artefact.path, threads, engine)
+            metrics = self.steps.evaluated(detector, engine, opened)
+            new = seed not in self.found.setdefault((row, engine), {})
+            self.found[row, engine][seed] = metrics | {"curve": ap_by_epoch(detector.path / "training")}
+            if seed == self.study.seeds[0]:
+                self.first[row, engine] = artefact
+            if new and self.steps.until > 0:  # not one by one those that were there before
+                self.steps.console.print(study_table(self._written()))
+
+    def _measure(self, benchmark: Benchmark) -> None:
+        """The latency of the first seed's artefacts; a quantized one against its float row."""
+        pairs = [(row, engine) for engine in self.engines for row in self.rows]
+        against = [pairs.index((self.rows[row].float_row, engine)) for row, engine in pairs]
+        keys = {" on ".join(pair): self.first[pair].key for pair in pairs}
+
+        def opened() -> list[Runtime]:
+            return [open_runtime(self.first[row, engine].path, benchmark.threads, engine) for row, engine in pairs]
+
+        self.measured = self.steps.measured(keys, benchmark, opened, against)
+
+    def _missing(self) -> list[str]:
+        """What has no result yet, in the order in which it will be done."""
+        return [
+            row if plan.seeds != self.study.seeds else f"{row} with seed {seed}"
+            for seed in self.study.seeds
+            for row, plan in self.rows.items()
+            if seed in plan.seeds and any(seed not in self.found.get((row, engine), {}) for engine in self.engines)
+        ]
+
+    def _left(self) -> str:
+        missing, planned = self._missing(), sum(len(plan.seeds) for plan in self.rows.values())
+        if not missing and (self.study.benchmark is None or self.measured is not None):
+            return ""
+        if not missing:
+            return "The benchmark is left; the same command does it."
+        return f"{len(missing)} of {planned} results are left, the next is {missing[0]}; the same command goes on."
+
+    def _written(self) -> dict[str, Any]:
+        """Write the table as far as it goes."""
+        measured = self.measured or {"environment": environment(), "measurements": []}
+        rows = []
+        for engine in self.engines:
+            for name, plan in self.rows.items():
+                against = None if plan.against is None else self.found.get((plan.against, engine), {})
+                row = combine(name, engine, self.found.get((name, engine), {}), plan.seeds, plan.against, against)
+                rows.append(row)
+        for row, latency in zip(rows, measured["measurements"]):  # both by engine, then by row
+            row |= {field: latency[field] for field in LATENCY}
+        results = {
+            "environment": measured["environment"],
+            "command": self.command,
+            "recipe": (self.out / "recipe.yaml").read_text(encoding="utf-8"),
+            "steps": list(self.steps.done.values()),
+            "seeds": self.study.seeds,
+            "epochs": self.study.epochs,
+            "left": self._left(),
+            "rows": rows,
+        }
+        write_json(self.out / "results.json", results)
+        write_study(results, self.out)
+        return results
+
+    def _rehearsal(self) -> str:
+        said = []
+        for name, model in self.teachers.items():
+            if not from_outside(model):
+                said.append(f"{name} with {millions(self.steps.untrained(model))}")
+        for variant in self.study.variants:
+            student = self.steps.untrained(variant.student)
+            said.append(f"{variant.name} with {millions(student)}")
+            if variant.distillation is None:
+                check_quantizations(student, variant.quantization)
+            else:
+                check_fit(student, self._untrained_teacher(variant), variant.distillation, variant.quantization)
+        return f"the study fits: {', '.join(said)}"
+
+    def _untrained_teacher(self, variant: Variant) -> Detector | TorchvisionDetector | Predictions:
+        model = self.teachers[self.teacher_of[variant.name]]
+        if from_outside(model):
+            return open_teacher(model.checkpoint, class_map_of(find_split(self.steps.data, "train")))
+        return self.steps.untrained(model)
+
+
+class Plan(NamedTuple):
+    """A row: the seeds that it has, the row that its accuracy is held against (None: the reference itself, and teachers), and
+    the row that its latency is."""
+
+    seeds: list[int]
+    against: str | None
+    float_row: str
+
+
+def planned_rows(study: Study, teachers: Mapping[str, Model]) -> dict[str, Plan]:
+    """The table's rows by name: teachers, then the variants, each followed by its quantized ones."""
+    rows = {name: Plan(study.seeds[:1], None, name) for name, model in teachers.items() if not from_outside(model)}
+    reference = study.variants[0].name
+    for variant in study.variants:
+        for row in variant.rows():
+            against = variant.name if row != variant.name else reference if row != reference else None
+            rows[row] = Plan(study.seeds, against, variant.name)
+    return rows
+
+
+def teachers_of(study: Study) -> tuple[dict[str, Model], dict[str, str]]:
+    """The teachers by name, equal ones once, and the name of each distilled variant's teacher."""
+    teachers: dict[str, Model] = {}
+    of_variant: dict[str, str] = {}
+    for variant in study.variants:
+        if variant.distillation is not None:
+            equal = (name for name, model in teachers.items() if model == variant.teacher)
+            name = next(equal, "teacher" if variant.teacher == study.teacher else f"teacher-{variant.name}")
+            teachers[name], of_variant[variant.name] = variant.teacher, name
+    return teachers, of_variant

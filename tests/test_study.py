@@ -1,0 +1,243 @@
+"""What a study promises: one table of all variants and seeds that grows, no work twice, a budget that is kept, mistakes said
+before any work."""
+
+import json
+import math
+
+import pytest
+
+from leandetr import pipeline, study, verbs
+from leandetr.errors import UserError
+from leandetr.pipeline import compress
+from leandetr.recipe import Study, parse_recipe, read_recipe
+from leandetr.training import fit as fitting
+from leandetr.training.callbacks import ap_by_epoch
+
+TINY = {
+    "model": "detr",
+    "backbone": "test_resnet",
+    "set": {
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "num_queries": 8,
+    },
+    "training": {"epochs": 2, "batch_size": 4, "workers": 0, "precision": "float32"},
+}
+STUDY = {
+    "image_size": [64, 64],
+    "data": {"shapes": {"train": 8, "val": 4, "size": [64, 64]}},
+    "teacher": TINY,
+    "student": TINY,
+    "seeds": [0, 1],
+    "epochs": [1, 2],
+    "variants": [
+        {"name": "alone"},
+        {
+            "name": "logits",
+            "student": {"set": {"d_model": 16}},
+            "distillation": {"method": "logits"},
+            "quantization": [{"scheme": "weight-only"}],
+        },
+    ],
+}
+ROWS = ["teacher", "alone", "logits", "logits-weight-only"]
+
+
+def parsed(**changes) -> Study:
+    return parse_recipe(STUDY | changes, "the study")
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def kill_in(monkeypatch, verb, folder):
+    """Kill the run when `verb` is to make `folder`; the folders that verbs were to make until then, in order."""
+    calls = []
+    for name in ("train", "distill", "quantize"):
+        real = getattr(verbs, name)
+
+        def watched(*arguments, real=real, name=name, place=2 if name == "train" else 3, **options):
+            calls.append(arguments[place].name)
+            if (name, arguments[place].name) == (verb, folder):
+                raise Killed
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(verbs, name, watched)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A study that was killed before the second seed, its table then, and what the second call did."""
+    out = tmp_path_factory.mktemp("runs") / "study"
+    with pytest.MonkeyPatch.context() as patch:
+        first = kill_in(patch, "train", "alone-seed-1")
+        with pytest.raises(Killed):
+            compress(parsed(), out)
+    halfway = json.loads((out / "results.json").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        second = kill_in(patch, "", "")
+        results = compress(parsed(), out, "leandetr compress study.yaml")
+    return out, halfway, results, first, second
+
+
+def by_name(results):
+    return {row["name"]: row for row in results["rows"]}
+
+
+def test_the_first_seed_of_every_variant_comes_before_the_second_of_any(run):
+    _, _, _, first, second = run
+    assert first == ["teacher", "alone-seed-0", "logits-seed-0", "logits-weight-only-seed-0", "alone-seed-1"]
+    assert second == ["alone-seed-1", "logits-seed-1", "logits-weight-only-seed-1"]
+
+
+def test_the_table_says_early_what_it_can(run):
+    _, halfway, _, _, _ = run
+    rows = by_name(halfway)
+    assert list(rows) == ROWS
+    assert {name: row["seeds"] for name, row in rows.items()} == {name: [0] for name in ROWS}
+    assert halfway["left"] == ("3 of 7 results are left, the next is alone with seed 1; the same command goes on.")
+    assert all(row["spread"]["ap"] is None for row in rows.values())
+
+
+def test_means_and_spreads_are_those_of_the_runs(run):
+    out, _, results, _, _ = run
+    assert results["left"] == ""
+    rows = by_name(results)
+    assert [row["seeds"] for row in rows.values()] == [[0], [0, 1], [0, 1], [0, 1]]
+    for name in ROWS[1:]:
+        values = [
+            json.loads((out / "predictions" / f"{name}-seed-{seed}-pytorch.metrics.json").read_text())["ap"] for seed in (0, 1)
+        ]
+        mean = sum(values) / 2
+        assert rows[name]["ap"] == pytest.approx(mean)
+        assert rows[name]["spread"]["ap"] == pytest.approx(math.sqrt(sum((value - mean) ** 2 for value in values)))
+        assert [measured["seed"] for measured in rows[name]["runs"]] == [0, 1]
+        assert rows[name]["evaluate_seconds"] > 0
+    assert [rows[name]["against"] for name in ROWS] == [None, None, "alone", "logits"]
+    assert rows["logits"]["change"] == pytest.approx(rows["logits"]["ap"] - rows["alone"]["ap"])
+    assert rows["logits-weight-only"]["size_bytes"] < rows["logits"]["size_bytes"] < rows["alone"]["size_bytes"]
+
+
+def test_curves_are_the_trainings_own(run):
+    out, _, results, _, _ = run
+    row = by_name(results)["logits"]
+    logs = [ap_by_epoch(out / f"logits-seed-{seed}" / "training") for seed in (0, 1)]
+    assert [point["epoch"] for point in row["curve"]] == [1, 2]
+    assert [point["ap"] for point in row["curve"]] == pytest.approx([(logs[0][e] + logs[1][e]) / 2 for e in (1, 2)])
+    assert row["runs"][1]["ap"] == pytest.approx(max(logs[1].values()), abs=1e-6)  # the best epoch is what is kept
+
+
+def test_the_folder_explains_itself(run):
+    out, _, results, _, _ = run
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert read_recipe(out / "recipe.yaml") == parsed()
+    for page in ("report.md", "report.html"):
+        text = (out / page).read_text()
+        assert all(name in text for name in (*ROWS, "epoch 2", "2 of 2"))
+    assert "<svg" in (out / "report.html").read_text()
+
+
+def test_more_seeds_keep_what_is_there(run, monkeypatch):
+    out = run[0]
+    calls = kill_in(monkeypatch, "train", "alone-seed-2")
+    with pytest.raises(Killed):
+        compress(parsed(seeds=[0, 1, 2]), out)
+    assert calls == ["alone-seed-2"]
+
+
+def test_a_spent_budget_starts_nothing_and_says_what_is_left(run, monkeypatch):
+    out = run[0]
+    calls = kill_in(monkeypatch, "", "")
+    changed = [*STUDY["variants"], {"name": "weighted", "distillation": {"method": "logits", "weights": {"logits": 2}}}]
+    results = compress(parsed(variants=changed), out, budget_minutes=0)
+    assert calls == []
+    assert results["left"].startswith("2 of 9 results are left, the next is weighted with seed 0")
+    assert by_name(results)["weighted"]["ap"] is None
+    assert "not yet" in (out / "report.md").read_text()
+    assert by_name(results)["alone"]["seeds"] == [0, 1]
+
+
+def test_a_step_that_would_not_fit_is_not_started(run, monkeypatch):
+    out = run[0]
+    monkeypatch.setattr(study.Steps, "expected", lambda steps, kind: 3600.0 if kind == "quantization" else 0.0)
+    calls = kill_in(monkeypatch, "", "")
+    quantization = [{"scheme": "weight-only"}, {"scheme": "dynamic"}]
+    changed = [STUDY["variants"][0], STUDY["variants"][1] | {"quantization": quantization}]
+    results = compress(parsed(variants=changed), out, budget_minutes=10)
+    assert calls == []
+    assert results["left"].startswith("2 of 9 results are left, the next is logits-dynamic with seed 0")
+
+
+def test_a_training_under_way_stops_at_the_budget_and_goes_on(tmp_path, monkeypatch):
+    alone = parsed(variants=[{"name": "alone"}], seeds=[0], student=TINY | {"training": TINY["training"] | {"epochs": 3}})
+    whole = compress(alone, tmp_path / "whole")
+
+    class Stop(fitting.StopAt):
+        """Time is up after three of six steps, in the middle of the second epoch."""
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.until = -math.inf if state.global_step == 3 else math.inf
+            super().on_step_end(args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "StopAt", Stop)
+        results = compress(alone, tmp_path / "pieces")
+    assert results["left"] == "1 of 1 results are left, the next is alone with seed 0; the same command goes on."
+    seconds = json.loads((tmp_path / "pieces" / "steps" / "alone-seed-0.json").read_text())["seconds"]
+    assert seconds > 0
+    results = compress(alone, tmp_path / "pieces")
+    assert results["left"] == ""
+    for field in ("ap", "ap50", "curve"):
+        assert results["rows"][0]["runs"][0][field] == whole["rows"][0]["runs"][0][field]
+    assert json.loads((tmp_path / "pieces" / "steps" / "alone-seed-0.json").read_text())["seconds"] > seconds
+
+
+def test_a_teacher_of_its_own_is_trained_once_for_all_that_name_it():
+    own = {"distillation": {"method": "logits"}, "teacher": {"set": {"d_model": 64}}}
+    variants = [{"name": "alone"}, {"name": "a", **own}, {"name": "b", **own}, {"name": "c", "distillation": {}}]
+    teachers, of_variant = study.teachers_of(parsed(variants=variants))
+    assert list(teachers) == ["teacher-a", "teacher"]
+    assert teachers["teacher-a"].set == TINY["set"] | {"d_model": 64}
+    assert of_variant == {"a": "teacher-a", "b": "teacher-a", "c": "teacher"}
+
+
+def test_a_budget_is_not_for_a_single_recipe(tmp_path):
+    single = {key: STUDY[key] for key in ("image_size", "data", "teacher", "student")}
+    with pytest.raises(UserError, match="leave out --budget-minutes"):
+        pipeline.compress(parse_recipe(single, "the recipe"), tmp_path / "run", budget_minutes=1)
+
+
+@pytest.mark.parametrize(
+    ("variant", "sentence"),
+    [
+        ({"distillation": {"method": "logit"}}, "unknown distillation method 'logit': did you mean 'logits'"),
+        ({"distillation": {"options": {"logits": {"stage": "last"}}}}, "unknown option of the logits term 'stage'"),
+        ({"distillation": {"weights": {"boxes": 1}}}, "unknown term of logits 'boxes'"),
+        ({"quantization": [{"scheme": "statik"}]}, "unknown scheme 'statik': did you mean 'static'"),
+        ({"student": {"model": "dtr"}}, "unknown model 'dtr': did you mean 'detr'"),
+        ({"distillation": {}, "teacher": {"model": "dtr"}}, "unknown model 'dtr': did you mean 'detr'"),
+    ],
+)
+def test_names_that_are_wrong_are_said_before_the_folder_is_touched(tmp_path, variant, sentence):
+    with pytest.raises(UserError, match=sentence):
+        compress(parsed(variants=[{"name": "row"} | variant]), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(verbs, "train", lambda *_, **__: pytest.fail("trained"))
+    wrong = [{"name": "alone"}, {"name": "wrong", "student": {"set": {"decoder_layer": 2}}}]
+    with pytest.raises(UserError, match=r"did you mean model.decoder_layers"):
+        compress(parsed(variants=wrong), tmp_path / "run")
+
+
+def test_a_step_is_expected_to_take_what_the_longest_of_its_kind_took(run):
+    steps = study.Steps(parsed(), run[0])
+    notes = [json.loads(path.read_text()) for path in (run[0] / "steps").glob("evaluate-*.json")]
+    assert steps.expected("evaluation on pytorch") == max(note["seconds"] for note in notes)
+    assert steps.expected("benchmark") == 0
