@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -18,7 +17,6 @@ from transformers import (
     AutoModel,
     AutoModelForObjectDetection,
     PreTrainedConfig,
-    PreTrainedModel,
     TimmBackboneConfig,
 )
 from transformers import initialization as init
@@ -32,7 +30,7 @@ from leandetr.detectors.adamixer_layers import (
     boxes_of_position,
     position_of_boxes,
 )
-from leandetr.detectors.detr_layers import focal_set_loss
+from leandetr.detectors.detr_layers import SetLossConfig, SetPredictionPreTrainedModel, focal_set_loss
 from leandetr.detectors.masked_backbones import ConvBackbone
 from leandetr.errors import UserError
 from leandetr.structures import Target
@@ -40,9 +38,8 @@ from leandetr.structures import Target
 NORM_GROUPS = 32
 
 
-@strict
-class AdaMixerConfig(PreTrainedConfig):
-    """The configuration of AdaMixer.
+class AdaMixerConfig(SetLossConfig):
+    """The configuration of AdaMixer, with the focal matching and loss.
 
     backbone_config: a timm or transformers backbone that yields one map for each of `feature_strides` (default: C2 to C5 of
         timm's resnet50; `backbone="resnet101"` names another timm backbone with the same strides).
@@ -71,13 +68,8 @@ class AdaMixerConfig(PreTrainedConfig):
     sampling_groups: int = 4
     sampling_points: int = 32
     mixing_points: int = 128
-    auxiliary_loss: bool = True
-    class_cost: int | float = 2
-    bbox_cost: int | float = 5
-    giou_cost: int | float = 2
-    cls_loss_coefficient: int | float = 2
-    bbox_loss_coefficient: int | float = 5
-    giou_loss_coefficient: int | float = 2
+    class_cost: float = 2
+    cls_loss_coefficient: float = 2
     focal_alpha: float = 0.25
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -125,15 +117,9 @@ class AdaMixerObjectDetectionOutput(ModelOutput):
     intermediate_boxes: Tensor | None = None
 
 
-class AdaMixerPreTrainedModel(PreTrainedModel):
+class AdaMixerPreTrainedModel(SetPredictionPreTrainedModel):
     config: AdaMixerConfig
     config_class = AdaMixerConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_attention_backend = True
     _no_split_modules = ("ConvBackbone", "AdaMixerDecoderLayer")
 
     @torch.no_grad()
@@ -141,11 +127,7 @@ class AdaMixerPreTrainedModel(PreTrainedModel):
         """A stage comes after the Linears in it and overwrites their general start. (transformers calls this only for modules
         that have parameters of their own, so not for the sampling and mixing inside a stage.)"""
         super()._init_weights(module)
-        if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight)
-        elif isinstance(module, AdaMixerDecoderLayer):
+        if isinstance(module, AdaMixerDecoderLayer):
             init.uniform_(module.iof_temperature, 0.0, 4.0)
             init.constant_(module.class_head[-1].bias, -math.log(99))  # sigmoid 0.01
             init.zeros_(module.box_head[-1].weight)

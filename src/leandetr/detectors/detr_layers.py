@@ -1,4 +1,5 @@
-"""What SwinDETR and SMCA-DETR share with DETR (Carion et al., ECCV 2020): configuration, encoder, decoder, heads and set loss.
+"""What SwinDETR, SMCA-DETR and, in part, AdaMixer share with DETR (Carion et al., ECCV 2020): configuration, encoder, decoder,
+heads and set loss.
 
 The encoder and decoder layers are transformers' own. Written anew are the loops over them; the decoder's because
 transformers' returns the state after every layer only when told so by `auxiliary_loss`, and then also feeds the normalised
@@ -28,12 +29,23 @@ from transformers.utils.generic import can_return_tuple
 from leandetr.structures import Target
 
 
-class SetPredictionConfig(PreTrainedConfig):
+class SetLossConfig(PreTrainedConfig):
+    """class_cost, bbox_cost, giou_cost: weights of the Hungarian matching; the three *_loss_coefficient: weights of the loss.
+    auxiliary_loss: the loss is taken over all decoder layers, each matched by itself; it changes no output."""
+
+    auxiliary_loss: bool = True
+    class_cost: float = 1
+    bbox_cost: float = 5
+    giou_cost: float = 2
+    cls_loss_coefficient: float = 1
+    bbox_loss_coefficient: float = 5
+    giou_loss_coefficient: float = 2
+
+
+class SetPredictionConfig(SetLossConfig):
     """What every DETR with a dense encoder is configured by.
 
-    num_queries: object queries N. d_model: width D, divisible by four and by the numbers of heads. class_cost, bbox_cost,
-    giou_cost: weights of the Hungarian matching; the three *_loss_coefficient: weights of the loss. auxiliary_loss: the loss is
-    taken over all decoder layers, each matched by itself; it changes no output.
+    num_queries: object queries N. d_model: width D, divisible by four and by the numbers of heads.
     """
 
     attribute_map = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}  # noqa: RUF012 (transformers' own)
@@ -51,13 +63,6 @@ class SetPredictionConfig(PreTrainedConfig):
     dropout: float = 0.1
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
-    auxiliary_loss: bool = True
-    class_cost: float = 1
-    bbox_cost: float = 5
-    giou_cost: float = 2
-    cls_loss_coefficient: float = 1
-    bbox_loss_coefficient: float = 5
-    giou_loss_coefficient: float = 2
 
 
 @dataclass
