@@ -34,6 +34,14 @@ def test_what_the_file_says(recipe):
     assert [variant.scheme for variant in found.quantization] == ["weight-only", "dynamic", "static"]
 
 
+def test_a_cached_teacher_needs_views_that_come_again(recipe):
+    with pytest.raises(UserError, match=r"distillation\.cache: .* set student\.training\.views"):
+        read_recipe(recipe(GOOD), {"distillation.cache": "answers"})
+    for key, value in {"views": 4, "augment": "none"}.items():
+        found = read_recipe(recipe(GOOD), {"distillation.cache": "answers", f"student.training.{key}": value})
+        assert found.distillation.cache == Path("answers")
+
+
 def test_changes_by_name_win(recipe):
     changes = {"student.training.epochs": 7, "student.set.decoder_layers": 1, "distillation.weights.boxes": 2.0, "seed": 3}
     found = read_recipe(recipe(GOOD), changes)

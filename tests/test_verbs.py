@@ -13,6 +13,8 @@ from leandetr.data.shapes import write_shapes
 from leandetr.data.transforms import eval_transform
 from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.create import create
+from leandetr.detectors.query_sets import add_distillation_queries
+from leandetr.distillation.teacher import Teacher
 from leandetr.errors import UserError
 from leandetr.quantization.config import Dynamic, Static
 from leandetr.training.config import Training
@@ -150,11 +152,71 @@ def test_calibration_takes_what_is_asked_for_or_there(shapes, tmp_path, scheme, 
         assert override["calibration_images"] == 2
 
 
+@pytest.fixture(scope="module")
+def two_sets(model, tmp_path_factory):
+    """A saved detector with three distillation queries beside its eight object queries."""
+    torch.manual_seed(0)
+    detector = leandetr.load(model)
+    add_distillation_queries(detector, 3)
+    with torch.no_grad():
+        detector.model.model.query_position_embeddings.weight[8:] = torch.randn(3, 32)
+    folder = tmp_path_factory.mktemp("models") / "two_sets"
+    detector.save(folder)
+    return folder
+
+
+def test_the_chosen_queries_answer_in_every_verb(photographs, two_sets, tmp_path):
+    split = find_split(photographs, "val")
+    photograph = min(split.images.glob("*.jpg"))
+    found = {}
+    for which, count in {None: 8, "object": 8, "distillation": 3, "both": 11}.items():
+        out = tmp_path / str(which)
+        answers = json.loads(verbs.predict(two_sets, [photograph], out, threshold=0.0, queries=which).read_text())
+        found[which] = [entry["score"] for entry in answers[0]["detections"]]
+        runtime = open_runtime(two_sets, queries=which)
+        assert runtime.run(torch.zeros(1, 3, 96, 128), None)[0].shape[1] == count
+    assert found[None] == found["object"]
+    assert sorted(found["object"] + found["distillation"], reverse=True) == pytest.approx(found["both"])
+    graph = verbs.export(two_sets, tmp_path / "both.onnx", queries="both")
+    pixels = torch.randn(1, 3, 96, 128)
+    expected = open_runtime(two_sets, queries="both").run(pixels, None)
+    torch.testing.assert_close(open_runtime(graph).run(pixels, None), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_choice_of_queries_where_there_is_none_is_refused(photographs, model, graph, two_sets, tmp_path):
+    for verb in (lambda q: verbs.evaluate(model, photographs, queries=q), lambda q: verbs.export(model, graph, queries=q)):
+        with pytest.raises(UserError, match="object queries alone"):
+            verb("both")
+    with pytest.raises(UserError, match=r"model\.onnx offers no choice of queries"):
+        verbs.predict(graph, [], tmp_path / "out", queries="both")
+    with pytest.raises(UserError, match="unknown set of queries 'bot': did you mean 'both'"):
+        verbs.evaluate(two_sets, photographs, queries="bot")
+    with pytest.raises(UserError, match=r"found\.json holds detections"):
+        verbs.evaluate("found.json", photographs, queries="both")
+
+
 def test_latencies_are_held_against_the_first(model, graph, photographs):
     first, second = verbs.benchmark([model, graph], photographs, repeats=2)
     assert (first["runtime"], second["runtime"]) == ("pytorch", "onnxruntime")
     assert first["speedup"] == 1
     assert second["size_bytes"] == graph.stat().st_size
+
+
+def test_a_cached_teacher_is_asked_once_for_all_trainings(shapes, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    create("detr", class_map_of(find_split(shapes, "train")), (64, 64), "test_resnet", overrides=SMALL).save(
+        tmp_path / "teacher"
+    )
+    given = {"image_size": (64, 64), "backbone": "test_resnet", "overrides": SMALL, "cache_teacher": tmp_path / "cache"}
+    short = {"max_steps": 2, "batch_size": 2}
+    with pytest.raises(UserError, match=r"set training\.views"):
+        verbs.distill(shapes, tmp_path / "teacher", "detr", tmp_path / "a", training=Training(**short), **given)
+    assert not (tmp_path / "a").exists()
+    verbs.distill(shapes, tmp_path / "teacher", "detr", tmp_path / "a", training=Training(**short, views=2), **given)
+    monkeypatch.setattr(Teacher, "__call__", None)
+    again = Training(**short, views=2, seed=1)
+    verbs.distill(shapes, tmp_path / "teacher", "detr", tmp_path / "b", training=again, **given)
+    assert (tmp_path / "b" / "config.json").exists()
 
 
 def test_another_distillation_is_not_taken_for_the_first(shapes, model, tmp_path, monkeypatch):

@@ -65,11 +65,20 @@ class Model(Part):
 
 class Distillation(Part):
     """Method names joined by commas; by term name, weights in place of the methods' own, and options ({"logits": {"stages":
-    "last"}})."""
+    "last"}}). cache: a folder for the teacher's answers, see `Training.views`."""
 
     method: str = "logits"
     weights: dict[str, float] = {}
     options: dict[str, dict[str, Any]] = {}
+    cache: Path | None = None
+
+
+def _check_views(student: Model, distillation: Distillation) -> None:
+    if distillation.cache is not None and student.training.views is None and student.training.augment != "none":
+        raise ValueError(
+            "distillation.cache: the teacher's answers are of use where views come again; set student.training.views to how "
+            "many each image has, or student.training.augment to none"
+        )
 
 
 class Quantization(Part):
@@ -126,6 +135,7 @@ class Recipe(Job):
             raise ValueError(
                 "student: give model; a finished checkpoint has nothing left to compare with and without a teacher"
             )
+        _check_views(self.student, self.distillation)
         return self
 
 
@@ -149,6 +159,8 @@ class Variant(Part):
             raise ValueError("a finished checkpoint does not learn: give student.model, or leave out distillation")
         if self.distillation is not None and self.teacher is None:
             raise ValueError("distillation needs a teacher: give the study one")
+        if self.distillation is not None:
+            _check_views(self.student, self.distillation)
         return self
 
     def rows(self) -> dict[str, Quantization | None]:

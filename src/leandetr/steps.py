@@ -183,11 +183,13 @@ class Steps:
                 method=distillation.method,
                 term_weights=distillation.weights,
                 term_options=distillation.options,
+                cache_teacher=distillation.cache,
                 **self._building(student, seed),
             )
             return f"{_schedule(student)} with {distillation.method}"
 
-        made_from = [self.data_key, teacher.key, student.model_dump(), distillation.model_dump(), self._size(student), seed]
+        method = distillation.model_dump(exclude={"cache"})  # where the answers are kept changes none
+        made_from = [self.data_key, teacher.key, student.model_dump(), method, self._size(student), seed]
         return Made(folder, self.step(name, made_from, folder / "config.json", work, TRAINING))
 
     def quantized(self, name: str, detector: Made, quantization: Quantization) -> Made:

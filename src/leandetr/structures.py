@@ -18,7 +18,8 @@ class Target(TypedDict):
     class_labels: (n,) int64, contiguous class ids. boxes: (n, 4) float32, (cx, cy, w, h) relative to `size`, in [0, 1].
     image_id: (1,) int64. orig_size: (2,) int64, (height, width) of the photograph. size: (2,) int64, (height, width) of
     the image in the batch without its padding. detections: a teacher's of the same view, where the data set was given some:
-    class_labels (m,), boxes (m, 4) like the objects', scores (m,).
+    class_labels (m,), boxes (m, 4) like the objects', scores (m,). view: (1,) int64, which of an image's views this is, where
+    the data set has a fixed number of them.
     """
 
     class_labels: Tensor
@@ -27,6 +28,7 @@ class Target(TypedDict):
     orig_size: Tensor
     size: Tensor
     detections: NotRequired[dict[str, Tensor]]
+    view: NotRequired[Tensor]
 
 
 class Batch(TypedDict):

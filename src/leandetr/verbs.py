@@ -20,7 +20,7 @@ from leandetr.deployment.benchmark import Measurement, measure
 from leandetr.deployment.onnx import export_onnx
 from leandetr.deployment.openvino import check_xml, convert_openvino
 from leandetr.deployment.predict import predict_images
-from leandetr.deployment.runtimes import Runtime, open_runtime
+from leandetr.deployment.runtimes import Runtime, load_answering, open_runtime
 from leandetr.detectors.create import MODELS, create
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
@@ -97,6 +97,7 @@ def distill(
     overrides: Mapping[str, Any] | None = None,
     training: Training | None = None,
     until: float = math.inf,
+    cache_teacher: Path | None = None,
 ) -> Detector:
     """As `train`, while learning from `teacher` by one or more methods, joined by commas.
 
@@ -104,6 +105,8 @@ def distill(
     NAME:FILE, see `load_torchvision`), or a JSON in COCO's results format of the training images.
     term_weights: weight of a term in place of the method's own. term_options: a term's options by name, {"logits": {"stages":
     "last"}}.
+    cache_teacher: folder in which the teacher's answers are kept, so that later epochs and trainings need no teacher; the
+    training's views must come again, see `Training.views`.
     """
     training = training or Training()
     building = {"image_size": image_size, "backbone": backbone, "weights": weights, "overrides": overrides or {}}
@@ -114,7 +117,7 @@ def distill(
         pupil = _student(data, student, **building, seed=training.seed)
         guide = open_teacher(teacher, pupil.class_map)
         terms = build_terms(method.split(","), pupil, guide, term_weights or {}, term_options or {})
-        return _fit(Distiller(pupil, guide, terms), pupil, data, training, Path(out), until)
+        return _fit(Distiller(pupil, guide, terms), pupil, data, training, Path(out), until, cache_teacher)
 
 
 def quantize(
@@ -165,23 +168,30 @@ def _spread(dataset: CocoDataset, images: int) -> Iterable[dict]:
     return DataLoader(Subset(dataset, chosen), batch_size=8, collate_fn=collate)
 
 
-def evaluate(model: str | Path, data: Data, split: str = "val", engine: str | None = None) -> CocoMetrics:
-    """COCO's numbers of a saved detector, an .onnx, an OpenVINO .xml, or a JSON in COCO's results format, on a split."""
-    return coco.evaluate_results(*detections_of(model, data, split, engine))
+def evaluate(
+    model: str | Path, data: Data, split: str = "val", engine: str | None = None, queries: str | None = None
+) -> CocoMetrics:
+    """COCO's numbers of a saved detector, an .onnx, an OpenVINO .xml, or a JSON in COCO's results format, on a split.
+
+    queries: "object", "distillation" or "both", for a saved detector with distillation queries.
+    """
+    return coco.evaluate_results(*detections_of(model, data, split, engine, queries))
 
 
 def detections_of(
-    model: str | Path, data: Data, split: str = "val", engine: str | None = None
+    model: str | Path, data: Data, split: str = "val", engine: str | None = None, queries: str | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The objects of a split as a COCO dictionary, and what a model (or file of results, as in `evaluate`) finds there."""
     chosen = split_of(data, split)
     if str(model).endswith(".json"):
+        if queries is not None:
+            raise UserError(f"{model} holds detections, not a detector with a choice of queries; leave out --queries")
         dataset = CocoDataset(chosen, eval_transform(Preprocessing()))
         results = read_json(Path(model))
         if not isinstance(results, list):
             raise UserError(f"{model} is not a list of detections in COCO's results format; name the file of results")
         return dataset.ground_truth(), results
-    runtime = open_runtime(model, engine=engine)
+    runtime = open_runtime(model, engine=engine, queries=queries)
     dataset = CocoDataset(chosen, eval_transform(runtime.preprocessing), runtime.class_map)
     return dataset.ground_truth(), coco.predict_dataset(runtime, dataset, dataset.class_map)
 
@@ -192,16 +202,22 @@ def evaluate_runtime(runtime: Runtime, split: Split) -> tuple[CocoMetrics, list[
     return coco.evaluate(runtime, dataset)
 
 
-def export(model: str | Path, out: Path, to: str = "onnx", image_size: tuple[int, int] | None = None) -> Path:
-    """Write a saved detector as an .onnx file, or as OpenVINO's .xml and .bin."""
+def export(
+    model: str | Path,
+    out: Path,
+    to: str = "onnx",
+    image_size: tuple[int, int] | None = None,
+    queries: str | None = None,
+) -> Path:
+    """Write a saved detector as an .onnx file, or as OpenVINO's .xml and .bin. queries: as in `evaluate`."""
     out = Path(out)
     if to == "onnx":
-        return export_onnx(load(model), out, image_size)
+        return export_onnx(load_answering(model, queries), out, image_size)
     if to != "openvino":
         raise unknown("format", to, ("onnx", "openvino"))
     check_xml(out)
     with TemporaryDirectory() as folder:
-        return convert_openvino(export_onnx(load(model), Path(folder) / "model.onnx", image_size), out)
+        return convert_openvino(export_onnx(load_answering(model, queries), Path(folder) / "model.onnx", image_size), out)
 
 
 def predict(
@@ -212,10 +228,14 @@ def predict(
     form: str = "plain",
     annotations: Path | None = None,
     engine: str | None = None,
+    queries: str | None = None,
 ) -> Path:
-    """Detections of a saved detector or exported file on images and folders: drawn pictures and predictions.json in `out`."""
-    runtime = open_runtime(model, engine=engine)
-    with claiming(out, ["predict", model, form]):
+    """Detections of a saved detector or exported file on images and folders: drawn pictures and predictions.json in `out`.
+
+    queries: as in `evaluate`.
+    """
+    runtime = open_runtime(model, engine=engine, queries=queries)
+    with claiming(out, ["predict", model, form, queries]):
         return predict_images(runtime, sources, Path(out), threshold, form, annotations)
 
 
@@ -260,15 +280,27 @@ def open_teacher(teacher: str | Path, class_map: ClassMap) -> Detector | Torchvi
     return load_torchvision(str(teacher)) if names_torchvision(teacher) else load(teacher)
 
 
-def _fit(module: Detector | Distiller, detector: Detector, data: Data, training: Training, out: Path, until: float) -> Detector:
+def _fit(
+    module: Detector | Distiller,
+    detector: Detector,
+    data: Data,
+    training: Training,
+    out: Path,
+    until: float,
+    cache_teacher: Path | None = None,
+) -> Detector:
     preprocessing, class_map = detector.preprocessing, detector.class_map
     augment = training.augment
     if augment == "auto":
         augment = "detr" if preprocessing.size is None else "ssd"
     train_split, transform = split_of(data, "train"), train_transform(preprocessing, augment)
     detections = module.detections if isinstance(module, Distiller) else None
-    train_set = CocoDataset(train_split, transform, class_map, training.seed, detections=detections)
+    views = 1 if augment == "none" else training.views
+    train_set = CocoDataset(train_split, transform, class_map, training.seed, detections, views)
     val_set = CocoDataset(split_of(data, "val"), eval_transform(preprocessing), class_map)
+    if cache_teacher is not None:
+        passes = training.passes(len(train_set), PartialState().num_processes)
+        module.remember(train_set, cache_teacher, passes, batch_size=training.batch_size, workers=training.loader_workers())
     if isinstance(module, Distiller):
         module.check(DataLoader(train_set, training.batch_size, collate_fn=collate))
     best = fit(module, train_set, val_set, training, out / "training", out.name, until)

@@ -179,8 +179,8 @@ def noise(tmp_path_factory):
     return find_split(folder, "val")
 
 
-def views_of(split, seed=0):
-    return CocoDataset(split, train_transform(Preprocessing(size=(32, 32)), "detr"), seed=seed)
+def views_of(split, **options):
+    return CocoDataset(split, train_transform(Preprocessing(size=(32, 32)), "detr"), **options)
 
 
 def equal(a, b):
@@ -197,6 +197,20 @@ def test_views_follow_from_seed_epoch_and_image_in_any_order_and_process(noise):
     assert not all(equal(views, list(dataset)))
     dataset.set_epoch(0)
     assert all(equal(views, list(dataset)))
+
+
+def test_a_number_of_views_come_in_turn_and_are_the_same_for_every_seed(noise):
+    dataset, other = views_of(noise, views=2), views_of(noise, views=3, seed=9)
+    shown = []
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        shown.append(list(dataset))
+        assert [int(target["view"]) for _, target in dataset] == [epoch % 2] * 6
+    assert all(equal(shown[0], shown[2]))
+    assert not all(equal(shown[0], shown[1]))
+    other.set_epoch(1)
+    assert all(equal(shown[1], list(other)))
+    assert "view" not in views_of(noise)[0][1]
 
 
 def test_workers_that_persist_follow_the_epoch(noise):

@@ -25,6 +25,14 @@ def test_step_falls_to_a_tenth_once():
     assert [config.factor(step, 10) for step in range(10)] == [1.0] * 8 + [0.1] * 2
 
 
+def test_passes_are_the_epochs_or_what_the_steps_need():
+    assert Training(epochs=7).passes(100) == 7
+    short = Training(epochs=7, max_steps=10, batch_size=4)
+    assert [short.passes(images) for images in (100, 40, 39, 37, 36)] == [1, 1, 1, 1, 2]
+    assert short.passes(72, processes=2) == 2
+    assert Training(max_steps=10, batch_size=4, accumulate=2).passes(40) == 2
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_the_shortest_trainings_have_a_rate(steps):
     for config in (Training(), Training(warmup=0), Training(schedule="step")):

@@ -9,7 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from leandetr.cli.main import app, out_console
-from leandetr.cli.options import Engine, Json, OneSplit, Threads, with_groups
+from leandetr.cli.options import Engine, Json, OneSplit, Queries, Threads, with_groups
 
 
 @app.command()
@@ -20,6 +20,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train or val.")] = "val",
     engine: Engine = None,
     voc: Annotated[bool, typer.Option("--voc", help="Also Pascal VOC's AP at IoU 0.5, all points interpolated.")] = False,
+    queries: Queries = None,
     json: Json = None,
 ) -> None:
     """COCO's twelve numbers and the AP of every class.
@@ -30,7 +31,7 @@ def evaluate(
     from leandetr.evaluation import evaluate_results, voc_metrics
     from leandetr.files import write_json
 
-    found = verbs.detections_of(model, data.source(), split, engine)
+    found = verbs.detections_of(model, data.source(), split, engine, queries)
     metrics = evaluate_results(*found)
     numbers, shown = metrics.as_dict(), metrics.as_dict() | {f"AP of {k}": v for k, v in metrics.per_class.items()}
     if voc:
@@ -53,6 +54,7 @@ def export(
     image_size: Annotated[
         tuple[int, int] | None, typer.Option(help="Fixed height and width; the model's own by default.")
     ] = None,
+    queries: Queries = None,
 ) -> None:
     """Write one file that works alone: graph, weights, classes, preprocessing.
 
@@ -60,7 +62,7 @@ def export(
     """
     from leandetr import verbs
 
-    path = verbs.export(model, out, to, image_size)
+    path = verbs.export(model, out, to, image_size, queries)
     out_console.print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
 
 
@@ -73,6 +75,7 @@ def predict(
     form: Annotated[str, typer.Option("--format", help="plain, or coco for COCO's results format.")] = "plain",
     annotations: Annotated[Path | None, typer.Option(help="COCO JSON whose image ids the coco format uses.")] = None,
     engine: Engine = None,
+    queries: Queries = None,
 ) -> None:
     """Draw the boxes found on photographs and write them down.
 
@@ -80,7 +83,7 @@ def predict(
     """
     from leandetr import verbs
 
-    out_console.print(str(verbs.predict(model, sources, out, threshold, form, annotations, engine)))
+    out_console.print(str(verbs.predict(model, sources, out, threshold, form, annotations, engine, queries)))
 
 
 @app.command()

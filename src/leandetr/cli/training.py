@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -54,6 +55,12 @@ def distill(
     method: Annotated[str, typer.Option(help="Method, or several joined by commas.")] = "logits",
     weight: Annotated[list[str] | None, typer.Option(help="TERM=WEIGHT in place of the method's own; repeatable.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="TERM.OPTION=VALUE of a term; repeatable.")] = None,
+    cache_teacher: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps the teacher's answers for every later epoch and run; needs --set training.views=N."
+        ),
+    ] = None,
     set_: Set = None,
 ) -> None:
     """Train a student that also learns from a teacher.
@@ -75,6 +82,7 @@ def distill(
         **new.arguments(),
         overrides=section(settings, "model"),
         training=schedule.training(settings),
+        cache_teacher=cache_teacher,
     )
     out_console.print(str(out))
 

@@ -35,6 +35,8 @@ class CocoDataset(Dataset):
         class_map: the classes of the model that will read the data; categories are matched to them by name. By default
             the data's own classes.
         seed: the view of an image follows from this, the epoch and the image's id, in any process and order.
+        views: of every image so many views alone, which come in turn, one an epoch; they follow from their number and the
+            image's id, and are the same for every seed. By default every epoch has new ones.
         detections: image id -> a teacher's detections of the photograph. They pass through the view with the image's boxes,
             and with them keep a crop from missing everything.
 
@@ -49,8 +51,9 @@ class CocoDataset(Dataset):
         class_map: ClassMap | None = None,
         seed: int = 0,
         detections: Mapping[int, Detections] | None = None,
+        views: int | None = None,
     ) -> None:
-        self.split, self.transform, self.seed, self.detections = split, transform, seed, detections
+        self.split, self.transform, self.seed, self.detections, self.views = split, transform, seed, detections, views
         self.annotations = read_annotations(split.annotations, class_map)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers that persist see a new epoch too
         missing = [index for index in range(len(self)) if not self.path(index).is_file()]
@@ -62,8 +65,13 @@ class CocoDataset(Dataset):
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        """A view of an image, (3, h, w) float32 and normalised, and its target."""
+        """This epoch's view of an image, (3, h, w) float32 and normalised, and its target."""
+        return self.view(index, int(self._epoch))
+
+    def view(self, index: int, epoch: int) -> tuple[Tensor, Target]:
+        """The view of an image that an epoch shows, and its target."""
         index = range(len(self))[index]
+        number = epoch if self.views is None else epoch % self.views
         mine = slice(self.annotations.first[index], self.annotations.first[index + 1])
         objects = ~self.annotations.crowd[mine]
         corners = self.annotations.boxes[mine][objects]
@@ -72,7 +80,9 @@ class CocoDataset(Dataset):
         corners, labels = torch.from_numpy(corners), torch.from_numpy(labels)
         taught = (self.detections or {}).get(int(self.image_ids[index]), NOTHING)
         every = torch.cat([corners, taught.boxes.to(corners)])
-        pixels, boxes, left = self.transform(self.load_image(index), every, torch.arange(len(every)), self._view_seed(index))
+        pixels, boxes, left = self.transform(
+            self.load_image(index), every, torch.arange(len(every)), self._view_seed(index, number)
+        )
         own, others = left < len(labels), left[left >= len(labels)] - len(labels)
         target = Target(
             class_labels=labels[left[own]],
@@ -87,6 +97,8 @@ class CocoDataset(Dataset):
                 "boxes": boxes[~own],
                 "scores": taught.scores[others],
             }
+        if self.views is not None:
+            target["view"] = torch.tensor([number])
         return pixels, target
 
     @property
@@ -136,8 +148,9 @@ class CocoDataset(Dataset):
         categories = [{"id": i, "name": name} for i, name in zip(self.class_map.dataset_ids, self.class_map.names)]
         return {"images": images, "annotations": annotations, "categories": categories}
 
-    def _view_seed(self, index: int) -> int:
-        parts = [int(part) % 2**64 for part in (self.seed, self._epoch, self.image_ids[index])]
+    def _view_seed(self, index: int, number: int) -> int:
+        seed = self.seed if self.views is None else 0
+        parts = [int(part) % 2**64 for part in (seed, number, self.image_ids[index])]
         return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 

@@ -17,6 +17,7 @@ from leandetr.deployment.openvino import import_openvino, onnx_metadata, read_on
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
 from leandetr.detectors.postprocess import postprocess
+from leandetr.detectors.query_sets import answer_with
 from leandetr.detectors.teachers import TorchvisionDetector, load_torchvision, names_torchvision
 from leandetr.errors import UserError, unknown
 from leandetr.structures import Batch, ClassMap, Detections, Preprocessing
@@ -219,7 +220,9 @@ class OpenVinoRuntime(Runtime):
 ENGINES = ("pytorch", "onnxruntime", "openvino")
 
 
-def open_runtime(source: str | Path, threads: int | None = None, engine: str | None = None) -> Runtime:
+def open_runtime(
+    source: str | Path, threads: int | None = None, engine: str | None = None, queries: str | None = None
+) -> Runtime:
     """The runtime for an artefact: an `.onnx` on ONNX Runtime, an `.xml` on OpenVINO, a folder, hub id or detector of
     torchvision on PyTorch.
 
@@ -227,9 +230,11 @@ def open_runtime(source: str | Path, threads: int | None = None, engine: str | N
         source: what to run.
         threads: of one call, and of PyTorch in this process, which does the post-processing for all; by default PyTorch's own.
         engine: one of `ENGINES`; an `.onnx` also runs on "openvino".
+        queries: which set of a saved detector answers, see `query_sets.answer_with`; by default the one it was saved with.
 
     Raises:
-        UserError: an unknown engine, one that does not run such a file, or a file that cannot be read.
+        UserError: an unknown engine, one that does not run such a file, a file that cannot be read, or a choice of queries
+            where there is none.
     """
     suffix = Path(source).suffix
     possible = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}.get(suffix, ("pytorch",))
@@ -237,6 +242,8 @@ def open_runtime(source: str | Path, threads: int | None = None, engine: str | N
         raise unknown("engine", engine, ENGINES)
     if engine is not None and engine not in possible:
         raise UserError(f"{source} does not run on {engine}; it runs on {' or '.join(possible)}")
+    if queries is not None and (suffix in (".onnx", ".xml") or names_torchvision(source)):
+        raise UserError(f"{source} offers no choice of queries; name a saved detector, or export one again with --queries")
     if threads is not None:
         torch.set_num_threads(threads)
     match engine or possible[0]:
@@ -247,7 +254,15 @@ def open_runtime(source: str | Path, threads: int | None = None, engine: str | N
         case _ if names_torchvision(source):
             return TorchvisionRuntime(load_torchvision(str(source)))
         case _:
-            return PyTorchRuntime(load(source), source)
+            return PyTorchRuntime(load_answering(source, queries), source)
+
+
+def load_answering(source: str | Path, queries: str | None) -> Detector:
+    """A saved detector whose answers come from one of its sets of queries, or from the one it was saved with."""
+    detector = load(source)
+    if queries is not None:
+        answer_with(detector, queries)
+    return detector
 
 
 def _onnx_facts(path: Path) -> tuple[int, Metadata]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from leandetr.data.coco import CocoDataset
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.teachers import TorchvisionDetector
+from leandetr.distillation.cache import FIELDS, TeacherCache
 from leandetr.distillation.predictions import DetectionTeacher, Predictions
 from leandetr.distillation.teacher import Teacher, single_precision
 from leandetr.distillation.term import Term
@@ -70,6 +73,7 @@ class Distiller(nn.Module):
         self.detections = teacher.detections if isinstance(teacher, Predictions) else None
         self.terms = nn.ModuleDict({term.name: term for term, _ in terms})
         self.weights = {term.name: weight for term, weight in terms}
+        self.cache: TeacherCache | None = None  # answers in the teacher's place
         self.detection = min([1.0, *(term.detection for term, _ in terms)])
         self.asks_attended = any("attended" in term.needs for term in self.terms.values())
         self.steps = 0
@@ -104,8 +108,32 @@ class Distiller(nn.Module):
         for term in self.terms.values():
             term.check(self._taught(batch) for batch in batches)
 
+    def remember(self, dataset: CocoDataset, folder: Path, epochs: int, **loading: int) -> None:
+        """Have the teacher answer to the views of the training set that so many epochs show, before they begin, and read its
+        answers from `folder` from then on. loading: batch size and workers, see `TeacherCache.fill`.
+
+        Raises UserError where the answers cannot be kept, or the folder holds those of another teacher, data or size.
+        """
+        if self.teacher is None:
+            raise UserError(
+                "the cache is for a saved detector's answers, and this teacher gives detections alone; leave out the cache, or "
+                "write its detections to a file with `leandetr predict --format coco` and name that as the teacher"
+            )
+        for name, term in self.terms.items():
+            if not term.needs <= FIELDS:
+                raise UserError(
+                    f"the {name} term asks the teacher new questions in every step, to which a cache has no answers; leave out "
+                    "the cache, or set general of kd-detr to false"
+                )
+        needs = frozenset().union(*(term.needs for term in self.terms.values()))
+        cache = TeacherCache(folder, self.teacher, dataset, needs)
+        cache.fill(epochs, **loading)
+        self.cache = cache
+
     def _taught(self, batch: Batch) -> tuple[DetectorOutput | None, Batch]:
         """The teacher's output, or None and the batch with its detections."""
+        if self.cache is not None:
+            return self.cache(batch["labels"], batch["pixel_values"].device), batch
         if self.teacher is not None:
             return self.teacher(batch["pixel_values"], batch["pixel_mask"], self.asks_attended), batch
         return None, batch if self.detecting is None else self.detecting(batch)

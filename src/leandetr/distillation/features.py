@@ -76,6 +76,8 @@ class TargetAwareFeatures(Term):
         self.levels = levels
         self.teacher_head, self.matcher = teacher_head, matcher
         self.mask, self.response, self.queries, self.gamma = mask, response, queries, gamma
+        if queries == "states":
+            self.needs = self.needs - {"queries"}
 
     @classmethod
     def build(cls, student: Detector, teacher: Detector, **options: str | float) -> Self:

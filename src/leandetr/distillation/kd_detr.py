@@ -70,6 +70,8 @@ class DistillationPoints(Term):
         self.queries = queries
         self._student, self._teacher = (student,), (teacher,)  # tuples hide them from the module's parameters
         self.general, self.specific, self.foreground = general, specific, foreground
+        if not general:
+            self.needs = self.needs - {"memory"}
 
     @classmethod
     def build(cls, student: Detector, teacher: Detector, **options: bool) -> Self:

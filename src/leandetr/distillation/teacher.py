@@ -17,7 +17,8 @@ from leandetr.structures import ClassMap, DetectorOutput, Memory, Preprocessing,
 class Teacher:
     """A trained detector that answers a student's batches; not a module, so that it lands in no checkpoint, DDP or FSDP.
 
-    It runs in evaluation mode, without gradients and, on CUDA, in half precision. The answer is in single precision.
+    It runs in evaluation mode, without gradients and, on CUDA, in half precision. The answer is in single precision. (PyTorch's
+    inference mode would forbid the losses to keep the answer for their backward pass.)
 
     Args:
         detector: the teacher.

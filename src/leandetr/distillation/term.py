@@ -14,14 +14,15 @@ from leandetr.structures import Batch, DetectorOutput
 class Term(nn.Module):
     """One distillation loss; a method is a list of weighted terms.
 
-    name: what recipes, logs and errors call it. needs: the fields of the teacher's `DetectorOutput` that it reads. detection:
-    the weight of the student's own detection loss beside it. detections_suffice: it can also learn from a teacher that gives
-    nothing else (see `predictions.py`); its `teacher` is then None, and they are in the batch's labels. Keyword-only arguments
-    of the constructor are its options in a recipe.
+    name: what recipes, logs and errors call it. needs: the fields of the teacher's `DetectorOutput` that it reads, of `hidden`
+    and `attended` the last layer alone; a term may ask for less once it knows its options. detection: the weight of the student's own
+    detection loss beside it. detections_suffice: it can also learn from a teacher that gives nothing else (see
+    `predictions.py`); its `teacher` is then None, and they are in the batch's labels. Keyword-only arguments of the constructor
+    are its options in a recipe.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[frozenset[str]]
+    needs: frozenset[str]
     detection: ClassVar[float] = 1.0
     detections_suffice: ClassVar[bool] = False
 

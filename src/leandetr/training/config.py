@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +21,8 @@ class Training(BaseModel):
     ema: decay of the weights' moving average, which is what is evaluated and kept; 0 is off.
     precision: "auto" takes bfloat16 where a GPU has it and float32 elsewhere.
     augment: name of a training transform (`data/transforms.py`); "auto" takes "ssd" for fixed sizes and "detr" for others.
+    views: every image has so many augmented views, which come in turn, one an epoch, and are the same for every seed; by
+    default each epoch draws new ones. A cached teacher needs a number (or augment "none", which has one view).
     evaluate_every: epochs between evaluations; the last epoch is always evaluated, and the best by AP is kept.
     keep_epochs: epochs, counted from 1, after which the detector is also kept, for `leandetr analyze`; see `KeepEpochs`.
     """
@@ -40,11 +43,22 @@ class Training(BaseModel):
     ema: float = Field(0.999, ge=0, lt=1)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     augment: str = "auto"
+    views: int | None = Field(None, ge=1)
     evaluate_every: int = Field(1, ge=1)
     keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
     workers: int | None = Field(None, ge=0)
     tensorboard: bool = False
     seed: int = 0
+
+    def passes(self, images: int, processes: int = 1) -> int:
+        """Over so many training images, the last one maybe not whole."""
+        if self.max_steps is None:
+            return self.epochs
+        return math.ceil(self.max_steps / math.ceil(images / (self.batch_size * self.accumulate * processes)))
+
+    def loader_workers(self) -> int:
+        """All cores but two, at most eight, where no number is given: on a small CPU the training needs them itself."""
+        return self.workers if self.workers is not None else max(0, min(8, (os.cpu_count() or 1) - 2))
 
     def factor(self, step: int, steps: int) -> float:
         """The learning rate at `step` of `steps`, as a factor on the peak."""

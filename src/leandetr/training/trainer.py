@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 from collections import defaultdict
@@ -178,13 +177,8 @@ def _arguments(config: Training, output: Path, images: int) -> TrainingArguments
         report_to=["tensorboard"] if config.tensorboard else [],
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_num_workers=_workers(config),
+        dataloader_num_workers=config.loader_workers(),
         dataloader_pin_memory=cuda,
         ddp_find_unused_parameters=True,  # denoising parts have no gradient on a rank whose images hold no objects
         log_level="error",
     )
-
-
-def _workers(config: Training) -> int:
-    """All cores but two, at most eight: on a small CPU the training needs them itself."""
-    return config.workers if config.workers is not None else max(0, min(8, (os.cpu_count() or 1) - 2))
