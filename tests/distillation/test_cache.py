@@ -119,11 +119,11 @@ def test_filling_goes_on_where_it_was_interrupted(detector, images, tmp_path, mo
     module = Distiller(student, teacher, build_terms(["logits"], student, teacher))
     whole, calls = teacher.forward, []
 
-    def killed(*given):
+    def killed(*given, **options):
         calls.append(len(given[0]))
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return whole(*given)
+        return whole(*given, **options)
 
     monkeypatch.setattr(teacher, "forward", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -82,7 +82,8 @@ class TeacherCache:
 
     def __call__(self, labels: Sequence[Target], device: torch.device) -> DetectorOutput:
         """The targets of B views -> the answer, in single precision; fields that no term needs are None."""
-        places = [(self.index[int(target["image_id"])], int(target["view"])) for target in labels]
+        asked = torch.stack([torch.cat([target["image_id"], target["view"]]) for target in labels])
+        places = [(self.index[image_id], view) for image_id, view in asked.tolist()]
         found = {field: self._read(field, places, device) for field in self.fields}
         layered = {field: found[field][field].transpose(0, 1) for field in ANSWERS if field in found}
         return DetectorOutput(
