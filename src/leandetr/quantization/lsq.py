@@ -61,20 +61,19 @@ class _LearnedRounding(torch.autograd.Function):
         rounded = scaled.clamp(*_ends(zero_point, low, high))
         inside = scaled.eq_(rounded)
         rounded.round_().mul_(step)
-        # d x^ / d s times s: x^ - x inside, x^ outside
-        slope = torch.addcmul(rounded, inside, x, value=-1)
-        ctx.save_for_backward(inside, slope, step)
+        ctx.save_for_backward(x, step, inside, rounded)
         ctx.high = high
         return rounded
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inside, slope, step = ctx.saved_tensors
+        x, step, inside, rounded = ctx.saved_tensors
         passed = gradient * inside
-        scale = (slope.numel() / step.numel() * ctx.high) ** -0.5
+        scale = (x.numel() / step.numel() * ctx.high) ** -0.5
         for_step = for_zero = None
         if ctx.needs_input_grad[1]:
-            for_step = (gradient * slope).sum_to_size(step.shape) / step * scale
+            slope = torch.addcmul(rounded, inside, x, value=-1)  # s times d x^ / d s: x^ - x inside, x^ outside
+            for_step = slope.mul_(gradient).sum_to_size(step.shape) / step * scale
         if ctx.needs_input_grad[2]:
             for_zero = (passed.sum() - gradient.sum()) * step * scale
         return passed, for_step, for_zero, None, None
