@@ -1,8 +1,22 @@
 """Quantization: `quantize(detector, scheme, calibration_batches)`, its schemes, and how quantized models save and load."""
 
 from leandetr.quantization.checkpoint import QuantizationRecord
-from leandetr.quantization.config import Dynamic, Scheme, Static, WeightOnly, scheme_config
+from leandetr.quantization.config import Dynamic, LowBit, Scheme, Static, WeightOnly, scheme_config
+from leandetr.quantization.lowbit import LogClipped, finish, in_training
 from leandetr.quantization.operators import onnx_translations
 from leandetr.quantization.quantize import quantize
 
-__all__ = ["Dynamic", "QuantizationRecord", "Scheme", "Static", "WeightOnly", "onnx_translations", "quantize", "scheme_config"]
+__all__ = [
+    "Dynamic",
+    "LogClipped",
+    "LowBit",
+    "QuantizationRecord",
+    "Scheme",
+    "Static",
+    "WeightOnly",
+    "finish",
+    "in_training",
+    "onnx_translations",
+    "quantize",
+    "scheme_config",
+]

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.layers import freeze_batch_norm_2d
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from leandetr.detectors.attention import open_attention
+from leandetr.quantization.config import LowBit
 from leandetr.quantization.fold import apply_folds
 from leandetr.quantization.modules import GriddedActivation, LayerPlan, quantized_layer, replace_modules
+from leandetr.quantization.trainable import TrainableActivation, TrainableLayer, trainable_layer
 
 METHOD = "leandetr"
+SLOTS = ".slots."  # in the names of attention operands
 
 
 @register_quantization_config(METHOD)
@@ -29,7 +34,8 @@ class QuantizationRecord(QuantizationConfigMixin):
         folds: convolution -> BatchNorm folded into it.
         layers: quantized layer -> its `LayerPlan`, as a mapping.
         activations: activation function -> bits of the grid on its output.
-        left_float: layer with weights that stayed float -> why.
+        left_float: layer with weights, or attention, that stayed float -> why.
+        trainable: whether the layers hold float weights that are rounded as they run, see `trainable.py`.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class QuantizationRecord(QuantizationConfigMixin):
         layers: dict[str, dict[str, Any]],
         activations: dict[str, int],
         left_float: dict[str, str],
+        trainable: bool = False,
         quant_method: str = METHOD,
     ) -> None:
         self.quant_method = quant_method
@@ -47,6 +54,7 @@ class QuantizationRecord(QuantizationConfigMixin):
         self.layers = layers
         self.activations = activations
         self.left_float = left_float
+        self.trainable = trainable
 
     def summary(self) -> str:
         """One line on what was quantized, then one a reason on what was not."""
@@ -72,17 +80,28 @@ INPUTS = {
 
 
 def build(model: PreTrainedModel, record: QuantizationRecord) -> dict[nn.Module, nn.Module]:
-    """Give a model whose norms are folded the structure of the record, with empty quantized layers.
+    """Give a model whose norms are folded the structure of the record, with empty quantized layers. What has it already, from
+    an earlier stage of a training, is left alone.
 
     Returns old module -> new module.
     """
+    if any(SLOTS in name for name in record.activations):
+        open_attention(model)
+    if record.scheme["scheme"] == LowBit.name:
+        freeze_batch_norm_2d(model)  # those that could not be folded
+    new_layer = trainable_layer if record.trainable else quantized_layer
+    new_activation = TrainableActivation if record.trainable else GriddedActivation
     replacements: dict[nn.Module, nn.Module] = {}
     for name, plan in record.layers.items():
         layer = model.get_submodule(name)
-        replacements[layer] = quantized_layer(layer, LayerPlan(**plan))
+        if not (record.trainable and isinstance(layer, TrainableLayer)):
+            replacements[layer] = new_layer(layer, LayerPlan(**plan))
     for name, bits in record.activations.items():
         activation = model.get_submodule(name)
-        replacements[activation] = GriddedActivation(activation, bits)
+        if not isinstance(activation, TrainableActivation):
+            replacements[activation] = new_activation(activation, bits)
+        elif not record.trainable:
+            replacements[activation] = new_activation(activation.activation, bits)
     replace_modules(model, replacements)
     return replacements
 
@@ -109,4 +128,8 @@ class Quantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        return False
+        return self.quantization_config.trainable
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        return self.quantization_config.trainable

@@ -5,6 +5,7 @@
 | `WeightOnly` | int8, one scale an output channel | float |
 | `Dynamic` | the same | Linear: uint8, grid taken from each input at run time; Conv2d: float, see `Dynamic` |
 | `Static` | the same, 2 to 8 bits | uint8 on calibrated grids, 2 to 8 bits, see `placement.py` |
+| `LowBit` | 2 to 8 bits, trained, one step an output channel | 2 to 8 bits, trained, those of attention too |
 
 Every scheme folds BatchNorm into the convolution before it first, which is exact.
 
@@ -28,9 +29,11 @@ DEFAULT_FLOAT = {
     "*class_labels_classifier*": "class head",
     "*class_embed*": "class head",
     "*enc_score_head*": "class head",
+    "*.class_head.*": "class head",
     "*bbox_predictor*": "box head",
     "*bbox_embed*": "box head",
     "*enc_bbox_head*": "box head",
+    "*.box_head.*": "box head",
     "*reference_points*": "reference points",
     "*ref_point_head*": "reference points",
     "*query_pos_head*": "takes box coordinates",
@@ -60,6 +63,7 @@ class Scheme:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     name: ClassVar[str]
+    default_float: ClassVar[Mapping[str, str]] = DEFAULT_FLOAT
 
     def __post_init__(self) -> None:
         settings = {pattern: self._setting(pattern, value) for pattern, value in self.overrides.items()}
@@ -78,12 +82,17 @@ class Scheme:
             raise UserError(f"override {pattern}: {value!r} is no setting; give {FLOAT}, a scheme's name or its options")
         if value.overrides:
             raise UserError(f"override {pattern}: an override cannot hold overrides; write its patterns beside it")
+        if isinstance(value, LowBit) != isinstance(self, LowBit):
+            raise UserError(
+                f"override {pattern}: {value.name} inside {self.name}, but low-bit layers are trained and others are not; for "
+                "8 bits inside low-bit give {scheme: low-bit, bits: 8-8-8}"
+            )
         return value
 
     def setting(self, names: list[str]) -> tuple[Scheme | None, str]:
         """How a layer known under `names` is quantized, None for float, and the reason."""
         found: tuple[Scheme | None, str] = (self, self.name)
-        for pattern, reason in DEFAULT_FLOAT.items():
+        for pattern, reason in self.default_float.items():
             if _matches(pattern, names):
                 found = (None, reason)
         for pattern, value in self.overrides.items():
@@ -157,7 +166,76 @@ class Static(Scheme):
             raise UserError(f"static: calibration_images is {self.calibration_images}; give 1 or more")
 
 
-SCHEMES: dict[str, type[Scheme]] = {scheme.name: scheme for scheme in (WeightOnly, Dynamic, Static)}
+@dataclass(frozen=True)
+class LowBit(Scheme):
+    """Linear and Conv2d multiply integers on grids that are trained together with the weights (LSQ, LSQ+; Q-DETR, section 2.2).
+
+    The model that `quantize` gives is at the start of such a training: it computes with rounded numbers and holds float ones;
+    `finish` makes integers of them. Projections of the backbone's maps stay float beside the exceptions of all schemes.
+
+    Args:
+        bits: of weights, of the inputs of layers, and of the operands of attention, as "4-4-8"; "4" means "4-4-8". 2 to 8
+            each. An override's bits hold for the layers (and attentions) that its pattern matches.
+        attention: bits of single operands, "q", "k", "v" and "softmax", where they are others.
+        first_convolution: bits of the first convolution's weights and input.
+        part: "all", or "backbone", which leaves encoder and decoder float: the first of Q-DETR's two stages.
+        calibration_images: how many images the steps are initialised with, by the least squared rounding error.
+    """
+
+    bits: str = "4-4-8"
+    attention: Mapping[str, int] = field(default_factory=dict)
+    first_convolution: int = 8
+    part: str = "all"
+    calibration_images: int = 128
+
+    name: ClassVar[str] = "low-bit"
+    default_float: ClassVar[Mapping[str, str]] = DEFAULT_FLOAT | {"*input_proj*": "projection of the backbone's maps"}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", str(self.bits))
+        widths = self.bits.split("-")
+        if len(widths) == 1:
+            widths = [*widths * 2, "8"]
+        if len(widths) != 3 or not all(width in "2345678" and len(width) == 1 for width in widths):
+            raise UserError(
+                f"low-bit: bits is {self.bits!r}; give those of weights, activations and attention as 4-4-8, each from 2 to 8, "
+                "or one number"
+            )
+        object.__setattr__(self, "bits", "-".join(widths))
+        for operand, width in self.attention.items():
+            if operand not in OPERANDS:
+                raise unknown("operand of attention", operand, OPERANDS)
+            _check_bits(f"attention.{operand}", width)
+        _check_bits("first_convolution", self.first_convolution)
+        if self.part not in PARTS:
+            raise unknown("part", self.part, PARTS)
+        if self.calibration_images < 1:
+            raise UserError(f"low-bit: calibration_images is {self.calibration_images}; give 1 or more")
+        super().__post_init__()
+
+    @property
+    def weight_bits(self) -> int:
+        return int(self.bits.split("-")[0])
+
+    @property
+    def activation_bits(self) -> int:
+        return int(self.bits.split("-")[1])
+
+    def operand_bits(self, operand: str) -> int:
+        """Of one of `OPERANDS`."""
+        return self.attention.get(operand, int(self.bits.split("-")[2]))
+
+
+OPERANDS = ("q", "k", "v", "softmax")
+PARTS = ("all", "backbone")
+
+
+def _check_bits(option: str, bits: int) -> None:
+    if bits not in range(2, 9):
+        raise UserError(f"low-bit: {option} is {bits}; give 2 to 8")
+
+
+SCHEMES: dict[str, type[Scheme]] = {scheme.name: scheme for scheme in (WeightOnly, Dynamic, Static, LowBit)}
 
 
 def scheme_config(name: str, **options: Any) -> Scheme:

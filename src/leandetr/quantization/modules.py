@@ -59,6 +59,11 @@ class Grid(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.uint8))
 
+    def set(self, scale: Tensor, zero_point: Tensor) -> None:
+        """scale () and zero point (), a whole number that is on the grid."""
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
     def forward(self, x: Tensor) -> Tensor:
         return fake_quantize(x, self.scale, self.zero_point, 0, 2**self.bits - 1)
 

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.checkpoint import QuantizationRecord, attach, build
-from leandetr.quantization.config import Dynamic, Scheme, Static
+from leandetr.quantization.config import Dynamic, LowBit, Scheme, Static
 from leandetr.quantization.fold import fold_batch_norms
+from leandetr.quantization.lowbit import attentions_of, place_trained
 from leandetr.quantization.modules import DYNAMIC_INPUT, GRID_INPUT, LayerPlan, is_quantizable, names_of
 from leandetr.quantization.observers import Observer, grid_of, observer_of
 from leandetr.quantization.placement import Placement, place
+from leandetr.quantization.trainable import TrainableLayer
 from leandetr.structures import Batch
 
 
@@ -30,13 +32,14 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
 
     Args:
         detector: a float detector.
-        config: `WeightOnly`, `Dynamic` or `Static`, see `config.py`.
+        config: `WeightOnly`, `Dynamic`, `Static` or `LowBit`, see `config.py`.
         calibration_batches: batches as the detector takes them, read once and no further than the scheme's
-            `calibration_images`; only `Static` needs them. Memory does not depend on their number.
+            `calibration_images`; only `Static` and `LowBit` need them. Memory does not depend on their number.
 
     Returns:
-        The quantized detector in evaluation mode. Its `config.quantization_config` records what was done, and `summary()` of
-        that says how many layers were quantized, and which stayed float and why.
+        The quantized detector in evaluation mode; with `LowBit` it is one to train, of which `finish` makes integers. Its
+        `config.quantization_config` records what was done, and `summary()` of that says how many layers were quantized, and
+        which stayed float and why.
 
     Raises:
         UserError: the detector is quantized already; a layer pattern matches nothing; calibration images are missing, fewer
@@ -46,12 +49,13 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
         >>> small = quantize(detector, Static(calibration_images=64), loader)      # doctest: +SKIP
         >>> print(small.config.quantization_config.summary())                      # doctest: +SKIP
     """
-    if getattr(detector.config, "quantization_config", None) is not None:
+    before = getattr(detector.config, "quantization_config", None)
+    if before is not None and not (isinstance(config, LowBit) and before.trainable):
         raise UserError("the model is quantized already; give the float model that it was made from")
     detector = copy.deepcopy(detector).eval()
     model = detector.model
-    settings, left_float = _decide(model, config)
-    static = {layer: setting for layer, setting in settings.items() if isinstance(setting, Static)}
+    settings, left_float = _decide(detector, config)
+    static = {layer: setting for layer, setting in settings.items() if isinstance(setting, Static | LowBit)}
     asked = max((setting.calibration_images for setting in static.values()), default=0)
     images = _images(calibration_batches, asked, next(model.parameters()).device)
     first = next(images) if static else _blank(detector)
@@ -61,7 +65,11 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
 
     with torch.no_grad():
         folds = fold_batch_norms(model, run)
-        placement = place(model, static, run) if static else Placement()
+        if isinstance(config, LowBit):
+            placement, static, unreached = place_trained(model, config, static, run)
+            left_float |= unreached
+        else:
+            placement = place(model, static, run) if static else Placement()
         grids = _calibrate(model, static, placement, chain([first], images)) if static else Grids({}, {})
 
     names = names_of(model)
@@ -75,7 +83,10 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
         layers={names[layer][0]: plan.to_dict() for layer, plan in plans.items()},
         activations={names[module][0]: setting.activation_bits for module, setting in placement.activations.items()},
         left_float=left_float,
+        trainable=isinstance(config, LowBit),
     )
+    if before is not None:
+        record.folds, record.layers = before.folds | folds, before.layers | record.layers
     replaced = build(model, record)
     grids.fill(replaced)
     for layer in plans:
@@ -95,9 +106,7 @@ class Grids:
         """Set the grids of the modules that have replaced the float ones."""
         for side, grids in (("input", self.inputs), ("output", self.outputs)):
             for module, (scale, zero_point) in grids.items():
-                grid = getattr(replaced[module], side)
-                grid.scale.copy_(scale)
-                grid.zero_point.copy_(zero_point)
+                getattr(replaced[module], side).set(scale, zero_point)
 
 
 def _calibrate(
@@ -138,15 +147,24 @@ def _chosen(observers: dict[nn.Module, Observer], settings: dict[nn.Module, Stat
     return {module: grid_of(*observer.range(), settings[module].activation_bits) for module, observer in observers.items()}
 
 
-def _decide(model: nn.Module, config: Scheme) -> tuple[dict[nn.Module, Scheme], dict[str, str]]:
-    """Every layer's setting, and for the layers with weights that stay float their names and why."""
-    settings, left_float, layer_names = {}, {}, []
+def _decide(detector: Detector, config: Scheme) -> tuple[dict[nn.Module, Scheme], dict[str, str]]:
+    """Every layer's setting, and for the layers with weights that stay float their names and why. What an earlier stage of a
+    low-bit training has quantized is in neither."""
+    settings, left_float, layer_names, model = {}, {}, [], detector.model
+    later = isinstance(config, LowBit) and config.part == "backbone"
+    backbone = set(detector.family.backbone(model).modules()) if later else set()
+    if isinstance(config, LowBit):
+        layer_names += attentions_of(model, config)
     for module, names in names_of(model).items():
-        if is_quantizable(module):
+        if isinstance(module, TrainableLayer):
+            layer_names += names
+        elif is_quantizable(module):
             layer_names += names
             setting, reason = config.setting(names)
             if setting is None:
                 left_float[names[0]] = reason
+            elif later and module not in backbone:
+                left_float[names[0]] = "left to the second stage"
             else:
                 settings[module] = setting
         elif any(parameter.ndim > 1 for parameter in module.parameters(recurse=False)):

@@ -1,0 +1,118 @@
+"""Low-bit training around the trainable layers: where their grids go, what is logged, and how they become integers.
+
+Every layer rounds its own input, as Q-DETR does, and attention its operands: the sums that shortcuts carry stay float.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from leandetr.detectors.attention import open_attention, unopened_attention
+from leandetr.detectors.detector import Detector
+from leandetr.errors import UserError
+from leandetr.quantization.checkpoint import QuantizationRecord, attach, build
+from leandetr.quantization.config import LowBit, Static
+from leandetr.quantization.flow import watch
+from leandetr.quantization.modules import GRID_INPUT, LayerPlan
+from leandetr.quantization.placement import Placement
+from leandetr.quantization.trainable import LearnedGrid
+
+#: operand of `LowBit` -> slot of an attention
+SLOT_OF = {"q": "query", "k": "key", "v": "value", "softmax": "probabilities"}
+
+
+def attentions_of(model: PreTrainedModel, config: LowBit) -> list[str]:
+    """Open the model's attention where its operands are to be rounded -> names of the attention modules."""
+    return list(open_attention(model)) if config.part == "all" else []
+
+
+def place_trained(
+    model: PreTrainedModel, config: LowBit, settings: dict[nn.Module, LowBit], run: Callable[[], object]
+) -> tuple[Placement, dict[nn.Module, Static], dict[str, str]]:
+    """Choose the grids of the layers in `settings` and of the operands of attention. `run` calls the model once.
+
+    Returns:
+        The grids, how each module's grid is calibrated, and the attentions whose operands stay float and why.
+    """
+    slots, left_float = {}, {}
+    attentions = open_attention(model) if config.part == "all" else {}
+    for name, attention in attentions.items():
+        setting, reason = config.setting([name])
+        if setting is None:
+            left_float[name] = f"operands of attention, {reason}"
+        else:
+            slots |= {getattr(attention, slot): setting.operand_bits(operand) for operand, slot in SLOT_OF.items()}
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    flow = watch({*settings, *convolutions, *slots}, run)
+    first = next((module for module in flow.sources if isinstance(module, nn.Conv2d)), None)
+
+    placement = Placement(idle={layer for layer in settings if layer not in flow.sources})
+    calibration = {}
+    for layer, setting in settings.items():
+        if layer in placement.idle:
+            continue
+        weight_bits, bits = setting.weight_bits, setting.activation_bits
+        if layer is first:
+            weight_bits = bits = setting.first_convolution
+        placement.plans[layer] = LayerPlan(weight_bits=weight_bits, input=GRID_INPUT, input_bits=bits)
+        calibration[layer] = _grid(bits)
+    placement.activations = {slot: _grid(bits) for slot, bits in slots.items() if slot in flow.sources}
+    if config.part == "all":
+        left_float |= dict.fromkeys(unopened_attention(model), "operands of attention, which calls no registered function")
+    return placement, calibration, left_float
+
+
+def _grid(bits: int) -> Static:
+    return Static(activation_bits=bits, observer="mse")
+
+
+def in_training(detector: Detector) -> bool:
+    """Whether a detector's layers hold float weights that are rounded as they run."""
+    record = getattr(detector.config, "quantization_config", None)
+    return isinstance(record, QuantizationRecord) and record.trainable
+
+
+@torch.no_grad()
+def finish(detector: Detector) -> Detector:
+    """A copy of a detector in low-bit training, whose layers hold integers, packed at their width. It answers the same.
+
+    Raises UserError where the detector is not in low-bit training.
+    """
+    if not in_training(detector):
+        raise UserError("the model is not in low-bit training; quantize it with the scheme low-bit first")
+    detector = copy.deepcopy(detector).eval()
+    record = copy.deepcopy(detector.config.quantization_config)
+    record.trainable = False
+    for trained, stored in build(detector.model, record).items():
+        trained.finish(stored)
+    attach(detector.model, record)
+    return detector
+
+
+class LogClipped(TrainerCallback):
+    """Adds to every log of the loss which share of its values each grid cut off in the step before: `clipped/<layer>/input`,
+    `clipped/<layer>/weight`, and `clipped/<attention>/<operand>`."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.grids = {}
+        for name, module in detector.model.named_modules():
+            if isinstance(module, LearnedGrid):
+                name = name.removesuffix(".output").replace("weight_grid", "weight").replace(".slots", "")
+                self.grids["clipped/" + "/".join(name.rsplit(".", 1))] = module
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        last = (state.global_step + 1) % args.logging_steps == 0
+        for grid in self.grids.values():
+            grid.counting = last
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            found = {name: grid.clipped for name, grid in self.grids.items() if grid.clipped is not None}
+            if found:
+                shares = torch.stack(list(found.values())).tolist()
+                logs |= {name: round(share, 5) for name, share in zip(found, shares, strict=True)}
