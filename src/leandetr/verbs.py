@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader, Subset
 
+from leandetr.data.classification import ClassificationDataset, is_image_folder, write_crops
 from leandetr.data.coco import CocoDataset, Split, class_map_of, collate, find_split
 from leandetr.data.transforms import eval_transform, train_transform
 from leandetr.deployment.benchmark import Measurement, measure
@@ -35,6 +36,7 @@ from leandetr.files import claiming, read_json
 from leandetr.quantization.config import Scheme, scheme_config
 from leandetr.quantization.quantize import quantize as quantize_detector
 from leandetr.structures import ClassMap, Preprocessing
+from leandetr.training import classification
 from leandetr.training.config import Training
 from leandetr.training.fit import fit, forget_checkpoints
 
@@ -118,6 +120,38 @@ def distill(
         guide = open_teacher(teacher, pupil.class_map)
         terms = build_terms(method.split(","), pupil, guide, term_weights or {}, term_options or {})
         return _fit(Distiller(pupil, guide, terms), pupil, data, training, Path(out), until, cache_teacher)
+
+
+def pretrain(
+    data: Data,
+    backbone: str,
+    out: Path,
+    image_size: tuple[int, int],
+    overrides: Mapping[str, Any] | None = None,
+    training: Training | None = None,
+) -> float:
+    """Train a backbone to classify images and keep it as `out/backbone.safetensors`, which `train` takes as `weights`.
+
+    Args:
+        data: a folder with train/CLASS/ and val/CLASS/, or detection data, whose boxes are cut out into `out/crops`.
+        backbone: any that `create` takes with weights.
+        image_size: (height, width) that images are squeezed to.
+        overrides: of the backbone's configuration.
+
+    Returns the best top-1 on `val`, in [0, 1]. A training that was killed is continued when it is started again. Raises
+    UserError for every fault of the input.
+    """
+    training = training or Training()
+    with claiming(out, ["pretrain", data, backbone, image_size, overrides or {}, training.model_dump()]):
+        if (Path(out) / classification.WEIGHTS).exists():
+            return read_json(Path(out) / classification.RESULT)["top1"]
+        described = classification.describe(backbone, image_size, dict(overrides or {}))
+        folder = data
+        if isinstance(data, Mapping) or not is_image_folder(data):
+            folder = write_crops({split: split_of(data, split) for split in ("train", "val")}, Path(out) / "crops")
+        preprocessing = Preprocessing(size=tuple(image_size), mean=described.mean, std=described.std)
+        train_set, val_set = (ClassificationDataset(folder, split, preprocessing, training.seed) for split in ("train", "val"))
+        return classification.pretrain(described, train_set, val_set, training, Path(out), Path(out).name)
 
 
 def quantize(

@@ -115,6 +115,15 @@ class Schedule:
         return parse_training(dataclasses.asdict(self) | section(settings, "training"), "--set training")
 
 
+@dataclass
+class PretrainingSchedule(Schedule):
+    """The same of a classifier, whose batches are larger and rates higher."""
+
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.", min=1)] = 90
+    batch_size: Annotated[int, typer.Option(help="Images a step and process.", min=1)] = 64
+    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 1e-3
+
+
 def _source(
     data: Path | None, annotations: Path | None, images: Path | None, val_annotations: Path | None, val_images: Path | None
 ) -> Any:

@@ -1,4 +1,4 @@
-"""`leandetr train` and `leandetr distill`."""
+"""`leandetr train`, `leandetr distill` and `leandetr pretrain`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from leandetr.cli.main import app, out_console
-from leandetr.cli.options import BothSplits, NewModel, Out, Schedule, Set, read_settings, section, with_groups
+from leandetr.cli.options import (
+    BothSplits,
+    NewModel,
+    Out,
+    PretrainingSchedule,
+    Schedule,
+    Set,
+    read_settings,
+    section,
+    with_groups,
+)
 from leandetr.errors import UserError
 
 
@@ -85,6 +95,33 @@ def distill(
         cache_teacher=cache_teacher,
     )
     out_console.print(str(out))
+
+
+@app.command()
+@with_groups
+def pretrain(
+    backbone: Annotated[str, typer.Option(help="Any timm or transformers backbone, or a Swin of swin_detr.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder with train/CLASS/ and val/CLASS/, or detection data to crop.")],
+    out: Out,
+    schedule: PretrainingSchedule,
+    image_size: Annotated[tuple[int, int], typer.Option(help="Height and width in pixels that images are squeezed to.")] = (
+        224,
+        224,
+    ),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="backbone_config.KEY=VALUE or training.KEY=VALUE; repeatable.")
+    ] = None,
+) -> None:
+    """Train a backbone to classify images; a new detector takes the file as --weights.
+
+    Example: `leandetr pretrain --backbone resnet18 --data groceries --image-size 64 64 --epochs 30 --out runs/resnet18`
+    """
+    from leandetr import verbs
+
+    settings = read_settings(set_, ("backbone_config", "training"))
+    overrides = section(settings, "backbone_config")
+    top1 = verbs.pretrain(data, backbone, out, image_size, overrides, schedule.training(settings))
+    out_console.print(f"{out / 'backbone.safetensors'}  top-1 {top1:.3f}")
 
 
 def _numbers(settings: dict[str, Any]) -> dict[str, float]:

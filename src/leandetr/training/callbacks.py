@@ -13,18 +13,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from leandetr.data.classification import ClassificationDataset
 from leandetr.data.coco import CocoDataset
 from leandetr.detectors.detector import Detector
 from leandetr.files import errors_of_writing
 from leandetr.training.ema import MovingAverage
 
 LOG = "log.jsonl"
+#: logged number by which the best is kept -> its name
+MEASURES = {"eval_ap": "AP", "eval_top1": "top-1"}
 
 
 class TellEpoch(TrainerCallback):
     """The training set augments by (seed, epoch, image): tell it the epoch."""
 
-    def __init__(self, dataset: CocoDataset) -> None:
+    def __init__(self, dataset: CocoDataset | ClassificationDataset) -> None:
         self.dataset = dataset
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -137,8 +140,9 @@ class ProgressBar(TrainerCallback):
             return
         loss = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), None)
         said = f"loss {loss:.3f}" if loss is not None else ""
-        if "eval_ap" in logs:
-            said += f"  AP {logs['eval_ap']:.3f} (best {state.best_metric:.3f})"
+        measured = next(((word, logs[name]) for name, word in MEASURES.items() if name in logs), None)
+        if measured:
+            said += f"  {measured[0]} {measured[1]:.3f} (best {state.best_metric:.3f})"
             if not self.console.is_terminal:
                 epoch = f"epoch {state.epoch:.0f}/{state.num_train_epochs}"
                 self.console.print(

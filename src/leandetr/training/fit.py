@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
+from leandetr.data.classification import ClassificationDataset
 from leandetr.data.coco import CocoDataset
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
 from leandetr.training.callbacks import LOG, EvaluateEvery, LogFile, ProgressBar, StopAt, TellEpoch
 from leandetr.training.config import Training
-from leandetr.training.trainer import DetectionTrainer, last_checkpoint
+from leandetr.training.trainer import AveragingTrainer, DetectionTrainer, last_checkpoint
 
 
 class OutOfTime(Exception):
@@ -37,8 +40,27 @@ def fit(
     Args:
         module: a `Detector`, or a `Distiller` around one.
         train, val: the images, with the detector's own preprocessing in their transforms.
-        output: where checkpoints, `log.jsonl` and the best detector go. A folder with checkpoints of the same training is
-            resumed from and ends with the same weights as a training that was never interrupted.
+        output, title, until: see `run`, whose errors are raised.
+    """
+    run(lambda callbacks: DetectionTrainer(module, train, val, config, output, callbacks), train, config, output, title, until)
+    return load(output / "best")
+
+
+def run(
+    make: Callable[[list[TrainerCallback]], AveragingTrainer],
+    train: CocoDataset | ClassificationDataset,
+    config: Training,
+    output: Path,
+    title: str,
+    until: float = math.inf,
+) -> AveragingTrainer:
+    """Train and return the trainer; the best is in `output / "best"` afterwards.
+
+    Args:
+        make: callbacks -> the trainer.
+        train: the training images, whose views follow from the epoch.
+        output: where checkpoints, `log.jsonl` and the best go. A folder with checkpoints of the same training is resumed from
+            and ends with the same weights as a training that was never interrupted.
         title: said beside the progress bar.
         until: a time of `time.monotonic()` at which to stop.
 
@@ -59,12 +81,12 @@ def fit(
         StopAt(until),
         ProgressBar(title),
     ]
-    trainer = DetectionTrainer(module, train, val, config, output, callbacks)
+    trainer = make(callbacks)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     trainer.accelerator.wait_for_everyone()
     if trainer.state.global_step < trainer.state.max_steps:
         raise OutOfTime(f"{title}: stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
-    return load(output / "best")
+    return trainer
 
 
 def forget_checkpoints(output: Path) -> None:

@@ -1,20 +1,21 @@
-"""`transformers.Trainer` for detectors: our optimiser groups, schedule, averaged weights, evaluation and checkpoints."""
+"""`transformers.Trainer` for detectors and backbones: optimiser groups, schedule, averaged weights, evaluation, checkpoints."""
 
 from __future__ import annotations
 
 import random
 import shutil
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Subset
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from torch.utils.data import Dataset, Subset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from leandetr.data.coco import CocoDataset, collate
 from leandetr.detectors.detector import Detector
@@ -29,37 +30,52 @@ COMPLETE = "complete"  # written last into a checkpoint, so that a killed save i
 SLOW_NAMES = ("reference_points", "sampling_offsets")  # Deformable DETR trains these ten times slower
 
 
-class DetectionTrainer(Trainer):
-    """Trains a `Detector`, or anything with a `student` detector whose forward takes a batch and returns an object with `loss`
-    (and `logs`, a mapping of detached scalars).
+class AveragingTrainer(Trainer):
+    """Trains a module whose forward takes a batch and returns an object with `loss` (and `logs`, a mapping of detached
+    scalars), keeps a moving average of its weights, and can be killed at any time and go on.
 
-    With N processes the gradients are averaged and every family's loss is divided by the processes' mean number of boxes, so
-    that they learn what one process learns from the same global batch, but for two things that look at a process's own images
-    alone: the class weights of DETR's softmax loss (where the numbers of boxes differ) and the statistics of BatchNorm, which
-    are not synchronised (RT-DETR).
-
-    The best detector by AP is in `best` under the output folder, and is what `fit` returns; those of `config.keep_epochs` are
-    beside it.
+    Args:
+        module: what is trained.
+        kept: the part of it that is averaged, measured and, where it is the best, saved in `best` under the output folder.
+        train, val: the images. collate: items -> batch.
+        output: folder of checkpoints and of the best.
     """
 
+    #: of what `measure` returns, the number that says what is best
+    metric: ClassVar[str]
+
     def __init__(
-        self, module: nn.Module, train: CocoDataset, val: CocoDataset, config: Training, output: Path, callbacks
+        self,
+        module: nn.Module,
+        kept: nn.Module,
+        train: Dataset,
+        val: Dataset,
+        config: Training,
+        output: Path,
+        collate: Callable[[list], Any],
+        callbacks: Sequence[TrainerCallback],
     ) -> None:
         self.config = config
-        self.detector: Detector = getattr(module, "student", module)
-        self.average = MovingAverage(self.detector, config.ema) if config.ema else None
+        self.kept = kept
+        self.average = MovingAverage(kept, config.ema) if config.ema else None
         self._logged: dict[str, list[Tensor]] = defaultdict(list)
-        averaging = [UpdateAverage(self.average)] if self.average else []
-        keeping = KeepEpochs(self.detector, self.average, config.keep_epochs, output)
         super().__init__(
             model=module,
             args=_arguments(config, output, len(train)),
             train_dataset=train,
             eval_dataset=val,
             data_collator=collate,
-            callbacks=[*callbacks, *averaging, keeping],
+            callbacks=[*callbacks, *([UpdateAverage(self.average)] if self.average else [])],
         )
         self.remove_callback(PrinterCallback)
+
+    def measure(self) -> dict[str, float]:
+        """Numbers of the kept part on the validation images, shared among the processes."""
+        raise NotImplementedError
+
+    def rate_of(self, name: str, parameter: nn.Parameter) -> float:
+        """A parameter's learning rate, as a factor on the schedule's."""
+        return 1.0
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
         output = model(**inputs)
@@ -74,14 +90,12 @@ class DetectionTrainer(Trainer):
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW; a smaller rate for the backbone and for sampling points, no weight decay for norms and biases."""
-        backbone = {id(parameter) for parameter in self.detector.family.backbone(self.detector.model).parameters()}
+        """AdamW with the rates of `rate_of`, no weight decay for norms and biases."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in (model or self.model).named_parameters():
             if parameter.requires_grad:
-                slow = any(part in name for part in SLOW_NAMES)
-                rate = self.config.backbone_lr if id(parameter) in backbone else 0.1 if slow else 1.0
-                groups[rate, self.config.weight_decay if parameter.ndim > 1 else 0.0].append(parameter)
+                decay = self.config.weight_decay if parameter.ndim > 1 else 0.0
+                groups[self.rate_of(name, parameter), decay].append(parameter)
         self.optimizer = torch.optim.AdamW(
             [{"params": p, "lr": self.config.lr * rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
         )
@@ -93,29 +107,31 @@ class DetectionTrainer(Trainer):
         return self.lr_scheduler
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """COCO's numbers of the averaged weights on the validation images, shared among the processes; keeps the best."""
-        with self.average.applied() if self.average else nullcontext():
-            return self._evaluate_and_keep()
-
-    def _evaluate_and_keep(self) -> dict[str, float]:
-        dataset, rank, world = self.eval_dataset, self.args.process_index, self.args.world_size
-        shard = Subset(dataset, range(rank, len(dataset), world)) if world > 1 else dataset
+        """Measures the averaged weights and keeps the best."""
         state = random.getstate(), torch.get_rng_state()
-        results = predict_dataset(self.detector.predict, shard, dataset.class_map, batch_size=self.config.batch_size)
-        random.setstate(state[0])
-        torch.set_rng_state(state[1])  # whether and when one evaluates does not change the training
-        if world > 1:
-            gathered: list[Any] = [None] * world
-            torch.distributed.all_gather_object(gathered, results)
-            results = [row for part in gathered for row in part]
-        metrics = evaluate_results(dataset.ground_truth(), results)
-        logs = {f"eval_{name}": value for name, value in metrics.as_dict().items()}
-        if self.state.best_metric is None or metrics.ap > self.state.best_metric:
-            self.state.best_metric = metrics.ap
-            if self.args.should_save:
-                self.detector.save(Path(self.args.output_dir) / "best")
+        with self.average.applied() if self.average else nullcontext():
+            found = self.measure()
+            random.setstate(state[0])
+            torch.set_rng_state(state[1])  # whether and when one evaluates does not change the training
+            if self.state.best_metric is None or found[self.metric] > self.state.best_metric:
+                self.state.best_metric = found[self.metric]
+                if self.args.should_save:
+                    self.kept.save(Path(self.args.output_dir) / "best")
+        logs = {f"eval_{name}": value for name, value in found.items()}
         self.log(logs)
         return logs
+
+    def shard(self) -> Dataset:
+        """This process's share of the validation images."""
+        rank, world = self.args.process_index, self.args.world_size
+        return Subset(self.eval_dataset, range(rank, len(self.eval_dataset), world)) if world > 1 else self.eval_dataset
+
+    def gathered(self, own: Any) -> list[Any]:
+        """Every process's value, in order."""
+        values: list[Any] = [own] * self.args.world_size
+        if self.args.world_size > 1:
+            torch.distributed.all_gather_object(values, own)
+        return values
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -140,6 +156,39 @@ class DetectionTrainer(Trainer):
         load_model(model or self.model, folder / "training.safetensors")
         if self.average is not None:
             self.average.load(load_file(folder / "average.safetensors"))
+
+
+class DetectionTrainer(AveragingTrainer):
+    """Trains a `Detector`, or anything with a `student` detector.
+
+    With N processes the gradients are averaged and every family's loss is divided by the processes' mean number of boxes, so
+    that they learn what one process learns from the same global batch, but for two things that look at a process's own images
+    alone: the class weights of DETR's softmax loss (where the numbers of boxes differ) and the statistics of BatchNorm, which
+    are not synchronised (RT-DETR).
+
+    The best detector by AP is what `fit` returns; those of `config.keep_epochs` are beside it.
+    """
+
+    metric = "ap"
+
+    def __init__(
+        self, module: nn.Module, train: CocoDataset, val: CocoDataset, config: Training, output: Path, callbacks
+    ) -> None:
+        self.detector: Detector = getattr(module, "student", module)
+        super().__init__(module, self.detector, train, val, config, output, collate, callbacks)
+        self.add_callback(KeepEpochs(self.detector, self.average, config.keep_epochs, output))
+
+    def rate_of(self, name: str, parameter: nn.Parameter) -> float:
+        """Smaller for the backbone and for sampling points."""
+        if any(parameter is own for own in self.detector.family.backbone(self.detector.model).parameters()):
+            return self.config.backbone_lr
+        return 0.1 if any(part in name for part in SLOW_NAMES) else 1.0
+
+    def measure(self) -> dict[str, float]:
+        """COCO's numbers."""
+        truth, classes = self.eval_dataset.ground_truth(), self.eval_dataset.class_map
+        results = predict_dataset(self.detector.predict, self.shard(), classes, batch_size=self.config.batch_size)
+        return evaluate_results(truth, [row for part in self.gathered(results) for row in part]).as_dict()
 
 
 def last_checkpoint(output: Path) -> Path | None:

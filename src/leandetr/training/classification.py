@@ -1,0 +1,134 @@
+"""Pre-training of a backbone as a classifier, so that a detector need not start from random features.
+
+The backbone's last map is averaged over its cells, and one linear layer says which class the image is of. Only the backbone is
+kept: `backbone.safetensors`, which a new detector takes as its `weights`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import AutoBackbone
+
+from leandetr.data.classification import ClassificationDataset, collate
+from leandetr.detectors.backbones import Backbone, describe_backbone
+from leandetr.detectors.swin_detr import SWINS
+from leandetr.detectors.transformer_backbones import SWIN_DETR, VITS, describe_own_backbone
+from leandetr.errors import UserError
+from leandetr.files import write_json, writing_files
+from leandetr.training.config import Training
+from leandetr.training.fit import forget_checkpoints, run
+from leandetr.training.trainer import AveragingTrainer
+
+STAGES = 4  # of strides 4 to 32: those that detectors take their maps from
+SMOOTHING = 0.1  # of the labels (Szegedy et al., CVPR 2016)
+WEIGHTS, RESULT = "backbone.safetensors", "pretraining.json"
+
+
+@dataclass
+class ClassifierOutput:
+    """logits (B, K), and the loss where labels were given."""
+
+    logits: Tensor
+    loss: Tensor | None = None
+
+
+class Classifier(nn.Module):
+    """A backbone with a linear layer on the mean of its last map.
+
+    Args:
+        described: the backbone.
+        names: the K classes.
+    """
+
+    def __init__(self, described: Backbone, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+        self.backbone = AutoBackbone.from_config(config=described.config)
+        self.head = nn.Linear(described.channels[-1], len(names))
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ClassifierOutput:
+        """pixel_values (B, 3, H, W), labels (B,) int64."""
+        logits = self.head(self.backbone(pixel_values).feature_maps[-1].mean((2, 3))).float()
+        return ClassifierOutput(logits, None if labels is None else F.cross_entropy(logits, labels, label_smoothing=SMOOTHING))
+
+    def save(self, folder: Path) -> None:
+        """Write the backbone's weights."""
+        state = {name: tensor.detach().contiguous() for name, tensor in self.backbone.state_dict().items()}
+        with writing_files(Path(folder), last=WEIGHTS) as temporary:
+            save_file(state, temporary / WEIGHTS)
+
+
+class ClassificationTrainer(AveragingTrainer):
+    """Trains a `Classifier`; the best backbone by top-1 on the validation images is in `best` under the output folder."""
+
+    metric = "top1"
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        train: ClassificationDataset,
+        val: ClassificationDataset,
+        config: Training,
+        output: Path,
+        callbacks,
+    ) -> None:
+        super().__init__(classifier, classifier, train, val, config, output, collate, callbacks)
+        self.args.dataloader_drop_last = len(train) > config.batch_size  # a batch of one image has no statistics
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """The share of the validation images whose likeliest class is theirs."""
+        training, device, correct = self.kept.training, self.args.device, 0
+        self.kept.eval()
+        for batch in DataLoader(self.shard(), self.config.batch_size, collate_fn=collate):
+            logits = self.kept(batch["pixel_values"].to(device)).logits
+            correct += int((logits.argmax(-1).cpu() == batch["labels"]).sum())
+        self.kept.train(training)
+        return {"top1": sum(self.gathered(correct)) / len(self.eval_dataset)}
+
+
+def describe(name: str, image_size: tuple[int, int], overrides: dict[str, Any]) -> Backbone:
+    """Any backbone whose weights `create` takes: of timm or transformers, or SwinDETR's Swins. `overrides` changes its
+    configuration.
+
+    Raises UserError for an unknown name or key, with the nearest one, and for a backbone that has no weights of its own.
+    """
+    if name in SWINS:
+        stages = {"out_features": [f"stage{number}" for number in range(1, STAGES + 1)]}
+        return describe_own_backbone(SWIN_DETR, name, image_size, stages | overrides)
+    for family, (kind, _) in VITS.items():
+        if name == kind:
+            raise UserError(f"backbone {name}: {family} has its weights in whole checkpoints alone; name another backbone")
+    return describe_backbone(name, STAGES, frozen_norm=False, overrides=overrides)
+
+
+def pretrain(
+    described: Backbone, train: ClassificationDataset, val: ClassificationDataset, config: Training, output: Path, title: str
+) -> float:
+    """Train a backbone from random weights, or from where an earlier call was killed, and return its best top-1 in [0, 1].
+
+    `output` gets `backbone.safetensors`, written last, and `pretraining.json`.
+    """
+    torch.manual_seed(config.seed)
+    classifier, folder = Classifier(described, train.names), output / "training"
+    trainer = run(
+        lambda callbacks: ClassificationTrainer(classifier, train, val, config, folder, callbacks), train, config, folder, title
+    )
+    top1 = float(trainer.state.best_metric)
+    if trainer.args.should_save:
+        with writing_files(output, last=WEIGHTS) as temporary:
+            shutil.copy(folder / "best" / WEIGHTS, temporary)
+            config_of = described.config.to_diff_dict()
+            write_json(temporary / RESULT, {"top1": top1, "classes": len(train.names), "backbone_config": config_of})
+        forget_checkpoints(folder)
+    trainer.accelerator.wait_for_everyone()
+    return top1

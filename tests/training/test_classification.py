@@ -1,0 +1,113 @@
+"""What pre-training promises: a file that fits every kind of detector backbone, the best by top-1, and the same weights after a
+kill."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from leandetr import verbs
+from leandetr.detectors.create import create
+from leandetr.detectors.detector import Detector
+from leandetr.errors import UserError
+from leandetr.structures import ClassMap
+from leandetr.training import classification
+from leandetr.training import fit as fitting
+from leandetr.training.config import Training
+
+SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 6, "decoder_ffn_dim": 32}
+SWIN = {"embed_dim": 24, "depths": [1, 1, 1, 1]}
+SHORT = Training(epochs=2, batch_size=4, lr=3e-3, workers=0, ema=0.9, precision="float32")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two classes told apart by colour."""
+    folder, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for channel, name in enumerate(("red", "green")):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 120, (40, 40, 3), dtype=np.uint8)
+                pixels[..., channel] += 120
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("backbone", "overrides", "model", "size"),
+    [
+        ("test_resnet", {}, "detr", 64),
+        ("test_resnet", {}, "rt_detr_v2", 64),
+        ("rt_detr_resnet", {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]}, "rt_detr_v2", 64),
+        ("swin_tiny", SWIN, "swin_detr", 64),
+    ],
+)
+def test_a_detector_takes_the_weights(images, tmp_path, backbone, overrides, model, size):
+    given = images, backbone, tmp_path / "b", (size, size), overrides, SHORT.model_copy(update={"max_steps": 2})
+    top1 = verbs.pretrain(*given)
+    assert 0 <= top1 <= 1
+    file = tmp_path / "b" / "backbone.safetensors"
+    inner = {f"backbone_config.{key}": value for key, value in overrides.items()}
+    detector = create(model, ClassMap(("a", "b"), (1, 2)), (size, size), backbone, str(file), SMALL | inner)
+    assert isinstance(detector, Detector)
+    own = detector.family.backbone(detector.model).state_dict()
+    trained = load_file(file)
+    found = 0
+    for name, tensor in trained.items():
+        bare = name.removeprefix("_backbone.").removeprefix("model.")
+        match = next((own[key] for key in own if key.removeprefix("_backbone.").removeprefix("model.") == bare), None)
+        if match is not None and tensor.is_floating_point():
+            assert torch.equal(match, tensor)
+            found += 1
+    assert found > 10
+    assert verbs.pretrain(*given) == top1
+
+
+def test_it_learns_and_keeps_the_best(images, tmp_path):
+    top1 = verbs.pretrain(images, "test_resnet", tmp_path / "b", (32, 32), None, SHORT.model_copy(update={"epochs": 6}))
+    assert top1 >= 0.9
+    assert not list((tmp_path / "b" / "training").glob("checkpoint-*"))
+
+
+def test_killed_and_started_again_it_ends_with_the_same_weights(images, tmp_path, monkeypatch):
+    verbs.pretrain(images, "test_resnet", tmp_path / "whole", (32, 32), None, SHORT)
+
+    class Killed(BaseException):
+        pass
+
+    class Killer(fitting.ProgressBar):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 6:
+                raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "ProgressBar", Killer)
+        with pytest.raises(Killed):
+            verbs.pretrain(images, "test_resnet", tmp_path / "killed", (32, 32), None, SHORT)
+    torch.manual_seed(99)
+    verbs.pretrain(images, "test_resnet", tmp_path / "killed", (32, 32), None, SHORT)
+    whole, killed = (load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "killed"))
+    assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
+
+
+def test_the_last_map_is_averaged_and_classified():
+    described = classification.describe("test_resnet", (32, 32), {})
+    classifier = classification.Classifier(described, ["a", "b", "c"]).eval()
+    pixels, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 2])
+    output = classifier(pixels, labels)
+    features = classifier.backbone(pixels).feature_maps[-1]
+    want = features.mean((2, 3)) @ classifier.head.weight.T + classifier.head.bias
+    torch.testing.assert_close(output.logits, want)
+    smoothed = 0.9 * torch.eye(3)[labels] + 0.1 / 3
+    torch.testing.assert_close(output.loss, -(smoothed * want.log_softmax(-1)).sum(-1).mean())
+
+
+def test_faults_leave_no_folder_behind(images, tmp_path):
+    for backbone, fault in (("resnet81", "did you mean"), ("lw_detr_vit", "whole checkpoints alone")):
+        with pytest.raises(UserError, match=fault):
+            verbs.pretrain(images, backbone, tmp_path / "b", (32, 32))
+        assert not (tmp_path / "b").exists()
+    with pytest.raises(UserError, match="does not exist"):
+        verbs.pretrain(tmp_path / "nothing", "test_resnet", tmp_path / "b", (32, 32))
