@@ -125,13 +125,13 @@ def test_killed_after_the_last_step_nothing_is_trained_again(prepared, short, tm
 @pytest.mark.parametrize(("scores", "best"), [((0.5, 0.2), 0), ((0.2, 0.5), 1), ((-1.0, -1.0), 0)])
 def test_best_by_ap_is_kept_with_its_averaged_weights(prepared, short, tmp_path, monkeypatch, scripted, scores, best):
     scripted(*scores)
-    averages, evaluate = [], DetectionTrainer._evaluate_and_keep
+    averages, evaluate = [], DetectionTrainer.measure
 
     def watched(self):
         averages.append({name: tensor.clone() for name, tensor in self.average.shadow.items()})
         return evaluate(self)
 
-    monkeypatch.setattr(DetectionTrainer, "_evaluate_and_keep", watched)
+    monkeypatch.setattr(DetectionTrainer, "measure", watched)
     detector, train, val = prepared()
     found = fit(detector, train, val, short(), tmp_path, "best")
     assert len(averages) == 2
