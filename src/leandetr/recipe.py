@@ -143,8 +143,9 @@ class Variant(Part):
     """A row of a study.
 
     name: of the row and, before `-seed-N`, of its folders. student, teacher: what differs from the study's own, merged into
-    them key by key; a variant without distillation is the student alone. quantization: of the trained variant, each a further
-    row `NAME-SCHEME`.
+    them key by key (but for `set` where another `model` is named); a variant without distillation is the student alone.
+    quantization: of the trained variant, each a further row `NAME-SCHEME`. against: the variant that its accuracy is held
+    against, the study's first by default.
     """
 
     name: str = Field(pattern=r"^\w[\w.+-]*$")
@@ -152,6 +153,7 @@ class Variant(Part):
     teacher: Model | None = None
     distillation: Distillation | None = None
     quantization: list[Quantization] = []
+    against: str | None = None
 
     @model_validator(mode="after")
     def _can_be_trained(self) -> Variant:
@@ -169,7 +171,7 @@ class Variant(Part):
 
 
 class Study(Job):
-    """Variants of a student, each trained with every seed, held against the first of them.
+    """Variants of a student, each trained with every seed.
 
     teacher: shared by all variants and seeds, trained once, with the first seed; needed where a variant distils. For methods
     that learn from detections alone, `checkpoint` may also be a JSON of detections or a detector of torchvision's.
@@ -195,7 +197,7 @@ class Study(Job):
             if not isinstance(variant, dict):
                 return variant
             parts = ("student", "teacher") if variant.get("distillation") is not None else ("student",)
-            own = {part: merge(values.get(part), variant.get(part)) for part in parts}
+            own = {part: _changed(values.get(part), variant.get(part)) for part in parts}
             return variant | {part: value for part, value in own.items() if value is not None}
 
         return values | {"variants": [completed(variant) for variant in values["variants"]]}
@@ -209,6 +211,8 @@ class Study(Job):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: a seed is there twice; name each once")
         for variant in self.variants:
+            if variant.against is not None and variant.against not in [other.name for other in self.variants]:
+                raise ValueError(f"variants: {variant.name} is held against {variant.against}, which is none; name a variant")
             schedule = variant.student.training
             for epoch in self.epochs:
                 if epoch > schedule.epochs or (epoch % schedule.evaluate_every and epoch != schedule.epochs):
@@ -217,6 +221,13 @@ class Study(Job):
                         f"{schedule.evaluate_every} of {schedule.epochs}; set training.evaluate_every or name other epochs"
                     )
         return self
+
+
+def _changed(model: Any, changes: Any) -> Any:
+    """A model with a variant's changes; where they name another one, its configuration values begin anew."""
+    if isinstance(model, dict) and isinstance(changes, dict) and changes.get("model", model.get("model")) != model.get("model"):
+        model = {key: value for key, value in model.items() if key != "set"}
+    return merge(model, changes)
 
 
 def merge(base: Any, changes: Any) -> Any:

@@ -212,7 +212,8 @@ def planned_rows(study: Study, teachers: Mapping[str, Model]) -> dict[str, Plan]
     reference = study.variants[0].name
     for variant in study.variants:
         for row in variant.rows():
-            against = variant.name if row != variant.name else reference if row != reference else None
+            held = variant.against or (reference if row != reference else None)
+            against = held if row == variant.name else variant.name
             rows[row] = Plan(study.seeds, against, variant.name)
     return rows
 

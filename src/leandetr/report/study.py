@@ -177,12 +177,14 @@ def study_columns(rows: Sequence[StudyRow], epochs: Sequence[int]) -> list[Colum
 
 
 def legend(rows: Sequence[StudyRow]) -> str:
-    references = {row["against"] for row in rows if row["against"] is not None}
-    quantized = {row["against"] for row in rows if row["against"] and row["name"].startswith(f"{row['against']}-")}
-    held = " or ".join(sorted(references - quantized) or ["the first variant"])
+    held: dict[str, list[str]] = {}
+    for name, against in {row["name"]: row["against"] for row in rows if row["against"] is not None}.items():
+        held.setdefault(against, []).append(name)
+    most = max(held, key=lambda name: len(held[name]), default="")
+    others = "".join(f", {' and '.join(names)} to {against}" for against, names in held.items() if against != most)
     return (
         "AP: COCO average precision, a fraction, the mean over the seeds that are done, ± their sample standard deviation "
-        f"(none for one seed). change: mean difference in AP to {held}, seed by seed; a quantized row's is to its float row. "
+        f"(none for one seed). change: mean difference in AP to {most}{others}, seed by seed. "
         "epoch N: AP on the validation images after that epoch, where AP itself is that of the best epoch. evaluation s: "
         "seconds for all validation images. MB: 10^6 bytes of the written artefact. "
         f"{DASH}: undefined or not measured."
