@@ -1,5 +1,7 @@
 """SwinDETR: token counts, any image size, padding, gradients, saving, the decoder replayed, ONNX."""
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoModelForObjectDetection, SwinConfig
@@ -164,3 +166,17 @@ def test_onnx_agrees_for_any_batch(agrees_in_onnx):
     two = SwinConfig(embed_dim=8, depths=[2, 1], num_heads=[1, 1], window_size=4)
     model = build(decoder_layers=1, stages=[1, 2], backbone_config=two)  # shifted windows, filled windows, two levels
     agrees_in_onnx(model, (32, 40))
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor_it_trains_as_uncompiled(labels):
+    two = SwinConfig(embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4, drop_path_rate=0.0)
+    plain = build(stages=[1, 2], backbone_config=two, decoder_layers=2, dropout=0.0).train()
+    compiled, pixels, targets = copy.deepcopy(plain), torch.randn(2, 3, 64, 64), labels(1, 2)
+    losses = [model(pixels, labels=targets).loss for model in (plain, torch.compile(compiled, backend="inductor"))]
+    torch.testing.assert_close(losses[1], losses[0])
+    for loss in losses:
+        loss.backward()
+    for expected, parameter in zip(plain.parameters(), compiled.parameters(), strict=True):
+        if expected.grad is not None:
+            torch.testing.assert_close(parameter.grad, expected.grad, atol=2e-3, rtol=1e-3)

@@ -15,7 +15,10 @@ from leandetr.cli.options import Engine, Json, OneSplit, Queries, Threads, with_
 @app.command()
 @with_groups
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Saved detector, hub id, .onnx, .xml, or a JSON in COCO's results format.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Saved detector, hub id, published .pth, .onnx, .xml, torchvision's NAME, or a JSON of results."),
+    ],
     data: OneSplit,
     split: Annotated[str, typer.Option(help="train or val.")] = "val",
     engine: Engine = None,
@@ -48,7 +51,7 @@ def evaluate(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Saved detector or hub id, float or quantized.")],
+    model: Annotated[str, typer.Argument(help="Saved detector, hub id or published .pth, float or quantized.")],
     out: Annotated[Path, typer.Option(help="The .onnx or .xml file.")],
     to: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
     image_size: Annotated[
@@ -68,7 +71,7 @@ def export(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="Saved detector, hub id, .onnx or .xml.")],
+    model: Annotated[str, typer.Argument(help="Saved detector, hub id, published .pth, .onnx, .xml, or torchvision's NAME.")],
     sources: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
     out: Annotated[Path, typer.Option(help="Folder for the drawn pictures and predictions.json.")],
     threshold: Annotated[float, typer.Option(help="Least score of a box.", min=0, max=1)] = 0.3,

@@ -14,11 +14,12 @@ from leandetr.cli.main import app, out_console
 def models(
     describe: Annotated[str | None, typer.Option(help="One of the names: its size and its cost.")] = None,
 ) -> None:
-    """What can be named with --model and --student.
+    """What can be named with --model and --student, and torchvision's detectors for --teacher.
 
     Example: `leandetr models --describe rt_detr_v2`
     """
     from leandetr.detectors.create import MODELS, missing
+    from leandetr.detectors.teachers import NAMES
 
     if describe:
         from leandetr.detectors.describe import describe as described
@@ -35,4 +36,6 @@ def models(
     for name, recipe in MODELS.items():
         absent = " (not in the installed transformers)" if missing(name) else ""
         table.add_row(name, recipe.backbone, recipe.description + absent)
+    for name in NAMES:
+        table.add_row(name, "", "torchvision's, a teacher alone: NAME or NAME:WEIGHTS")
     out_console.print(table)

@@ -8,7 +8,8 @@ The paper's distillation queries are a second set of learned embeddings that the
 them. Their place is the decoder call: concatenated to the content and position of the object queries along N they are decoded
 by the same layers and heads, which know nothing of how many queries there are.
 
-Trains under `torch.compile`, the matching excepted. Images of any size; an image's output does not depend on its padding.
+Trains under `torch.compile`, inductor too, the matching excepted. Images of any size; an image's output does not depend on its
+padding.
 """
 
 import warnings
