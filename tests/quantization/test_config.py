@@ -50,6 +50,9 @@ def test_a_scheme_survives_being_written_as_plain_values(scheme):
     ("make", "says"),
     [
         (lambda: scheme_config("static", weight_bits=1), "weight_bits is 1; give 2 to 8"),
+        (lambda: WeightOnly(bits=9), "bits is 9; give 2 to 8"),
+        (lambda: WeightOnly(bits=4, group_size=48), "group_size is 48; give 32, 64, 128"),
+        (lambda: WeightOnly(bits=4, calibration_images=-1), "calibration_images is -1"),
         (lambda: Static(activation_bits=16), "activation_bits is 16; give 2 to 8"),
         (lambda: Static(observer="mean"), "observer 'mean'"),
         (lambda: Static(percentile=5), "percentile is 5"),

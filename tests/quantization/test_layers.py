@@ -1,14 +1,18 @@
 """Quantized layers on real engines: the exported graph holds the integers, and computes what PyTorch computes."""
 
+import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
+from onnx_ir.passes import common
 from torch import Tensor, nn
 
+from leandetr.deployment.openvino import read_onnx, unpack_weights
 from leandetr.quantization.modules import GriddedActivation, LayerPlan, quantized_layer
 from leandetr.quantization.observers import grid_of
-from leandetr.quantization.operators import dynamic_linear, onnx_translations
+from leandetr.quantization.operators import dynamic_linear, onnx_translations, store_integers
 
 BITS = {"input_bits": 8, "output_bits": 8}
 PLANS = {
@@ -42,17 +46,19 @@ def built(layer: nn.Module, plan: LayerPlan, reach: float = 2.0) -> nn.Module:
 
 
 def exported(module: nn.Module, x: Tensor, path) -> onnx.ModelProto:
-    torch.onnx.export(
+    program = torch.onnx.export(
         module,
         (x,),
-        path,
         dynamo=True,
         opset_version=21,
         custom_translation_table=onnx_translations(),
-        external_data=False,
         input_names=["x"],
+        optimize=False,
         verbose=False,
     )
+    common.InlinePass()(program.model)
+    store_integers(program.model.graph)
+    onnx_ir.save(program.model, path)
     return onnx.load(path)
 
 
@@ -152,3 +158,32 @@ def test_a_dead_channel_keeps_its_bias():
         layer.bias.copy_(torch.tensor([3.0, -2.0]))
     quantized = built(layer, LayerPlan(input="grid", input_bits=8))
     torch.testing.assert_close(quantized(torch.zeros(1, 4, 2, 2)), layer(torch.zeros(1, 4, 2, 2)))
+
+
+GROUPED = {
+    "linear": (lambda: nn.Linear(96, 20), (2, 7, 96), 32),
+    "1x1": (lambda: nn.Conv2d(48, 12, 1, bias=False), (2, 48, 5, 6), 48),
+    "3x3": (lambda: nn.Conv2d(32, 12, 3, stride=2, padding=1), (2, 32, 9, 10), 16),
+}
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("linear", 4), ("1x1", 4), ("3x3", 3), ("linear", 6)])
+def test_integers_in_groups_are_those_of_pytorch_on_both_engines(tmp_path, kind, bits):
+    openvino = pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    make, shape, size = GROUPED[kind]
+    layer = make()
+    quantized = quantized_layer(layer, LayerPlan(weight_bits=bits, group_size=size)).eval()
+    quantized.fill(layer)
+    x = torch.randn(shape)
+    graph = exported(quantized, x, tmp_path / "layer.onnx").graph
+    stored = next(tensor for tensor in graph.initializer if tuple(tensor.dims) == tuple(layer.weight.shape))
+    assert stored.data_type == (onnx.TensorProto.INT4 if bits <= 4 else onnx.TensorProto.INT8)
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(stored).astype(np.int8), quantized.integers().numpy())
+    with torch.no_grad():
+        expected = quantized(x)
+    torch.testing.assert_close(onnx_runtime(tmp_path / "layer.onnx", x), expected, rtol=1e-5, atol=1e-5)
+    model = read_onnx(tmp_path / "layer.onnx")
+    assert unpack_weights(model) == 1
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    torch.testing.assert_close(torch.from_numpy(compiled(x.numpy())[0]), expected, rtol=1e-4, atol=1e-4)

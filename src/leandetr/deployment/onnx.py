@@ -27,7 +27,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from leandetr.deployment.metadata import KEY, describe, scheme_of
-from leandetr.deployment.rewrites import own_zero_points, pad_in_convolutions, select_tokens
+from leandetr.deployment.rewrites import forget_types, own_zero_points, pad_in_convolutions, select_tokens
 from leandetr.deployment.runtimes import OnnxRuntime, PlainDetector
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
@@ -128,7 +128,7 @@ def _inputs(images: int, size: tuple[int, int] | None, free_size: tuple[int, int
 
 
 def _to_onnx(model: PlainDetector, sample: tuple[Tensor, ...], dynamic_batch: bool, opset: int) -> onnx_ir.Model:
-    from leandetr.quantization.operators import onnx_translations
+    from leandetr.quantization.operators import onnx_translations, store_integers
 
     free, free_size = torch.export.Dim.DYNAMIC, len(sample) == 2
     batch = {0: free} if dynamic_batch else {}
@@ -155,6 +155,7 @@ def _to_onnx(model: PlainDetector, sample: tuple[Tensor, ...], dynamic_batch: bo
     # stack trace with every node, which outweighs the weights of a small model.
     common.InlinePass()(program.model)
     fold_constants(program.model)
+    store_integers(program.model.graph)
     select_tokens(program.model.graph)
     pad_in_convolutions(program.model.graph)
     clean = Sequential(
@@ -169,6 +170,7 @@ def _to_onnx(model: PlainDetector, sample: tuple[Tensor, ...], dynamic_batch: bo
     )
     model = clean(program.model).model
     own_zero_points(model.graph)
+    forget_types(model.graph)
     return model
 
 

@@ -65,6 +65,15 @@ def own_zero_points(graph: onnx_ir.Graph) -> None:
                 node.replace_input_with(2, own)
 
 
+def forget_types(graph: onnx_ir.Graph) -> None:
+    """Engines infer the types and shapes between inputs and outputs; written down they take more bytes than all nodes, and an
+    initializer says them a second time."""
+    inside = [value for node in graph.all_nodes() for value in node.outputs if not value.is_graph_output()]
+    for value in (*inside, *graph.initializers.values()):
+        value.type = value.shape = None
+        value.metadata_props.clear()
+
+
 def _grid_before(conv: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node] | None:
     """The QuantizeLinear and DequantizeLinear through which a convolution, and nothing else, reads its input."""
     dequantize = conv.inputs[0].producer()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from leandetr.deployment.metadata import KEY, Metadata, describe
-from leandetr.deployment.openvino import import_openvino, onnx_metadata, read_onnx
+from leandetr.deployment.openvino import import_openvino, onnx_metadata, read_onnx, unpack_weights
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
 from leandetr.detectors.postprocess import postprocess
@@ -204,6 +204,7 @@ class OpenVinoRuntime(Runtime):
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # integer weights do not make it round the inputs too
         }
         try:
+            unpack_weights(model)
             self.compiled = core.compile_model(model, "CPU", config)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]

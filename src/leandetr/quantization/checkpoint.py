@@ -36,6 +36,7 @@ class QuantizationRecord(QuantizationConfigMixin):
         activations: activation function -> bits of the grid on its output.
         left_float: layer with weights, or attention, that stayed float -> why.
         trainable: whether the layers hold float weights that are rounded as they run, see `trainable.py`.
+        kept_wide: layer that holds 8 bits where fewer were asked for -> why.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class QuantizationRecord(QuantizationConfigMixin):
         activations: dict[str, int],
         left_float: dict[str, str],
         trainable: bool = False,
+        kept_wide: dict[str, str] | None = None,
         quant_method: str = METHOD,
     ) -> None:
         self.quant_method = quant_method
@@ -55,6 +57,7 @@ class QuantizationRecord(QuantizationConfigMixin):
         self.activations = activations
         self.left_float = left_float
         self.trainable = trainable
+        self.kept_wide = kept_wide or {}
 
     def summary(self) -> str:
         """One line on what was quantized, then one a reason on what was not."""
@@ -63,11 +66,12 @@ class QuantizationRecord(QuantizationConfigMixin):
             inputs[plan["input"]] = inputs.get(plan["input"], 0) + 1
         kinds = ", ".join(f"{count} with {INPUTS[kind]}" for kind, count in sorted(inputs.items()))
         lines = [f"{self.scheme['scheme']}: {len(self.layers)} layers quantized ({kinds}), {len(self.left_float)} left float"]
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.left_float.items():
-            reasons.setdefault(reason, []).append(name)
-        for reason, names in reasons.items():
-            lines.append(f"  float, {reason}: {len(names)} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})")
+        for kind, layers in (("float", self.left_float), ("8 bits", self.kept_wide)):
+            reasons: dict[str, list[str]] = {}
+            for name, reason in layers.items():
+                reasons.setdefault(reason, []).append(name)
+            for reason, names in reasons.items():
+                lines.append(f"  {kind}, {reason}: {len(names)} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})")
         return "\n".join(lines)
 
 

@@ -2,9 +2,9 @@
 
 | scheme | weights | activations |
 |---|---|---|
-| `WeightOnly` | int8, one scale an output channel | float |
-| `Dynamic` | the same | Linear: uint8, grid taken from each input at run time; Conv2d: float, see `Dynamic` |
-| `Static` | the same, 2 to 8 bits | uint8 on calibrated grids, 2 to 8 bits, see `placement.py` |
+| `WeightOnly` | int8, one scale an output channel; or 2 to 7 bits, one scale a group | float |
+| `Dynamic` | int8, one scale an output channel | Linear: uint8, on a grid taken at run time; Conv2d: float, see `Dynamic` |
+| `Static` | 2 to 8 bits, a scale an output channel | uint8 on calibrated grids, 2 to 8 bits, see `placement.py` |
 | `LowBit` | 2 to 8 bits, trained, one step an output channel | 2 to 8 bits, trained, those of attention too |
 
 Every scheme folds BatchNorm into the convolution before it first, which is exact.
@@ -24,7 +24,7 @@ from leandetr.errors import UserError, unknown
 
 FLOAT = "float"
 
-#: layers that stay float unless an override says otherwise, and why
+#: layers whose arithmetic stays float unless an override says otherwise, and why
 DEFAULT_FLOAT = {
     "*class_labels_classifier*": "class head",
     "*class_embed*": "class head",
@@ -41,8 +41,12 @@ DEFAULT_FLOAT = {
     "*pos_trans*": "takes position embeddings of boxes",
     "*sampling_offsets": "sampling offsets",
     "*.attention_weights": "weights of sampled points",
-    "*patch_embeddings.projection": "its caller reads the type of the weight",
 }
+
+#: layers that cannot hold integers, and why
+ALWAYS_FLOAT = {"*patch_embeddings.projection": "its caller reads the type of the weight"}
+
+GROUP_SIZES = (32, 64, 128)
 
 OBSERVERS = ("min-max", "moving-average", "percentile", "mse")
 
@@ -94,11 +98,18 @@ class Scheme:
         found: tuple[Scheme | None, str] = (self, self.name)
         for pattern, reason in self.default_float.items():
             if _matches(pattern, names):
+                found = (self.careful(), reason)
+        for pattern, reason in ALWAYS_FLOAT.items():
+            if _matches(pattern, names):
                 found = (None, reason)
         for pattern, value in self.overrides.items():
             if _matches(pattern, names):
                 found = (None if value == FLOAT else value, f"override {pattern}")
         return found
+
+    def careful(self) -> Scheme | None:
+        """What the default exceptions get, None for float."""
+        return None
 
     def check_overrides(self, names: list[str]) -> None:
         """Raises UserError for a pattern that matches none of a model's layer names."""
@@ -116,9 +127,37 @@ class Scheme:
 
 @dataclass(frozen=True)
 class WeightOnly(Scheme):
-    """Integer weights, float arithmetic: the file shrinks to about a quarter, the speed stays that of float."""
+    """Integer weights, float arithmetic: the file shrinks to about a quarter, with 4 bits to less than a sixth; the speed stays
+    that of float.
+
+    The default exceptions hold 8 bits here, since their arithmetic is float all the same.
+
+    Args:
+        bits: 2 to 8 of a weight.
+        group_size: 32, 64 or 128 weights along the input dimension that share a scale, where there are fewer than 8 bits; with
+            8 it is the whole output channel. A layer whose inputs it does not divide takes the largest smaller group that does,
+            of 16 or more; one without any (depthwise convolutions, the first layer) holds 8 bits.
+        calibration_images: how many images are read to round fewer than 8 bits such that a layer's errors make up for each
+            other (`rounding.py`); 0 rounds every weight to its nearest integer.
+    """
+
+    bits: int = 8
+    group_size: int = 64
+    calibration_images: int = 0
 
     name: ClassVar[str] = "weight-only"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2 <= self.bits <= 8:
+            raise UserError(f"weight-only: bits is {self.bits}; give 2 to 8")
+        if self.group_size not in GROUP_SIZES:
+            raise UserError(f"weight-only: group_size is {self.group_size}; give {', '.join(map(str, GROUP_SIZES))}")
+        if self.calibration_images < 0:
+            raise UserError(f"weight-only: calibration_images is {self.calibration_images}; give 0 or more")
+
+    def careful(self) -> Scheme:
+        return WeightOnly()
 
 
 @dataclass(frozen=True)

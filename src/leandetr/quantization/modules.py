@@ -1,11 +1,13 @@
 """Quantized layers: what a Linear or Conv2d becomes, and the grid that activations are rounded to.
 
-A layer's integer weights are its parameter `weight` (families' weight initialisation touches it by that name), beside them lie
-`weight_scale`, one value an output channel:
+A layer's integer weights are its parameter `weight` (families' weight initialisation touches it by that name), int8 of the
+weight's shape, or packed (see `packing.py`) where they have fewer than 8 bits. Beside them lie `weight_scale`, one value an
+output channel:
 
     weight = round(w / weight_scale),    weight_scale = max |w_channel| / (2^(b-1) - 1)
 
-which is symmetric, since integer kernels want -127..127. A layer with a grid on its input also holds its bias as integers, in
+which is symmetric, since integer kernels want -127..127; or, for weights that are only stored as integers, one value a group of
+them, see `groups.py`. A layer with a grid on its input also holds its bias as integers, in
 units of input scale * weight_scale, as integer kernels add it to their sums (with a float bias, ONNX Runtime computes a
 quantized Gemm in float). A `LayerPlan` says all that has to be known to build a layer before its tensors are there.
 """
@@ -21,7 +23,10 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leandetr.quantization.operators import dequantize, dynamic_linear, fake_quantize
+from leandetr.quantization.groups import quantize_groups
+from leandetr.quantization.operators import dequantize, dequantize_groups, dynamic_linear, fake_quantize, unpack
+from leandetr.quantization.packing import pack, packed_bytes
+from leandetr.quantization.rounding import InputMoment
 
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 
@@ -36,12 +41,14 @@ class LayerPlan:
 
     Args:
         weight_bits: 2 to 8.
+        group_size: how many weights along the input dimension share a scale; None where an output channel does.
         input: "float"; "dynamic", a grid taken at run time (Linear only); "grid", rounded to a calibrated grid by the layer;
             "given", already on that grid because the module before it put it there.
         input_bits, output_bits: widths of the calibrated grids on its input and on its output, None without one.
     """
 
     weight_bits: int = 8
+    group_size: int | None = None
     input: str = FLOAT_INPUT
     input_bits: int | None = None
     output_bits: int | None = None
@@ -80,9 +87,17 @@ class QuantizedLayer(nn.Module):
     def __init__(self, layer: nn.Linear | nn.Conv2d, plan: LayerPlan) -> None:
         super().__init__()
         self.plan = plan
-        channels = layer.weight.shape[0]
-        self.weight = nn.Parameter(torch.zeros(layer.weight.shape, dtype=torch.int8), requires_grad=False)
-        self.register_buffer("weight_scale", torch.ones(channels))
+        self.shape = tuple(layer.weight.shape)
+        channels, inputs, *kernel = self.shape
+        if plan.weight_bits == 8:
+            weight = torch.zeros(self.shape, dtype=torch.int8)
+        else:
+            weight = torch.zeros(packed_bytes(layer.weight.numel(), plan.weight_bits), dtype=torch.uint8)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        if plan.group_size is None:
+            self.register_buffer("weight_scale", torch.ones(channels))
+        else:
+            self.register_buffer("weight_scale", torch.ones(channels, inputs // plan.group_size, *kernel, dtype=torch.half))
         self.input = None if plan.input_bits is None else Grid(plan.input_bits)
         self.output = None if plan.output_bits is None else Grid(plan.output_bits)
         if layer.bias is None:
@@ -93,8 +108,21 @@ class QuantizedLayer(nn.Module):
             self.bias = nn.Parameter(torch.zeros(channels, dtype=torch.int32), requires_grad=False)
 
     @torch.no_grad()
-    def fill(self, layer: nn.Linear | nn.Conv2d) -> None:
-        """Take over a float layer's weights and bias. The grids must have been set before."""
+    def fill(self, layer: nn.Linear | nn.Conv2d, moment: InputMoment | None = None) -> None:
+        """Take over a float layer's weights and bias. The grids must have been set before. moment: of the layer's inputs, for
+        the rounding of groups."""
+        if self.plan.group_size is None:
+            integers, scale = self._quantize_channels(layer)
+        else:
+            integers, scale = quantize_groups(layer.weight.detach(), self.plan.weight_bits, self.plan.group_size, moment)
+        self.weight.copy_(integers if self.plan.weight_bits == 8 else pack(integers, self.plan.weight_bits))
+        self.weight_scale.copy_(scale)
+        if self.bias is not None and self.input is not None:
+            self.bias.copy_(torch.round(layer.bias / (self.input.scale * scale)).clamp(-INT32_REACH, INT32_REACH))
+        elif self.bias is not None:
+            self.bias.copy_(layer.bias)
+
+    def _quantize_channels(self, layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
         top = 2 ** (self.plan.weight_bits - 1) - 1
         weight = layer.weight.detach().flatten(1)
         scale = weight.abs().amax(1) / top
@@ -102,15 +130,16 @@ class QuantizedLayer(nn.Module):
             # a channel that is almost dead has a scale in whose units its bias would not fit into int32
             scale = torch.maximum(scale, layer.bias.abs() / (self.input.scale * INT32_REACH))
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        self.weight_scale.copy_(scale)
-        self.weight.copy_(torch.clamp(torch.round(weight / scale[:, None]), -top, top).reshape(layer.weight.shape))
-        if self.bias is not None and self.input is not None:
-            self.bias.copy_(torch.round(layer.bias / (self.input.scale * scale)).clamp(-INT32_REACH, INT32_REACH))
-        elif self.bias is not None:
-            self.bias.copy_(layer.bias)
+        return torch.clamp(torch.round(weight / scale[:, None]), -top, top).to(torch.int8).reshape(self.shape), scale
+
+    def integers(self) -> Tensor:
+        """The weights as int8, of the weight's shape."""
+        return self.weight if self.plan.weight_bits == 8 else unpack(self.weight, self.plan.weight_bits, self.shape)
 
     def float_weight(self) -> Tensor:
-        return dequantize(self.weight, self.weight_scale)
+        if self.plan.group_size is None:
+            return dequantize(self.integers(), self.weight_scale)
+        return dequantize_groups(self.weight, self.weight_scale, self.plan.weight_bits, self.shape)
 
     def float_bias(self) -> Tensor | None:
         if self.bias is None or self.input is None:
@@ -128,7 +157,7 @@ class QuantizedLayer(nn.Module):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, weight_bits={self.plan.weight_bits}, input={self.plan.input}"
+        return f"{self.shape}, weight_bits={self.plan.weight_bits}, input={self.plan.input}"
 
 
 class QuantizedLinear(QuantizedLayer):
@@ -136,8 +165,8 @@ class QuantizedLinear(QuantizedLayer):
 
     def product(self, x: Tensor) -> Tensor:
         if self.plan.input != DYNAMIC_INPUT:
-            return F.linear(x, self.float_weight(), self.float_bias())
-        x = dynamic_linear(x, self.weight, self.weight_scale)
+            return F.linear(x, self.float_weight().to(x.dtype), self.float_bias())
+        x = dynamic_linear(x, self.integers(), self.weight_scale)
         return x if self.bias is None else x + self.bias
 
 
@@ -151,11 +180,12 @@ class QuantizedConv2d(QuantizedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.same:  # before the grid, so that nothing stands between the grid and the convolution
-            x = pad_same(x, self.weight.shape[-2:], self.stride, self.dilation)
+            x = pad_same(x, self.shape[-2:], self.stride, self.dilation)
         return super().forward(x)
 
     def product(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.float_weight(), self.float_bias(), self.stride, self.padding, self.dilation, self.groups)
+        weight = self.float_weight().to(x.dtype)
+        return F.conv2d(x, weight, self.float_bias(), self.stride, self.padding, self.dilation, self.groups)
 
 
 class GriddedActivation(nn.Module):

@@ -7,7 +7,7 @@ layers. The result evaluates, saves, loads and exports like any other detector.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.checkpoint import QuantizationRecord, attach, build
-from leandetr.quantization.config import Dynamic, LowBit, Scheme, Static
+from leandetr.quantization.config import Dynamic, LowBit, Scheme, Static, WeightOnly
 from leandetr.quantization.fold import fold_batch_norms
+from leandetr.quantization.groups import group_size_of
 from leandetr.quantization.lowbit import attentions_of, place_trained
 from leandetr.quantization.modules import DYNAMIC_INPUT, GRID_INPUT, LayerPlan, is_quantizable, names_of
 from leandetr.quantization.observers import Observer, grid_of, observer_of
 from leandetr.quantization.placement import Placement, place
+from leandetr.quantization.rounding import InputMoment
 from leandetr.quantization.trainable import TrainableLayer
 from leandetr.structures import Batch
 
@@ -34,12 +36,12 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
         detector: a float detector.
         config: `WeightOnly`, `Dynamic`, `Static` or `LowBit`, see `config.py`.
         calibration_batches: batches as the detector takes them, read once and no further than the scheme's
-            `calibration_images`; only `Static` and `LowBit` need them. Memory does not depend on their number.
+            `calibration_images`; `WeightOnly` and `Dynamic` need none. Memory does not depend on their number.
 
     Returns:
         The quantized detector in evaluation mode; with `LowBit` it is one to train, of which `finish` makes integers. Its
         `config.quantization_config` records what was done, and `summary()` of that says how many layers were quantized, and
-        which stayed float and why.
+        which stayed float or hold more bits than asked for, and why.
 
     Raises:
         UserError: the detector is quantized already; a layer pattern matches nothing; calibration images are missing, fewer
@@ -54,11 +56,12 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
         raise UserError("the model is quantized already; give the float model that it was made from")
     detector = copy.deepcopy(detector).eval()
     model = detector.model
-    settings, left_float = _decide(detector, config)
+    settings, left_float, kept_wide = _decide(detector, config)
     static = {layer: setting for layer, setting in settings.items() if isinstance(setting, Static | LowBit)}
-    asked = max((setting.calibration_images for setting in static.values()), default=0)
+    moments = {layer: InputMoment(layer) for layer, setting in settings.items() if _learns_rounding(layer, setting)}
+    asked = max((settings[layer].calibration_images for layer in (*static, *moments)), default=0)
     images = _images(calibration_batches, asked, next(model.parameters()).device)
-    first = next(images) if static else _blank(detector)
+    first = next(images) if asked else _blank(detector)
 
     def run() -> None:
         model(pixel_values=first[0][:1], pixel_mask=first[1][:1])
@@ -70,7 +73,7 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
             left_float |= unreached
         else:
             placement = place(model, static, run) if static else Placement()
-        grids = _calibrate(model, static, placement, chain([first], images)) if static else Grids({}, {})
+        grids = _calibrate(model, static, placement, moments, chain([first], images)) if asked else Grids({}, {})
 
     names = names_of(model)
     for layer in placement.idle:
@@ -84,13 +87,14 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
         activations={names[module][0]: setting.activation_bits for module, setting in placement.activations.items()},
         left_float=left_float,
         trainable=isinstance(config, LowBit),
+        kept_wide=kept_wide,
     )
     if before is not None:
         record.folds, record.layers = before.folds | folds, before.layers | record.layers
     replaced = build(model, record)
     grids.fill(replaced)
     for layer in plans:
-        replaced[layer].fill(layer)
+        replaced[layer].fill(layer, *(moments[layer],) if layer in moments else ())
     attach(model, record)
     return detector
 
@@ -110,15 +114,20 @@ class Grids:
 
 
 def _calibrate(
-    model: nn.Module, static: dict[nn.Module, Static], placement: Placement, images: Iterable[tuple[Tensor, Tensor]]
+    model: nn.Module,
+    static: dict[nn.Module, Static],
+    placement: Placement,
+    moments: dict[nn.Module, InputMoment],
+    images: Iterable[tuple[Tensor, Tensor]],
 ) -> Grids:
-    """Observe the float model on the calibration images, and choose the grids."""
+    """Observe the float model on the calibration images: sum the moments, and choose the grids."""
     inputs = {layer: static[layer] for layer, plan in placement.plans.items() if plan.input == GRID_INPUT}
     outputs = {layer: static[layer] for layer, plan in placement.plans.items() if plan.output_bits is not None}
     outputs |= placement.activations
     input_observers = {module: observer_of(setting) for module, setting in inputs.items()}
     output_observers = {module: observer_of(setting) for module, setting in outputs.items()}
     handles = [module.register_forward_pre_hook(_reader(input_observers)) for module in inputs]
+    handles += [module.register_forward_pre_hook(_reader(moments)) for module in moments]
     handles += [module.register_forward_hook(_reader(output_observers)) for module in outputs]
     try:
         for pixels, mask in images:
@@ -131,7 +140,7 @@ def _calibrate(
     return grids
 
 
-def _reader(observers: dict[nn.Module, Observer]) -> Callable[..., None]:
+def _reader(observers: Mapping[nn.Module, Observer | InputMoment]) -> Callable[..., None]:
     """A hook that shows a module's input, or its output in a forward hook, to the module's observer."""
 
     def read(module: nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
@@ -147,10 +156,10 @@ def _chosen(observers: dict[nn.Module, Observer], settings: dict[nn.Module, Stat
     return {module: grid_of(*observer.range(), settings[module].activation_bits) for module, observer in observers.items()}
 
 
-def _decide(detector: Detector, config: Scheme) -> tuple[dict[nn.Module, Scheme], dict[str, str]]:
-    """Every layer's setting, and for the layers with weights that stay float their names and why. What an earlier stage of a
-    low-bit training has quantized is in neither."""
-    settings, left_float, layer_names, model = {}, {}, [], detector.model
+def _decide(detector: Detector, config: Scheme) -> tuple[dict[nn.Module, Scheme], dict[str, str], dict[str, str]]:
+    """Every layer's setting; names and reasons of the layers with weights that stay float; and of those with more bits than
+    were asked for. What an earlier stage of a low-bit training has quantized is in none."""
+    settings, left_float, kept_wide, layer_names, model = {}, {}, {}, [], detector.model
     later = isinstance(config, LowBit) and config.part == "backbone"
     backbone = set(detector.family.backbone(model).modules()) if later else set()
     if isinstance(config, LowBit):
@@ -167,15 +176,32 @@ def _decide(detector: Detector, config: Scheme) -> tuple[dict[nn.Module, Scheme]
                 left_float[names[0]] = "left to the second stage"
             else:
                 settings[module] = setting
+            if isinstance(setting, WeightOnly):
+                if not reason.startswith("override") and setting.bits > config.bits:
+                    kept_wide[names[0]] = reason
+                elif setting.bits < 8 and group_size_of(module, setting.group_size) is None:
+                    kept_wide[names[0]] = f"{module.weight.shape[1]} inputs have no group of 16 or more"
         elif any(parameter.ndim > 1 for parameter in module.parameters(recurse=False)):
             left_float[names[0]] = f"{type(module).__name__}, neither a plain Linear nor a plain Conv2d"
     config.check_overrides(layer_names)
-    return settings, left_float
+    return settings, left_float, kept_wide
 
 
 def _plain_plan(layer: nn.Module, setting: Scheme) -> LayerPlan:
-    dynamic = isinstance(setting, Dynamic) and isinstance(layer, nn.Linear)
-    return LayerPlan(input=DYNAMIC_INPUT) if dynamic else LayerPlan()
+    """The plan of a layer without calibrated grids."""
+    if isinstance(setting, Dynamic) and isinstance(layer, nn.Linear):
+        return LayerPlan(input=DYNAMIC_INPUT)
+    group_size = _group_size(layer, setting)
+    return LayerPlan() if group_size is None else LayerPlan(weight_bits=setting.bits, group_size=group_size)
+
+
+def _group_size(layer: nn.Module, setting: Scheme) -> int | None:
+    """Of a layer whose weights are in groups."""
+    return group_size_of(layer, setting.group_size) if isinstance(setting, WeightOnly) and setting.bits < 8 else None
+
+
+def _learns_rounding(layer: nn.Module, setting: Scheme) -> bool:
+    return _group_size(layer, setting) is not None and setting.calibration_images > 0 and InputMoment.possible(layer)
 
 
 def _images(batches: Iterable[Batch], asked: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -194,7 +220,7 @@ def _images(batches: Iterable[Batch], asked: int, device: torch.device) -> Itera
         if found == asked:
             return
     if found == 0:
-        raise UserError("a static scheme needs calibration images and there are none; give images of the training split")
+        raise UserError("this scheme needs calibration images and there are none; give images of the training split")
     raise UserError(f"{asked} calibration images were asked for and there are {found}; give more or lower calibration_images")
 
 
