@@ -33,7 +33,7 @@ from leandetr.errors import UserError, unknown
 from leandetr.evaluation import coco
 from leandetr.evaluation.coco import CocoMetrics
 from leandetr.files import claiming, read_json
-from leandetr.quantization.config import Scheme, scheme_config
+from leandetr.quantization.config import Scheme, calibration_images, scheme_config
 from leandetr.quantization.quantize import quantize as quantize_detector
 from leandetr.structures import ClassMap, Preprocessing
 from leandetr.training import classification
@@ -172,7 +172,7 @@ def quantize(
         config = _calibrated_with(config, calibration)
     with claiming(out, ["quantize", model, data, config.to_dict()]):
         detector = load(model)
-        asked, batches = _calibration_images(config), ()
+        asked, batches = calibration_images(config), ()
         if asked:
             dataset = CocoDataset(split_of(data, "train"), eval_transform(detector.preprocessing), detector.class_map)
             config = _calibrated_with(config, min(asked, len(dataset)))
@@ -180,11 +180,6 @@ def quantize(
         quantized = quantize_detector(detector, config, batches)
         quantized.save(Path(out))
         return quantized
-
-
-def _calibration_images(config: Scheme) -> int:
-    """How many images a scheme and its overrides ask for; 0 where nothing is calibrated."""
-    return max(getattr(setting, "calibration_images", 0) for setting in (config, *config.overrides.values()))
 
 
 def _calibrated_with(config: Scheme, images: int) -> Scheme:

@@ -294,6 +294,11 @@ def scheme_config(name: str, **options: Any) -> Scheme:
     return SCHEMES[name](**options)
 
 
+def calibration_images(scheme: Scheme) -> int:
+    """How many images a scheme and its overrides ask for; 0 where nothing is calibrated."""
+    return max(getattr(setting, "calibration_images", 0) for setting in (scheme, *scheme.overrides.values()))
+
+
 def from_dict(values: Mapping[str, Any]) -> Scheme:
     """A scheme from a mapping with the key `scheme` and the scheme's options."""
     if "scheme" not in values:
