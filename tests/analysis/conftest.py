@@ -25,11 +25,11 @@ def split(tmp_path_factory):
 
 @pytest.fixture
 def build(split):
-    """build(name, **overrides) -> a detector with weights that give every query and layer an answer of its own."""
+    """build(name, small=sizes, **overrides) -> a detector whose weights give every query and layer an answer of its own."""
 
-    def make(name="detr", noise=0.1, **overrides):
+    def make(name="detr", noise=0.1, small=None, **overrides):
         torch.manual_seed(0)
-        detector = create(name, class_map_of(split), (96, 96), "test_resnet", overrides=SMALL | overrides).eval()
+        detector = create(name, class_map_of(split), (96, 96), "test_resnet", overrides=(small or SMALL) | overrides).eval()
         with torch.no_grad():
             for module in detector.modules():
                 for parameter in module.parameters(recurse=False) if isinstance(module, nn.Linear | nn.Embedding) else ():

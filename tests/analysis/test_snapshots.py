@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from leandetr.analysis.snapshots import batches_of, over_training, shortest, single, spread
+from leandetr.analysis.snapshots import loader_of, over_training, shortest, single, spread
+from leandetr.data.coco import find_split
 from leandetr.errors import UserError
 
 
@@ -32,6 +33,9 @@ def test_a_kept_epoch_is_named_after_its_training():
 def test_a_training_stands_for_its_kept_epochs_in_order(tmp_path):
     for epoch in ("epoch-10", "epoch-2", "epoch-x", "best"):
         (tmp_path / "run" / "training" / epoch).mkdir(parents=True)
+    found = over_training([tmp_path / "run", tmp_path / "other"])  # the training goes on
+    assert [snapshot.name for snapshot in found] == ["run, epoch 2", "run, epoch 10", "other"]
+    (tmp_path / "run" / "config.json").touch()
     found = over_training([tmp_path / "run", tmp_path / "other"])
     assert [snapshot.name for snapshot in found] == ["run, epoch 2", "run, epoch 10", "run", "other"]
 
@@ -45,12 +49,10 @@ def test_images_are_spread_without_repeats(count, wanted, found):
 
 def test_batches_hold_the_images_asked_for(build, split):
     detector = build()
-    assert sum(len(batch["labels"]) for batch in batches_of(detector, split, None, batch_size=2)) == 3
-    assert sum(len(batch["labels"]) for batch in batches_of(detector, split, 2)) == 2
+    assert [len(batch["labels"]) for batch in loader_of(detector, split, None, batch_size=2)] == [2, 1]
+    assert [len(batch["labels"]) for batch in loader_of(detector, split, 2)] == [2]
 
 
 def test_another_data_set_is_refused(build, split, shared):
-    from leandetr.data.coco import find_split
-
     with pytest.raises(UserError, match="class"):
-        next(batches_of(build(), find_split(shared / "data" / "bccd", "val"), 1))
+        loader_of(build(), find_split(shared / "data" / "bccd", "val"), 1)

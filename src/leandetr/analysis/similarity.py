@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leandetr.analysis import figures
-from leandetr.analysis.snapshots import Snapshot, batches_of, over_training
+from leandetr.analysis.snapshots import Snapshot, loader_of, over_training, progress
 from leandetr.data.coco import Split
 from leandetr.detectors.load import load
 from leandetr.detectors.query_sets import has_distillation_queries
@@ -68,7 +68,7 @@ def cosines(snapshot: Snapshot, split: Split, images: int | None) -> dict[str, T
             "distilled with --method hard-label"
         )
     batches = []
-    for batch in batches_of(detector, split, images):
+    for batch in progress(loader_of(detector, split, images)):
         output = detector(batch["pixel_values"], batch["pixel_mask"])
         batches.append(mean_cosines(output.hidden, output.distillation.hidden))
     return {name: torch.cat([part[name] for part in batches], 1).T for name in TITLES}

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Subset
 from leandetr.data.coco import CocoDataset, Split, collate
 from leandetr.data.transforms import eval_transform
 from leandetr.detectors.detector import Detector
-from leandetr.structures import Batch
 
 EPOCH = re.compile(r"epoch-(\d+)")
 
@@ -48,11 +47,12 @@ def single(models: Sequence[str | Path]) -> list[Snapshot]:
 
 def over_training(models: Sequence[str | Path]) -> list[Snapshot]:
     """As `single`, but a training's output folder with kept epochs (`training.keep_epochs`) stands for all of them, in order,
-    and the detector that it ended with."""
+    and for the detector that it ended with, once it has."""
     every: list[str | Path] = []
     for model in models:
         kept = [path for path in (Path(model) / "training").glob("epoch-*") if EPOCH.fullmatch(path.name)]
-        every += [*sorted(kept, key=lambda path: int(EPOCH.fullmatch(path.name)[1])), model]
+        every += sorted(kept, key=lambda path: int(EPOCH.fullmatch(path.name)[1]))
+        every += [] if kept and not (Path(model) / "config.json").exists() else [model]
     return single(every)
 
 
@@ -75,15 +75,13 @@ def shortest(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def batches_of(detector: Detector, split: Split, images: int | None, batch_size: int = 8) -> Iterator[Batch]:
-    """Batches of a split as the detector sees it, of `images` images spread evenly over it, or of all.
+def loader_of(detector: Detector, split: Split, images: int | None, batch_size: int = 8) -> DataLoader:
+    """Batches of a split as the detector sees it: of `images` images spread evenly over it, or of all.
 
     Raises UserError where the split's classes are not the detector's.
     """
     dataset = CocoDataset(split, eval_transform(detector.preprocessing), detector.class_map)
-    chosen = spread(len(dataset), images)
-    loader = DataLoader(Subset(dataset, chosen), batch_size, collate_fn=collate)
-    yield from progress(loader)
+    return DataLoader(Subset(dataset, spread(len(dataset), images)), batch_size, collate_fn=collate)
 
 
 def progress(steps: Iterable[Any]) -> Iterator[Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from leandetr.analysis import figures
-from leandetr.analysis.snapshots import Snapshot, batches_of, single
+from leandetr.analysis.snapshots import Snapshot, loader_of, progress, single
 from leandetr.data.coco import Split
 from leandetr.detectors.load import load
 from leandetr.errors import UserError
@@ -61,7 +61,7 @@ def measured(snapshot: Snapshot, split: Split, images: int | None) -> tuple[dict
     detector = load(snapshot.path)
     matcher = HungarianMatcher.from_config(detector.config, detector.head)
     changed, moved, counts = [], [], []
-    for batch in batches_of(detector, split, images):
+    for batch in progress(loader_of(detector, split, images)):
         output = detector(batch["pixel_values"], batch["pixel_mask"])
         stages, _, queries, _ = output.logits.shape
         if stages < 2:

@@ -103,3 +103,24 @@ def masks(
             table.add_row(f"{height} x {width}", *("–" if number is None else f"{number:.2f}" for number in level.values()))
         out_console.print(table)
     out_console.print(f"objects cover {100 * found['area_inside']:.0f} % of the images\n{out / 'masks.json'}")
+
+
+@analyze_app.command()
+@with_groups
+def information(models: Trainings, data: OneSplit, out: Out, split: Part = "val", limit: Limit = None) -> None:
+    """The information plane along a training, and how the queries are distributed.
+
+    Example: `leandetr analyze information runs/teacher runs/student --data DATA --out runs/information`
+    """
+    from leandetr.analysis.information import information as analyze
+    from leandetr.verbs import split_of
+
+    found = analyze(models, split_of(data.source(), split), out, limit)
+    table = Table(Column("model", overflow="fold"), "I(X; E), bits", "I(y; E, q)", "of class", "of box", "4-bit query codes")
+    for model in found["models"]:
+        parts = (model[name] for name in ("input", "output", "class", "box"))
+        shown = (f"{p['bits']:.2f}" + ("" if p["error"] is None else f" ± {p['error']:.2f}") for p in parts)
+        layers = model["queries"]["layers"] if model["queries"] else []
+        table.add_row(model["name"], *shown, f"{layers[-1]['codes_after']:.2f}" if layers else "–")
+    out_console.print(table)
+    out_console.print(f"the classes' entropy is {found['class_entropy']:.2f} bits\n{out / 'information.png'}")
