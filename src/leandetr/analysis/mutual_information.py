@@ -104,13 +104,13 @@ def _enough(x: Tensor, neighbours: int) -> int:
 
 
 def _distances(x: Tensor, seed: int) -> Tensor:
-    """(n, d) -> (n, n), the largest differences of coordinates, each divided by its standard deviation; infinite to itself.
+    """(n, d) -> (n, n), the largest differences of coordinates, infinite to itself. The unit is the coordinates' mean standard
+    deviation, so that neighbours in the joint space do not depend on what the two variables are measured in.
 
-    Information does not depend on units, but neighbours in a space of unlike ones would be those of the coarsest. Noise far
-    below any difference that means something, another in each variable, keeps repeated values from having neighbours at
-    distance 0, for which the estimators are not made.
+    Noise far below any difference that means something, another in each variable, keeps repeated values from having neighbours
+    at distance 0, for which the estimators are not made.
     """
     x = x.double()
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
-    x = x / x.std(0, correction=0).clamp(min=1e-12) + 1e-9 * noise
+    x = x / x.var(0, correction=0).mean().sqrt().clamp(min=1e-12) + 1e-9 * noise
     return torch.cdist(x, x, p=torch.inf).fill_diagonal_(torch.inf)
