@@ -77,7 +77,8 @@ class DetectorOutput:
     where it has one. queries: the decoder's inputs. features: one (B, D, h, w) map a level, what the decoder attends to.
     memory: the same as tokens, with what `Detector.decode` needs. loss: the family's own detection loss, when labels were
     given. attended: (L, B, N, D) co-attended features, when asked for: what every layer's attention to the memory gathered,
-    before its output projection; None in a family without such attention.
+    before its output projection; None in a family without such attention. encoder_attended: asked for by the same switch, one
+    (B, S, D) an encoder layer, the answer of its self-attention.
     distillation: the same for the distillation queries, where the detector has such a second set.
     """
 
@@ -89,6 +90,7 @@ class DetectorOutput:
     features: list[Tensor] = field(default_factory=list)
     loss: Tensor | None = None
     attended: Tensor | None = None
+    encoder_attended: list[Tensor] = field(default_factory=list)
     distillation: DetectorOutput | None = None
 
 

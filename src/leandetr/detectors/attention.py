@@ -13,8 +13,9 @@ Shapes use B images, H heads of d channels (D = H d), N queries, S keys, L decod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -123,21 +124,40 @@ def cross_attention(layer: nn.Module) -> nn.Module | None:
     return getattr(module, "cross_attn", module)  # DAB-DETR wraps it
 
 
+@dataclass
+class Taps:
+    """decoder: (B, N, D) co-attended features of every decoder layer: what its attention to the memory gathered, heads
+    concatenated, before the output projection (in D-FINE and DEIMv2, which have none, the output). encoder: (B, S, D), what the
+    self-attention of every encoder layer answered, after the output projection."""
+
+    decoder: list[Tensor] = field(default_factory=list)
+    encoder: list[Tensor] = field(default_factory=list)
+
+
 @contextmanager
-def tapping(decoder: nn.Module) -> Iterator[list[Tensor]]:
-    """While the block runs, collect the co-attended features (B, N, D) of every decoder layer: what its attention to the memory
-    has gathered, heads concatenated, before the output projection (in D-FINE and DEIMv2, which have none, the output)."""
-    attended: list[Tensor] = []
-    handles = []
-    for layer in decoder.layers:
+def tapping(trunk: nn.Module) -> Iterator[Taps]:
+    """Collect what attention gathers while the block runs; `trunk` has the encoder, if any, and the decoder."""
+    taps, handles = Taps(), []
+
+    def answered(into: list[Tensor]) -> Callable[..., None]:
+        return lambda _module, _arguments, output: into.append(output if isinstance(output, Tensor) else output[0])
+
+    for layer in trunk.decoder.layers:
         attention = cross_attention(layer)
         projection = next((getattr(attention, name) for name in OUTPUT_PROJECTION if hasattr(attention, name)), None)
         if projection is not None:
-            handles.append(projection.register_forward_pre_hook(lambda _module, arguments: attended.append(arguments[0])))
+            handles.append(projection.register_forward_pre_hook(lambda _module, given: taps.decoder.append(given[0])))
         elif attention is not None:
-            handles.append(attention.register_forward_hook(lambda _module, _arguments, output: attended.append(output[0])))
+            handles.append(attention.register_forward_hook(answered(taps.decoder)))
+    handles += [attention.register_forward_hook(answered(taps.encoder)) for attention in encoder_attentions(trunk)]
     try:
-        yield attended
+        yield taps
     finally:
         for handle in handles:
             handle.remove()
+
+
+def encoder_attentions(trunk: nn.Module) -> list[nn.Module]:
+    """The self-attention of every encoder layer, dense or deformable; empty in a family without an encoder."""
+    encoder = getattr(trunk, "encoder", nn.Module())
+    return [module for name, module in encoder.named_modules() if name.endswith("self_attn")]

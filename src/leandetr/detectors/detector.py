@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from leandetr.detectors.attention import tapping
+from leandetr.detectors.attention import Taps, tapping
 from leandetr.detectors.families import family_of
 from leandetr.detectors.family import DecoderRun
 from leandetr.detectors.postprocess import postprocess
@@ -60,20 +60,20 @@ class Detector(nn.Module):
         attended: bool = False,
     ) -> DetectorOutput:
         """pixel_values (B, 3, H, W) normalised, pixel_mask (B, H, W) with 1 where there is image, labels of the B images.
-        attended: ask for the co-attended features of every layer.
+        attended: ask for what the attentions of decoder and encoder gather.
 
         The output's `loss` is the family's own detection loss over all layers, encoder proposals and denoising groups.
         """
         inside = labels is not None and self.family.labels_enter_model(self.training)
         arguments = {"labels": labels} if inside else {}
         switched = self.family.switched(self.model, replay=False)
-        tap = tapping(self.model.model.decoder) if attended else nullcontext([])
-        with switched, self._recording() as runs, self._single_level() as level, tap as gathered:
+        tap = tapping(self.model.model) if attended else nullcontext(Taps())
+        with switched, self._recording() as runs, self._single_level() as level, tap as taps:
             answer = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask, **arguments)
         run = runs[0]
         logits, boxes, hidden = self.family.layers(self.model, run)
         shapes = self.family.shapes(self.model, run, level[0] if level else None)
-        co_attended = torch.stack(gathered) if gathered else None
+        co_attended = torch.stack(taps.decoder) if taps.decoder else None
 
         def part(queries: slice) -> DetectorOutput:
             call = self._main_call(run, queries)
@@ -81,6 +81,7 @@ class Detector(nn.Module):
             answers = (answer[:, :, queries] for answer in (logits, boxes, hidden))
             output = DetectorOutput(*answers, self.family.read_queries(call), memory, _maps(memory))
             output.attended = None if co_attended is None else co_attended[:, :, queries]
+            output.encoder_attended = taps.encoder
             return output
 
         if has_distillation_queries(self.config):

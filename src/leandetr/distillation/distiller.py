@@ -75,7 +75,7 @@ class Distiller(nn.Module):
         self.weights = {term.name: weight for term, weight in terms}
         self.cache: TeacherCache | None = None  # answers in the teacher's place
         self.detection = min([1.0, *(term.detection for term, _ in terms)])
-        self.asks_attended = any("attended" in term.needs for term in self.terms.values())
+        self.asks_attended = any({"attended", "encoder_attended"} & term.needs for term in self.terms.values())
         self.steps = 0
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor, labels: list[Target]) -> DistillerOutput:

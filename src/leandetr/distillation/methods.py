@@ -9,6 +9,8 @@ from typing import Any
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.distillation.assignment import QueryPriorAssignment
+from leandetr.distillation.auxiliary_queries import AuxiliaryQueries
+from leandetr.distillation.encoder_layers import EncoderLayers
 from leandetr.distillation.features import TargetAwareFeatures
 from leandetr.distillation.fgd import FocalGlobal
 from leandetr.distillation.fgfi import FineGrained
@@ -42,6 +44,8 @@ TERMS: dict[str, type[Term]] = {
         FineGrained,
         AttentionGuided,
         DistributionRectification,
+        AuxiliaryQueries,
+        EncoderLayers,
     )
 }
 
@@ -63,6 +67,9 @@ METHODS: dict[str, dict[str, float]] = {
     "fgfi": {"fgfi": 0.01},
     "fkd": {"fkd": 1.0},
     "drd": {"drd": 2.5},
+    "auxiliary-queries": {"auxiliary-queries": 1.0},
+    "encoder-layers": {"encoder-layers": 1.0},
+    "aq-detr": {"auxiliary-queries": 1.0, "encoder-layers": 1.0},
 }
 
 

@@ -35,8 +35,8 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, pixel_values: Tensor, pixel_mask: Tensor, attended: bool = False) -> DetectorOutput:
-        """The student's pixel_values (B, 3, H, W) and pixel_mask (B, H, W) -> the teacher's output; `attended` asks for its
-        co-attended features."""
+        """The student's pixel_values (B, 3, H, W) and pixel_mask (B, H, W) -> the teacher's output; `attended` asks for
+        what its attentions gather."""
         if next(self.detector.parameters()).device != pixel_values.device:
             self.detector.to(pixel_values.device)
         with torch.autocast("cuda", torch.float16, enabled=pixel_values.is_cuda):
@@ -79,6 +79,7 @@ def single_precision(output: DetectorOutput) -> DetectorOutput:
         hidden=output.hidden.float(),
         features=[level.float() for level in output.features],
         attended=None if output.attended is None else output.attended.float(),
+        encoder_attended=[layer.float() for layer in output.encoder_attended],
         distillation=None if output.distillation is None else single_precision(output.distillation),
     )
 
