@@ -262,12 +262,36 @@ def test_a_model_that_cannot_be_evaluated(refused, shapes, saved, tmp_path, spoi
             ],
             "--weight a=b: give a number",
         ),
+        (
+            [
+                "distill",
+                "--data",
+                "{data}",
+                "--teacher",
+                "{saved}",
+                "--student",
+                "{saved}",
+                "--method",
+                "drd",
+                "--option",
+                "drd.tau=2",
+                "--out",
+                "{out}",
+            ],
+            "tau of the drd term is 2; give a number from 0 to 1",
+        ),
+        (["pretrain", "--backbone", "resnet81", "--data", "{data}", "--out", "{out}"], "unknown backbone 'resnet81'"),
+        (
+            ["pretrain", "--backbone", "resnet10t", "--set", "backbone_config.deptsh=1", "--data", "{data}", "--out", "{out}"],
+            "deptsh",
+        ),
+        (["pretrain", "--backbone", "resnet10t", "--data", "{data}/nowhere", "--out", "{out}"], "nowhere does not exist"),
         (["export", "{saved}", "--to", "onyx", "--out", "{out}"], "unknown format 'onyx'"),
         (["evaluate", "{saved}", "--data", "{data}", "--split", "test"], "test"),
         (["evaluate", "/nowhere/model", "--data", "{data}"], "/nowhere/model: no such folder; "),
         (["evaluate", "/nowhere/model.onnx", "--data", "{data}"], "/nowhere/model.onnx"),
     ],
-    ids=["scheme", "option", "method", "weight", "format", "split", "folder", "file"],
+    ids=["scheme", "option", "method", "weight", "tau", "backbone", "key", "images", "format", "split", "folder", "file"],
 )
 def test_other_commands_name_what_they_do_not_know(refused, shapes, saved, tmp_path, arguments, sentence):
     out = tmp_path / "out"

@@ -8,6 +8,8 @@ float copy, which has seen float inputs in all layers before:
 over images, tokens and channels; phi_l is linear where the widths differ, else nothing. Known to us is the paper's abstract:
 the mean is our choice. A quantized student learns from the float one, a small one from any with as many encoder layers and
 tokens.
+
+The answers come before the memory: the logged gradient of this term at the memory is 0.
 """
 
 from __future__ import annotations
