@@ -33,7 +33,7 @@ from leandetr.errors import UserError, unknown
 from leandetr.evaluation import coco
 from leandetr.evaluation.coco import CocoMetrics
 from leandetr.files import claiming, read_json
-from leandetr.quantization.config import Scheme, calibration_images, scheme_config
+from leandetr.quantization.config import LowBit, Scheme, calibration_images, scheme_config
 from leandetr.quantization.quantize import quantize as quantize_detector
 from leandetr.structures import ClassMap, Preprocessing
 from leandetr.training import classification
@@ -127,6 +127,8 @@ def pretrain(
     backbone: str,
     out: Path,
     image_size: tuple[int, int],
+    weights: str | None = None,
+    bits: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     training: Training | None = None,
 ) -> float:
@@ -136,13 +138,16 @@ def pretrain(
         data: a folder with train/CLASS/ and val/CLASS/, or detection data, whose boxes are cut out into `out/crops`.
         backbone: any that `create` takes with weights.
         image_size: (height, width) that images are squeezed to.
+        weights: to start from, as those of a new detector; random by default.
+        bits: of the scheme low-bit, for training in which layers are rounded; the kept weights are float all the same.
         overrides: of the backbone's configuration.
 
     Returns the best top-1 on `val`, in [0, 1]. A training that was killed is continued when it is started again. Raises
     UserError for every fault of the input.
     """
     training = training or Training()
-    with claiming(out, ["pretrain", data, backbone, image_size, overrides or {}, training.model_dump()]):
+    low_bit = None if bits is None else LowBit(bits=bits, part="backbone")
+    with claiming(out, ["pretrain", data, backbone, image_size, weights, bits, overrides or {}, training.model_dump()]):
         if (Path(out) / classification.WEIGHTS).exists():
             return read_json(Path(out) / classification.RESULT)["top1"]
         described = classification.describe(backbone, image_size, dict(overrides or {}))
@@ -151,7 +156,7 @@ def pretrain(
             folder = write_crops({split: split_of(data, split) for split in ("train", "val")}, Path(out) / "crops")
         preprocessing = Preprocessing(size=tuple(image_size), mean=described.mean, std=described.std)
         train_set, val_set = (ClassificationDataset(folder, split, preprocessing, training.seed) for split in ("train", "val"))
-        return classification.pretrain(described, train_set, val_set, training, Path(out), Path(out).name)
+        return classification.pretrain(described, train_set, val_set, training, Path(out), Path(out).name, weights, low_bit)
 
 
 def quantize(

@@ -45,7 +45,7 @@ def images(tmp_path_factory):
     ],
 )
 def test_a_detector_takes_the_weights(images, tmp_path, backbone, overrides, model, size):
-    given = images, backbone, tmp_path / "b", (size, size), overrides, SHORT.model_copy(update={"max_steps": 2})
+    given = images, backbone, tmp_path / "b", (size, size), None, None, overrides, SHORT.model_copy(update={"max_steps": 2})
     top1 = verbs.pretrain(*given)
     assert 0 <= top1 <= 1
     file = tmp_path / "b" / "backbone.safetensors"
@@ -66,13 +66,13 @@ def test_a_detector_takes_the_weights(images, tmp_path, backbone, overrides, mod
 
 
 def test_it_learns_and_keeps_the_best(images, tmp_path):
-    top1 = verbs.pretrain(images, "test_resnet", tmp_path / "b", (32, 32), None, SHORT.model_copy(update={"epochs": 6}))
+    top1 = verbs.pretrain(images, "test_resnet", tmp_path / "b", (32, 32), training=SHORT.model_copy(update={"epochs": 6}))
     assert top1 >= 0.9
     assert not list((tmp_path / "b" / "training").glob("checkpoint-*"))
 
 
 def test_killed_and_started_again_it_ends_with_the_same_weights(images, tmp_path, monkeypatch):
-    verbs.pretrain(images, "test_resnet", tmp_path / "whole", (32, 32), None, SHORT)
+    verbs.pretrain(images, "test_resnet", tmp_path / "whole", (32, 32), training=SHORT)
 
     class Killed(BaseException):
         pass
@@ -85,11 +85,23 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(images, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(fitting, "ProgressBar", Killer)
         with pytest.raises(Killed):
-            verbs.pretrain(images, "test_resnet", tmp_path / "killed", (32, 32), None, SHORT)
+            verbs.pretrain(images, "test_resnet", tmp_path / "killed", (32, 32), training=SHORT)
     torch.manual_seed(99)
-    verbs.pretrain(images, "test_resnet", tmp_path / "killed", (32, 32), None, SHORT)
+    verbs.pretrain(images, "test_resnet", tmp_path / "killed", (32, 32), training=SHORT)
     whole, killed = (load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "killed"))
     assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
+
+
+def test_a_backbone_trained_in_few_bits_is_kept_as_float_weights(images, tmp_path):
+    top1 = verbs.pretrain(images, "test_resnet", tmp_path / "float", (32, 32), training=SHORT.model_copy(update={"epochs": 6}))
+    start = tmp_path / "float" / "backbone.safetensors"
+    low = verbs.pretrain(images, "test_resnet", tmp_path / "low", (32, 32), str(start), "4", training=SHORT)
+    assert low >= 0.75 * top1
+    floats, trained = load_file(start), load_file(tmp_path / "low" / "backbone.safetensors")
+    assert floats.keys() == trained.keys()
+    assert any(not torch.equal(floats[name], trained[name]) for name in floats)
+    small = SMALL | {"num_queries": 6}
+    create("detr", ClassMap(("a", "b"), (1, 2)), (32, 32), "test_resnet", str(tmp_path / "low" / "backbone.safetensors"), small)
 
 
 def test_the_last_map_is_averaged_and_classified():

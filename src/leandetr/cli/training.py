@@ -108,6 +108,8 @@ def pretrain(
         224,
         224,
     ),
+    weights: Annotated[str | None, typer.Option(help="To start from: a .safetensors file, hub, or a package's.")] = None,
+    bits: Annotated[str | None, typer.Option(help="Train rounded to these, as of the scheme low-bit (4, 4-4-8).")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="backbone_config.KEY=VALUE or training.KEY=VALUE; repeatable.")
     ] = None,
@@ -120,7 +122,7 @@ def pretrain(
 
     settings = read_settings(set_, ("backbone_config", "training"))
     overrides = section(settings, "backbone_config")
-    top1 = verbs.pretrain(data, backbone, out, image_size, overrides, schedule.training(settings))
+    top1 = verbs.pretrain(data, backbone, out, image_size, weights, bits, overrides, schedule.training(settings))
     out_console.print(f"{out / 'backbone.safetensors'}  top-1 {top1:.3f}")
 
 
