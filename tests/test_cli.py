@@ -290,8 +290,14 @@ def test_a_model_that_cannot_be_evaluated(refused, shapes, saved, tmp_path, spoi
         (["evaluate", "{saved}", "--data", "{data}", "--split", "test"], "test"),
         (["evaluate", "/nowhere/model", "--data", "{data}"], "/nowhere/model: no such folder; "),
         (["evaluate", "/nowhere/model.onnx", "--data", "{data}"], "/nowhere/model.onnx"),
+        (["analyze", "similarity", "{saved}", "--data", "{data}", "--out", "{out}"], "has no distillation queries"),
+        (["analyze", "stability", "{saved}", "--out", "{out}"], "no data: give --data FOLDER"),
+        (["analyze", "masks", "{saved}", "--data", "{data}", "--out", "{out}"], "class"),
     ],
-    ids=["scheme", "option", "method", "weight", "tau", "backbone", "key", "images", "format", "split", "folder", "file"],
+    ids=[
+        *("scheme", "option", "method", "weight", "tau", "backbone", "key", "images", "format", "split", "folder", "file"),
+        *("no-queries", "no-data", "other-classes"),
+    ],
 )
 def test_other_commands_name_what_they_do_not_know(refused, shapes, saved, tmp_path, arguments, sentence):
     out = tmp_path / "out"

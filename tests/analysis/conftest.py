@@ -23,6 +23,12 @@ def split(tmp_path_factory):
     return find_split(write_shapes(tmp_path_factory.mktemp("shapes") / "data", 1, 3, (64, 64)), "val")
 
 
+@pytest.fixture(scope="session")
+def more(tmp_path_factory):
+    """As many as an estimate needs."""
+    return find_split(write_shapes(tmp_path_factory.mktemp("more") / "data", 1, 24, (64, 64)), "val")
+
+
 @pytest.fixture
 def build(split):
     """build(name, small=sizes, **overrides) -> a detector whose weights give every query and layer an answer of its own."""

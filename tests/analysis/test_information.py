@@ -8,8 +8,6 @@ import torch
 from PIL import Image
 
 from leandetr.analysis.information import Samples, box_information, estimates, information, pick
-from leandetr.data.coco import find_split
-from leandetr.data.shapes import write_shapes
 from leandetr.detectors.alignment import align_queries
 from leandetr.errors import UserError
 
@@ -51,11 +49,6 @@ def test_a_cell_is_paired_with_its_own_pixels():
     patches, features = pick(values, pixels, 100, torch.Generator().manual_seed(0))
     assert sorted(features.flatten().tolist()) == [0, 1, 2, 3, 4, 5]
     torch.testing.assert_close(patches, features.expand(6, 48))
-
-
-@pytest.fixture(scope="module")
-def more(tmp_path_factory):
-    return find_split(write_shapes(tmp_path_factory.mktemp("shapes") / "data", 1, 24, (64, 64)), "val")
 
 
 def test_a_training_is_followed_and_queries_are_drawn(saved, more, tmp_path):

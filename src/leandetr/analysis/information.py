@@ -189,8 +189,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         f"Lower bounds of mutual information, {found['images']} images, {found['objects']} objects; nearest-neighbour "
         f"estimates (KSG, Ross; k = {NEIGHBOURS}) of {COMPONENTS} principal components. Strong dependence is underestimated, "
         "more so the fewer the samples: compare points, not heights. Bars: one standard error. Left: a line is a training, its "
-        "numbers are epochs, a star the detector it ended with; up is better, left is more compressed. Right: the two parts of "
-        "the left's height; a query can tell of the class at most the classes' entropy (dashed)."
+        "numbers are epochs, a star the detector it ended with (the best by AP); up is better, left is more compressed. Right: "
+        "the two parts of the left's height; a query can tell of the class at most the classes' entropy (dashed)."
     )
     size = (11.5, max(5.2, 0.24 * len(rows) + 2.6))
     figure, axes = figures.panels(title, caption, 1, 2, size, width_ratios=[1.35, 1])

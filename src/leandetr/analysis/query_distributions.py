@@ -15,6 +15,7 @@ of, content and position added, its channels cut into heads.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ def draw(found: Mapping[str, Distributions], path: Path) -> None:
     for row, (name, item) in zip(axes, found.items()):
         draw_heads(row[:heads], item)
         draw_entropies(row[-1], item)
-        row[0].set_ylabel(name)
+        row[0].set_ylabel(textwrap.fill(name, 18), fontsize=8)
     for number, panel in enumerate(axes[0, :heads], start=1):
         panel.set_title(f"head {number}", fontsize=8)
     axes[0, -1].set_title(f"entropy of {BITS}-bit codes", fontsize=8)
