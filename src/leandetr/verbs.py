@@ -4,8 +4,8 @@ made."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader, Subset
+from transformers import TrainerCallback
 
 from leandetr.data.classification import ClassificationDataset, is_image_folder, write_crops
 from leandetr.data.coco import CocoDataset, Split, class_map_of, collate, find_split
@@ -34,6 +35,7 @@ from leandetr.evaluation import coco
 from leandetr.evaluation.coco import CocoMetrics
 from leandetr.files import claiming, read_json
 from leandetr.quantization.config import LowBit, Scheme, calibration_images, scheme_config
+from leandetr.quantization.lowbit import LogClipped, finish, in_training
 from leandetr.quantization.quantize import quantize as quantize_detector
 from leandetr.structures import ClassMap, Preprocessing
 from leandetr.training import classification
@@ -166,25 +168,126 @@ def quantize(
     out: Path,
     calibration: int | None = None,
     options: Mapping[str, Any] | None = None,
+    low_bit: LowBitTraining | None = None,
+    until: float = math.inf,
 ) -> Detector:
     """Quantize a saved detector with a scheme and save the result in `out`.
 
     calibration: images of `train` for schemes that need them, or all where there are fewer; the scheme's own number by
     default.
+    low_bit: how the scheme "low-bit" is trained; without it the calibrated grids are what is saved. until: as in `train`, for
+    that training.
+
+    Raises UserError for every fault of the input.
     """
     config = scheme if isinstance(scheme, Scheme) else scheme_config(scheme, **(options or {}))
     if calibration is not None:
         config = _calibrated_with(config, calibration)
-    with claiming(out, ["quantize", model, data, config.to_dict()]):
-        detector = load(model)
-        asked, batches = calibration_images(config), ()
-        if asked:
-            dataset = CocoDataset(split_of(data, "train"), eval_transform(detector.preprocessing), detector.class_map)
-            config = _calibrated_with(config, min(asked, len(dataset)))
-            batches = _spread(dataset, min(asked, len(dataset)))
-        quantized = quantize_detector(detector, config, batches)
+    if low_bit is not None and not isinstance(config, LowBit):
+        raise UserError(f"the scheme {config.name} is not trained; leave out teacher and schedule, or choose low-bit")
+    trained = [] if low_bit is None else [asdict(low_bit) | {"training": low_bit.training.model_dump()}]
+    with claiming(out, ["quantize", model, data, config.to_dict(), *trained]):
+        if low_bit is not None:
+            return _train_low_bit(load(model), data, config, Path(out), low_bit, until)
+        quantized = _calibrated(load(model), data, config)
+        if isinstance(config, LowBit):
+            quantized = finish(quantized)
         quantized.save(Path(out))
         return quantized
+
+
+def _calibrated(detector: Detector, data: Data, config: Scheme) -> Detector:
+    """The detector quantized, with images of `train` where the scheme needs them."""
+    asked, batches = calibration_images(config), ()
+    if asked:
+        dataset = CocoDataset(split_of(data, "train"), eval_transform(detector.preprocessing), detector.class_map)
+        config = _calibrated_with(config, min(asked, len(dataset)))
+        batches = _spread(dataset, min(asked, len(dataset)))
+    return quantize_detector(detector, config, batches)
+
+
+@dataclass(frozen=True)
+class LowBitTraining:
+    """How a low-bit detector is trained.
+
+    Args:
+        training: the schedule of each stage.
+        teacher: what it learns from beside its data, as in `distill`; the float detector itself can be it.
+        method, term_weights, term_options: of the distillation, as in `distill`.
+        stages: 2 trains with a quantized backbone and a float encoder and decoder first (Q-DETR, section 2.4), in
+            `<out>/stage-1`, and then, from there, all of it.
+        stage_one: the folder that such a first stage has left, in place of one.
+    """
+
+    training: Training
+    teacher: str | Path | None = None
+    method: str = "drd"
+    term_weights: Mapping[str, float] = field(default_factory=dict)
+    term_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stages: int = 1
+    stage_one: Path | None = None
+
+
+def _train_low_bit(student: Detector, data: Data, config: LowBit, out: Path, plan: LowBitTraining, until: float) -> Detector:
+    if _finished(out):
+        return load(out)
+    if plan.stage_one is not None:
+        student = _first_stage(plan.stage_one, student)
+    elif plan.stages == 2:
+        first = out / "stage-1"
+        if not _finished(first):
+            _train_stage(student, data, replace(config, part="backbone"), first, plan, until)
+        student = load(first)
+    return _train_stage(student, data, config, out, plan, until, finish)
+
+
+def _train_stage(
+    student: Detector,
+    data: Data,
+    config: LowBit,
+    out: Path,
+    plan: LowBitTraining,
+    until: float,
+    finished: Callable[[Detector], Detector] | None = None,
+) -> Detector:
+    methods, guide = plan.method.split(","), None
+    torch.manual_seed(plan.training.seed)
+    if plan.teacher is not None:
+        guide = open_teacher(plan.teacher, student.class_map)
+        # what terms build into the student, such as aligned queries, has to be there when the grids are calibrated
+        build_terms(methods, student, guide, plan.term_weights, plan.term_options)
+    quantized = _calibrated(student, data, config)
+    module = quantized
+    if guide is not None:
+        terms = build_terms(methods, quantized, guide, plan.term_weights, plan.term_options)
+        module = Distiller(quantized, guide, terms)
+    clipped = LogClipped(quantized)
+    return _fit(module, quantized, data, plan.training, out, until, callbacks=[clipped], finished=finished)
+
+
+def _first_stage(folder: Path, student: Detector) -> Detector:
+    """The detector that a first stage has left. UserError where it is none, or one of another architecture or other classes."""
+    first = load(folder)
+    if _layers(first) != _layers(student) or first.config.model_type != student.config.model_type:
+        raise UserError(
+            f"{folder} is of another architecture ({first.config.model_type}) than the model ({student.config.model_type}); name "
+            "a first stage that was trained from it"
+        )
+    if first.class_map != student.class_map:
+        raise UserError(f"{folder} has other classes than the model; name a first stage that was trained from it")
+    if not in_training(first):
+        raise UserError(f"{folder} is no first stage; name the folder stage-1 that a training in two stages leaves")
+    return first
+
+
+def _layers(detector: Detector) -> dict[str, torch.Size]:
+    kinds = torch.nn.Linear | torch.nn.Conv2d
+    return {name: layer.weight.shape for name, layer in detector.model.named_modules() if isinstance(layer, kinds)}
+
+
+def _calibration_images(config: Scheme) -> int:
+    """How many images a scheme and its overrides ask for; 0 where nothing is calibrated."""
+    return max(getattr(setting, "calibration_images", 0) for setting in (config, *config.overrides.values()))
 
 
 def _calibrated_with(config: Scheme, images: int) -> Scheme:
@@ -322,7 +425,10 @@ def _fit(
     out: Path,
     until: float,
     cache_teacher: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    finished: Callable[[Detector], Detector] | None = None,
 ) -> Detector:
+    """Train; what is saved and returned is the best detector, after `finished`."""
     preprocessing, class_map = detector.preprocessing, detector.class_map
     augment = training.augment
     if augment == "auto":
@@ -337,7 +443,8 @@ def _fit(
         module.remember(train_set, cache_teacher, passes, batch_size=training.batch_size, workers=training.loader_workers())
     if isinstance(module, Distiller):
         module.check(DataLoader(train_set, training.batch_size, collate_fn=collate))
-    best = fit(module, train_set, val_set, training, out / "training", out.name, until)
+    best = fit(module, train_set, val_set, training, out / "training", out.name, until, callbacks)
+    best = finished(best) if finished else best
     if PartialState().is_main_process:
         best.save(out)
         forget_checkpoints(out / "training")

@@ -15,6 +15,8 @@ class Training(BaseModel):
     epochs: passes over the training images. max_steps: stop after so many optimiser steps instead.
     batch_size: images a step and process. accumulate: steps whose gradients are added up before one update.
     lr: peak learning rate of AdamW; backbone_lr: factor on it for the backbone (DETR: 0.1).
+    grid_lr: factor on it for the steps and zero points of low-bit grids; grid_frozen: fraction of the training during which
+    they keep what calibration gave them.
     schedule: "cosine" down to zero, or "step": times 0.1 at the fraction `step_at` of the training.
     warmup: fraction of the training during which the rate rises linearly from zero.
     clip: largest norm of the gradient.
@@ -36,6 +38,8 @@ class Training(BaseModel):
     lr: float = Field(1e-4, gt=0)
     backbone_lr: float = Field(0.1, ge=0)
     weight_decay: float = Field(1e-4, ge=0)
+    grid_lr: float = Field(1.0, ge=0)
+    grid_frozen: float = Field(0.0, ge=0, le=1)
     schedule: Literal["cosine", "step"] = "cosine"
     step_at: float = Field(0.8, gt=0, lt=1)
     warmup: float = Field(0.05, ge=0, lt=1)

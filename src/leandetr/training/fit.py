@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ def fit(
     output: Path,
     title: str,
     until: float = math.inf,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Detector:
     """Train and return the best detector by AP on `val`.
 
@@ -41,8 +42,13 @@ def fit(
         module: a `Detector`, or a `Distiller` around one.
         train, val: the images, with the detector's own preprocessing in their transforms.
         output, title, until: see `run`, whose errors are raised.
+        callbacks: more to happen around the steps; what they add to a log is written with it.
     """
-    run(lambda callbacks: DetectionTrainer(module, train, val, config, output, callbacks), train, config, output, title, until)
+
+    def make(usual: list[TrainerCallback]) -> DetectionTrainer:
+        return DetectionTrainer(module, train, val, config, output, [*callbacks, *usual])
+
+    run(make, train, config, output, title, until)
     return load(output / "best")
 
 

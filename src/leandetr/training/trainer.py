@@ -27,6 +27,7 @@ from leandetr.training.config import Training
 from leandetr.training.ema import MovingAverage
 
 COMPLETE = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
+GRID_NAMES = ("raw_step", "raw_zero_point")  # of the trained grids of low-bit layers
 SLOW_NAMES = ("reference_points", "sampling_offsets")  # Deformable DETR trains these ten times slower
 
 
@@ -90,19 +91,33 @@ class AveragingTrainer(Trainer):
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with the rates of `rate_of`, no weight decay for norms and biases."""
-        groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+        """AdamW with the rates of `rate_of`, no weight decay for norms, biases and grids."""
+        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in (model or self.model).named_parameters():
             if parameter.requires_grad:
                 decay = self.config.weight_decay if parameter.ndim > 1 else 0.0
-                groups[self.rate_of(name, parameter), decay].append(parameter)
+                grid = name.endswith(GRID_NAMES)
+                groups[self.config.grid_lr if grid else self.rate_of(name, parameter), decay, grid].append(parameter)
         self.optimizer = torch.optim.AdamW(
-            [{"params": p, "lr": self.config.lr * rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+            [
+                {"params": parameters, "lr": self.config.lr * rate, "weight_decay": decay, "grid": grid}
+                for (rate, decay, grid), parameters in groups.items()
+            ]
         )
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: self.config.factor(step, num_training_steps))
+        optimizer = optimizer or self.optimizer
+        frozen = self.config.grid_frozen * num_training_steps
+
+        def factor(step: int) -> float:
+            return self.config.factor(step, num_training_steps)
+
+        def factor_of_grids(step: int) -> float:
+            return 0.0 if step < frozen else factor(step)
+
+        factors = [factor_of_grids if group["grid"] else factor for group in optimizer.param_groups]
+        self.lr_scheduler = LambdaLR(optimizer, factors)
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
