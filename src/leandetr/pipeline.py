@@ -86,7 +86,7 @@ class Run:
         baseline = steps.model("baseline", recipe.student, recipe.seed)
         distilled = steps.distilled("distilled", recipe.student, recipe.seed, teacher, recipe.distillation)
         made = {"teacher": teacher, "baseline": baseline, "distilled": distilled}
-        made |= {name: steps.quantized(name, distilled, variant) for name, variant in self.variants.items()}
+        made |= {name: steps.quantized(name, distilled, variant, recipe.seed) for name, variant in self.variants.items()}
         graphs = {name: steps.exported(detector) for name, detector in made.items()}
         rows, measured_on = self._rows(made, graphs)
         results = {

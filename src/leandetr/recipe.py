@@ -7,7 +7,7 @@ of a student with several seeds and compares their accuracy.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -85,11 +85,26 @@ class Quantization(Part):
     """One quantized variant of the distilled student.
 
     name: of its row and folder, behind `distilled-`; the scheme's by default. options: the scheme's own settings.
+    training: the schedule of the scheme low-bit, which without one is calibrated alone. distillation: what it learns besides,
+    from `teacher`, a checkpoint, or by default from the float detector that it is made from. stages: 2 quantizes the backbone
+    first.
     """
 
     scheme: str
     name: str | None = None
     options: dict[str, Any] = {}
+    training: Training | None = None
+    distillation: Distillation | None = None
+    teacher: str | None = None
+    stages: Literal[1, 2] = 1
+
+    @model_validator(mode="after")
+    def _is_trained(self) -> Quantization:
+        if self.training is None and (self.distillation is not None or self.stages == 2):
+            raise ValueError("distillation and stages are those of a training: give training too")
+        if self.distillation is not None and self.distillation.cache is not None:
+            raise ValueError("distillation.cache: low-bit training keeps no answers; leave it out")
+        return self
 
 
 class Benchmark(Part):

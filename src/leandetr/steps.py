@@ -37,6 +37,7 @@ from leandetr.errors import unknown
 from leandetr.files import claim_folder, read_json, write_json, write_text
 from leandetr.quantization.config import scheme_config
 from leandetr.recipe import Benchmark, Distillation, Model, Quantization, Recipe, Study
+from leandetr.training.config import Training
 from leandetr.training.fit import OutOfTime
 
 TRAINING = "training"  # the kind of step that can stop at any time and go on later
@@ -192,18 +193,23 @@ class Steps:
         made_from = [self.data_key, teacher.key, student.model_dump(), method, self._size(student), seed]
         return Made(folder, self.step(name, made_from, folder / "config.json", work, TRAINING))
 
-    def quantized(self, name: str, detector: Made, quantization: Quantization) -> Made:
-        """Quantize a trained detector."""
+    def quantized(self, name: str, detector: Made, quantization: Quantization, seed: int) -> Made:
+        """Quantize a trained detector, and train it where the quantization says how."""
         folder = self.out / name
 
         def work() -> str:
             options = quantization.options
             calibration = None if "calibration_images" in options else self.recipe.calibration
-            found = verbs.quantize(detector.path, self.data, quantization.scheme, folder, calibration, options)
+            plan = None if training is None else low_bit_training(quantization, training, detector)
+            found = verbs.quantize(
+                detector.path, self.data, quantization.scheme, folder, calibration, options, plan, self.until
+            )
             return found.config.quantization_config.summary().splitlines()[0]
 
-        made_from = [detector.key, quantization.model_dump(), self.recipe.calibration]
-        return Made(folder, self.step(name, made_from, folder / "config.json", work, "quantization"))
+        training = quantization.training and quantization.training.model_copy(update={"seed": seed})
+        made_from = [detector.key, quantization.model_dump(), self.recipe.calibration, training and seed]
+        kind = "quantization" if training is None else TRAINING
+        return Made(folder, self.step(name, made_from, folder / "config.json", work, kind))
 
     def exported(self, detector: Made) -> Made:
         """Write a detector's ONNX file."""
@@ -300,6 +306,19 @@ def check_quantizations(student: Detector, quantizations: Sequence[Quantization]
     layers = [name for name, _ in student.model.named_modules(remove_duplicate=False)]
     for quantization in quantizations:
         scheme_config(quantization.scheme, **quantization.options).check_overrides(layers)
+
+
+def low_bit_training(quantization: Quantization, training: Training, detector: Made) -> verbs.LowBitTraining:
+    """How `verbs.quantize` trains; `detector` is the float one."""
+    distillation, teaching = quantization.distillation, {}
+    if distillation is not None:
+        teaching = {
+            "teacher": quantization.teacher or detector.path,
+            "method": distillation.method,
+            "term_weights": distillation.weights,
+            "term_options": distillation.options,
+        }
+    return verbs.LowBitTraining(training, stages=quantization.stages, **teaching)
 
 
 def millions(detector: Detector) -> str:

@@ -106,7 +106,9 @@ class StudyRun:
             teacher = teachers[self.teacher_of[variant.name]]
             trained = self.steps.distilled(name, variant.student, seed, teacher, variant.distillation)
         for row, quantization in variant.rows().items():
-            found = trained if quantization is None else self.steps.quantized(f"{row}-seed-{seed}", trained, quantization)
+            found = trained
+            if quantization is not None:
+                found = self.steps.quantized(f"{row}-seed-{seed}", trained, quantization, seed)
             self._evaluate(row, found, seed)
 
     def _evaluate(self, row: str, detector: Made, seed: int) -> None:

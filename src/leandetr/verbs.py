@@ -270,8 +270,8 @@ def _first_stage(folder: Path, student: Detector) -> Detector:
     first = load(folder)
     if _layers(first) != _layers(student) or first.config.model_type != student.config.model_type:
         raise UserError(
-            f"{folder} is of another architecture ({first.config.model_type}) than the model ({student.config.model_type}); name "
-            "a first stage that was trained from it"
+            f"{folder} is of another architecture ({first.config.model_type}) than the model ({student.config.model_type}); "
+            "name a first stage that was trained from it"
         )
     if first.class_map != student.class_map:
         raise UserError(f"{folder} has other classes than the model; name a first stage that was trained from it")

@@ -83,6 +83,9 @@ class BothSplits:
     def source(self) -> Any:
         return _source(self.data, self.annotations, self.images, self.val_annotations, self.val_images)
 
+    def given(self) -> bool:
+        return self.data is not None or self.annotations is not None
+
 
 @dataclass
 class NewModel:
@@ -158,3 +161,20 @@ def read_settings(pairs: list[str] | None, sections: tuple[str, ...] = ()) -> di
 def section(settings: dict[str, Any], name: str) -> dict[str, Any]:
     """{"model.d_model": 64, ...} -> {"d_model": 64} for the section "model"."""
     return {key.removeprefix(f"{name}."): value for key, value in settings.items() if key.startswith(f"{name}.")}
+
+
+def numbers(settings: dict[str, Any]) -> dict[str, float]:
+    """The settings of --weight, once they are known to be numbers."""
+    for key, value in settings.items():
+        if not isinstance(value, int | float):
+            raise UserError(f"--weight {key}={value}: give a number")
+    return settings
+
+
+def nested(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{"logits.stages": "last"} -> {"logits": {"stages": "last"}}."""
+    nested: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        term, _, name = key.partition(".")
+        nested.setdefault(term, {})[name] = value
+    return nested

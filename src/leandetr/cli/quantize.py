@@ -2,34 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from leandetr.cli.main import app, out_console
-from leandetr.cli.options import OneSplit, Out, read_settings, with_groups
+from leandetr.cli.options import BothSplits, Out, Schedule, nested, numbers, read_settings, with_groups
+from leandetr.errors import UserError
+
+
+@dataclass
+class LowBitSchedule(Schedule):
+    """How the scheme low-bit is trained; shorter and slower than a float training."""
+
+    epochs: Annotated[int, typer.Option(help="low-bit: passes over the training images, in each stage.", min=1)] = 12
+    lr: Annotated[float, typer.Option("--lr", help="low-bit: peak learning rate.")] = 1e-4
+
+
+@dataclass
+class Teaching:
+    """What the training of the scheme low-bit learns from beside its data, and in which stages."""
+
+    train: Annotated[bool, typer.Option(help="low-bit: train, or calibrate alone.")] = True
+    teacher: Annotated[str | None, typer.Option(help="low-bit: as in distill; the float detector itself can be it.")] = None
+    method: Annotated[str, typer.Option(help="low-bit: method, or several joined by commas.")] = "drd"
+    weight: Annotated[list[str] | None, typer.Option(help="TERM=WEIGHT in place of the method's own; repeatable.")] = None
+    option: Annotated[list[str] | None, typer.Option(help="TERM.OPTION=VALUE of a term; repeatable.")] = None
+    stages: Annotated[int, typer.Option(help="low-bit: 2 quantizes the backbone first.", min=1, max=2)] = 1
+    stage_one: Annotated[Path | None, typer.Option(help="low-bit: the stage-1 folder of another training.")] = None
+
+    def low_bit(self, schedule: Schedule, settings: dict[str, Any]) -> Any:
+        """These as a `LowBitTraining`."""
+        from leandetr.verbs import LowBitTraining
+
+        if self.stage_one is not None and self.stages == 2:
+            raise UserError("--stage-one is a first stage and --stages 2 trains one; leave out either")
+        return LowBitTraining(
+            training=schedule.training(settings),
+            teacher=self.teacher,
+            method=self.method,
+            term_weights=numbers(read_settings(self.weight)),
+            term_options=nested(read_settings(self.option)),
+            stages=self.stages,
+            stage_one=self.stage_one,
+        )
 
 
 @app.command()
 @with_groups
 def quantize(
     model: Annotated[str, typer.Argument(help="Saved detector.")],
-    scheme: Annotated[str, typer.Option(help="weight-only, dynamic or static.")],
+    scheme: Annotated[str, typer.Option(help="weight-only, dynamic, static or low-bit.")],
     out: Out,
-    data: OneSplit,
+    data: BothSplits,
+    schedule: LowBitSchedule,
+    teaching: Teaching,
     bits: Annotated[str | None, typer.Option(help="2 to 8 of a weight (weight-only), or as 4-4-8 (low-bit).")] = None,
     group_size: Annotated[int | None, typer.Option(help="Weights that share a scale, 32, 64 or 128, for weight-only.")] = None,
     calibration: Annotated[int | None, typer.Option(help="Training images to choose grids and round with.", min=1)] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="OPTION=VALUE of the scheme; repeatable.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="OPTION=VALUE of the scheme, or training.KEY=VALUE of the schedule; repeatable."),
+    ] = None,
 ) -> None:
     """Store and compute in integers.
 
-    Example: `leandetr quantize runs/student --data DATA --scheme static --calibration 128 --out runs/student-static`, or
-    `leandetr quantize runs/student --data DATA --scheme weight-only --bits 4 --calibration 64 --out runs/student-int4`
+    Examples: `leandetr quantize runs/student --data DATA --scheme static --calibration 128 --out runs/student-static`;
+    `leandetr quantize runs/student --data DATA --scheme weight-only --bits 4 --calibration 64 --out runs/student-int4`; and,
+    trained on its grids, `leandetr quantize runs/student --data DATA --scheme low-bit --bits 4-4-8 --teacher runs/student
+    --out runs/student-4-4-8`
     """
     from leandetr import verbs
 
     named = [f"{name}={value}" for name, value in (("bits", bits), ("group_size", group_size)) if value is not None]
-    options = read_settings(named + (set_ or []))
-    detector = verbs.quantize(model, data.source() if data.given() else {}, scheme, out, calibration, options)
+    settings = read_settings(named + (set_ or []))
+    options = {key: value for key, value in settings.items() if not key.startswith("training.")}
+    trained = scheme == "low-bit" and teaching.train
+    if teaching.teacher is not None and not trained:
+        raise UserError(f"--teacher: {scheme} is not trained here; leave it out, or choose low-bit with --train")
+    low_bit = teaching.low_bit(schedule, settings) if trained else None
+    source = data.source() if data.given() else {}
+    detector = verbs.quantize(model, source, scheme, out, calibration, options, low_bit)
     out_console.print(detector.config.quantization_config.summary())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,11 +15,12 @@ from leandetr.cli.options import (
     PretrainingSchedule,
     Schedule,
     Set,
+    nested,
+    numbers,
     read_settings,
     section,
     with_groups,
 )
-from leandetr.errors import UserError
 
 
 @app.command()
@@ -87,8 +88,8 @@ def distill(
         student,
         out,
         method=method,
-        term_weights=_numbers(read_settings(weight)),
-        term_options=_nested(read_settings(option)),
+        term_weights=numbers(read_settings(weight)),
+        term_options=nested(read_settings(option)),
         **new.arguments(),
         overrides=section(settings, "model"),
         training=schedule.training(settings),
@@ -124,19 +125,3 @@ def pretrain(
     overrides = section(settings, "backbone_config")
     top1 = verbs.pretrain(data, backbone, out, image_size, weights, bits, overrides, schedule.training(settings))
     out_console.print(f"{out / 'backbone.safetensors'}  top-1 {top1:.3f}")
-
-
-def _numbers(settings: dict[str, Any]) -> dict[str, float]:
-    for key, value in settings.items():
-        if not isinstance(value, int | float):
-            raise UserError(f"--weight {key}={value}: give a number")
-    return settings
-
-
-def _nested(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{"logits.stages": "last"} -> {"logits": {"stages": "last"}}."""
-    nested: dict[str, dict[str, Any]] = {}
-    for key, value in settings.items():
-        term, _, name = key.partition(".")
-        nested.setdefault(term, {})[name] = value
-    return nested
