@@ -13,6 +13,7 @@ from leandetr.deployment.openvino import read_onnx, unpack_weights
 from leandetr.quantization.modules import GriddedActivation, LayerPlan, quantized_layer
 from leandetr.quantization.observers import grid_of
 from leandetr.quantization.operators import dynamic_linear, onnx_translations, store_integers
+from leandetr.quantization.trainable import TrainableLayer, trainable_layer
 
 BITS = {"input_bits": 8, "output_bits": 8}
 PLANS = {
@@ -187,3 +188,42 @@ def test_integers_in_groups_are_those_of_pytorch_on_both_engines(tmp_path, kind,
     assert unpack_weights(model) == 1
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     torch.testing.assert_close(torch.from_numpy(compiled(x.numpy())[0]), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_engines_compute_with_the_trained_integers(tmp_path, bits):
+    """Every layer of an exported graph holds the integers that PyTorch rounded its trained weights to."""
+    openvino = pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 1))
+    x = torch.randn(2, 8, 12, 10)
+    trained_layers = nn.Sequential()
+    for module in layer:
+        if isinstance(module, nn.Conv2d):
+            module = trainable_layer(module, LayerPlan(weight_bits=bits, input="grid", input_bits=bits))
+            module.input.set(torch.tensor(2.5 / 2**bits), torch.tensor(2 ** (bits - 1)))
+            module.fill(module)
+        trained_layers.append(module)
+    with torch.no_grad():  # as training would leave them, off what calibration gave
+        for parameter in trained_layers.parameters():
+            parameter.mul_(1.03)
+
+    stored = nn.Sequential()
+    for module in trained_layers:
+        if isinstance(module, TrainableLayer):
+            quantized = quantized_layer(module, module.plan)
+            module.finish(quantized)
+            module = quantized
+        stored.append(module)
+    expected = trained_layers(x).detach()
+    assert torch.equal(stored(x), expected)
+
+    graph = exported(stored.eval(), x, tmp_path / "layers.onnx").graph
+    integers = [module.weight_grid.integers(module.weight) for module in trained_layers if isinstance(module, TrainableLayer)]
+    held = {tensor.dims[0]: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer if len(tensor.dims) == 4}
+    for weight in integers:
+        assert (held[len(weight)] == weight.numpy()).all()
+    compiled = openvino.compile_model(tmp_path / "layers.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for found in (onnx_runtime(tmp_path / "layers.onnx", x), torch.from_numpy(compiled(x.numpy())[0])):
+        difference = (found - expected).abs()
+        assert (difference < 1e-4).float().mean() > 0.98  # a sum on the border of two steps may fall to either

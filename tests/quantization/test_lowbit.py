@@ -8,8 +8,8 @@ from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.quantization import LowBit, WeightOnly, finish, in_training, quantize
 from leandetr.quantization.config import from_dict
-from leandetr.quantization.modules import QuantizedLayer
-from leandetr.quantization.trainable import LearnedGrid, TrainableLayer, trainable_layers
+from leandetr.quantization.modules import LayerPlan, QuantizedLayer
+from leandetr.quantization.trainable import LearnedGrid, TrainableLayer, trainable_layer, trainable_layers
 
 SWIN = {"backbone_config.embed_dim": 24, "backbone_config.depths": [1, 1, 1, 1]}
 FAMILIES = ["detr", "conditional_detr", "deformable_detr", "smca_detr", "swin_detr", "rt_detr_v2"]
@@ -186,9 +186,6 @@ def test_what_cannot_be_is_said_in_one_sentence(tiny, batches):
 
 @pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv2d(6, 4, 3, bias=False), nn.Conv2d(6, 6, 3, groups=6)])
 def test_steps_stay_positive_however_hard_they_are_pushed(layer):
-    from leandetr.quantization.modules import LayerPlan
-    from leandetr.quantization.trainable import trainable_layer
-
     trainable = trainable_layer(layer, LayerPlan(weight_bits=2, input="grid", input_bits=2))
     trainable.input.set(torch.tensor(0.1), torch.tensor(1))
     trainable.fill(layer)

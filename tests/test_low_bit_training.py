@@ -1,0 +1,117 @@
+"""Low-bit training as a user starts it: stages, what is left in the folder, going on after a stop, and refused input."""
+
+import json
+import math
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from leandetr import verbs
+from leandetr.data.coco import class_map_of, find_split
+from leandetr.data.shapes import write_shapes
+from leandetr.detectors.create import create
+from leandetr.detectors.load import load
+from leandetr.errors import UserError
+from leandetr.quantization import LowBit, in_training
+from leandetr.training.config import Training
+from leandetr.training.fit import OutOfTime
+
+SMALL = {
+    "d_model": 32,
+    "decoder_layers": 2,
+    "encoder_layers": 1,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "num_queries": 8,
+}
+CONFIG = LowBit(bits="4-4-8", calibration_images=4)
+SCHEDULE = Training(max_steps=4, batch_size=2, lr=1e-3, workers=0, augment="none", grid_frozen=0.5)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp("shapes") / "data", 4, 2, (64, 64))
+
+
+@pytest.fixture(scope="module")
+def models(shapes, tmp_path_factory):
+    """Folder of a saved detector by its family."""
+    classes, folder, saved = class_map_of(find_split(shapes, "train")), tmp_path_factory.mktemp("models"), {}
+    for name in ("detr", "conditional_detr"):
+        torch.manual_seed(0)
+        create(name, classes, (64, 64), "test_resnet", overrides=SMALL).save(folder / name)
+        saved[name] = folder / name
+    return saved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_stopped_training_ends_with_the_weights_of_one_that_was_not(shapes, models, tmp_path, stages):
+    def quantize(out, until=math.inf):
+        plan = verbs.LowBitTraining(SCHEDULE, teacher=models["detr"], method="drd", stages=stages)
+        return verbs.quantize(models["detr"], shapes, CONFIG, out, low_bit=plan, until=until)
+
+    whole = quantize(tmp_path / "whole")
+    assert not in_training(whole)
+    for _ in range(20):
+        try:
+            quantize(tmp_path / "stopped", time.monotonic())
+            break
+        except OutOfTime:
+            continue
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    if stages == 2:
+        assert in_training(load(tmp_path / "whole" / "stage-1"))
+    log = [json.loads(line) for line in (tmp_path / "whole" / "training" / "log.jsonl").read_text().splitlines()]
+    clipped = {key: value for row in log for key, value in row.items() if key.startswith("clipped/")}
+    assert "clipped/model.decoder.layers.0.encoder_attn/query" in clipped
+    assert "clipped/model.decoder.layers.0.mlp.fc1/weight" in clipped
+    assert all(0 <= value <= 1 for value in clipped.values())
+
+
+def test_without_training_the_calibrated_grids_are_saved(shapes, models, tmp_path):
+    found = verbs.quantize(models["detr"], shapes, CONFIG, tmp_path / "out")
+    assert not in_training(found)
+    assert found.config.quantization_config.scheme["bits"] == "4-4-8"
+
+
+def test_grids_do_not_decay_and_wait_where_asked(shapes, models):
+    from leandetr.data.coco import CocoDataset
+    from leandetr.data.transforms import eval_transform
+    from leandetr.training.trainer import DetectionTrainer
+
+    detector = load(models["detr"])
+    dataset = CocoDataset(find_split(shapes, "train"), eval_transform(detector.preprocessing), detector.class_map)
+    quantized = verbs._calibrated(detector, shapes, CONFIG)
+    trainer = DetectionTrainer(quantized, dataset, dataset, SCHEDULE, models["detr"].parent / "trainer", [])
+    optimizer = trainer.create_optimizer()
+    scheduler = trainer.create_scheduler(4, optimizer)
+    grids = {id(p) for name, p in quantized.named_parameters() if name.endswith(("raw_step", "raw_zero_point"))}
+    for group in optimizer.param_groups:
+        assert group["grid"] == all(id(parameter) in grids for parameter in group["params"])
+        assert group["weight_decay"] == 0 or not group["grid"]
+    rates = []
+    for _ in range(4):
+        rates.append(next(group["lr"] for group in optimizer.param_groups if group["grid"]))
+        optimizer.step()
+        scheduler.step()
+    assert rates[:2] == [0, 0]
+    assert rates[2] > 0
+
+
+def test_what_cannot_be_is_said_in_one_sentence(shapes, models, tmp_path):
+    def quantize(scheme=CONFIG, model="detr", **options):
+        verbs.quantize(models[model], shapes, scheme, tmp_path / "out", low_bit=verbs.LowBitTraining(SCHEDULE, **options))
+
+    with pytest.raises(UserError, match="static is not trained"):
+        quantize("static")
+    with pytest.raises(UserError, match="of another architecture"):
+        quantize(stage_one=models["conditional_detr"])
+    with pytest.raises(UserError, match="is no first stage"):
+        quantize(stage_one=models["detr"])
+    with pytest.raises(UserError, match=r"calibration images|no split"):
+        verbs.quantize(models["detr"], {}, CONFIG, tmp_path / "out")
