@@ -46,8 +46,7 @@ def models(shapes, tmp_path_factory):
     return saved
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("stages", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_stopped_training_ends_with_the_weights_of_one_that_was_not(shapes, models, tmp_path, stages):
     def quantize(out, until=math.inf):
         plan = verbs.LowBitTraining(SCHEDULE, teacher=models["detr"], method="drd", stages=stages)

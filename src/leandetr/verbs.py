@@ -285,11 +285,6 @@ def _layers(detector: Detector) -> dict[str, torch.Size]:
     return {name: layer.weight.shape for name, layer in detector.model.named_modules() if isinstance(layer, kinds)}
 
 
-def _calibration_images(config: Scheme) -> int:
-    """How many images a scheme and its overrides ask for; 0 where nothing is calibrated."""
-    return max(getattr(setting, "calibration_images", 0) for setting in (config, *config.overrides.values()))
-
-
 def _calibrated_with(config: Scheme, images: int) -> Scheme:
     """The scheme and its overrides with so many calibration images."""
 

@@ -74,6 +74,7 @@ def class_to_load(config: PreTrainedConfig) -> type:
             align_queries(self, alignment_of(config))
             self.__class__ = plain  # what it is saved as
 
+    Aligned.__name__ = plain.__name__  # by which transformers chooses the loss
     return Aligned
 
 
