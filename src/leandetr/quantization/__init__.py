@@ -1,7 +1,7 @@
 """Quantization: `quantize(detector, scheme, calibration_batches)`, its schemes, and how quantized models save and load."""
 
 from leandetr.quantization.checkpoint import QuantizationRecord
-from leandetr.quantization.config import Dynamic, LowBit, Scheme, Static, WeightOnly, scheme_config
+from leandetr.quantization.config import Dynamic, LowBit, Scheme, SmoothQuant, Static, WeightOnly, scheme_config
 from leandetr.quantization.lowbit import LogClipped, finish, in_training
 from leandetr.quantization.operators import onnx_translations
 from leandetr.quantization.quantize import quantize
@@ -12,6 +12,7 @@ __all__ = [
     "LowBit",
     "QuantizationRecord",
     "Scheme",
+    "SmoothQuant",
     "Static",
     "WeightOnly",
     "finish",

@@ -5,6 +5,7 @@
 | `WeightOnly` | int8, one scale an output channel; or 2 to 7 bits, one scale a group | float |
 | `Dynamic` | int8, one scale an output channel | Linear: uint8, on a grid taken at run time; Conv2d: float, see `Dynamic` |
 | `Static` | 2 to 8 bits, a scale an output channel | uint8 on calibrated grids, 2 to 8 bits, see `placement.py` |
+| `SmoothQuant` | as one of these, after outliers of inputs have moved into weights, see `smooth.py` | as there |
 | `LowBit` | 2 to 8 bits, trained, one step an output channel | 2 to 8 bits, trained, those of attention too |
 
 Every scheme folds BatchNorm into the convolution before it first, which is exact.
@@ -47,6 +48,9 @@ DEFAULT_FLOAT = {
 ALWAYS_FLOAT = {"*patch_embeddings.projection": "its caller reads the type of the weight"}
 
 GROUP_SIZES = (32, 64, 128)
+
+AUTO = "auto"
+ACTIVATIONS = (FLOAT, "dynamic", "static")
 
 OBSERVERS = ("min-max", "moving-average", "percentile", "mse")
 
@@ -206,6 +210,46 @@ class Static(Scheme):
 
 
 @dataclass(frozen=True)
+class SmoothQuant(Scheme):
+    """Linear layers whose outlying input channels have been moved into their weights, see `smooth.py`; then as another scheme.
+
+    Args:
+        activations: "float", as `WeightOnly`; "dynamic" or "static", as those schemes.
+        alpha: how much of the outliers is moved, 0 to 1; or "auto", chosen for each layer by its error on the calibration
+            images.
+        observer, percentile: of static grids, see `Static`.
+        calibration_images: how many images are read from the batches; with static grids they are read twice.
+    """
+
+    activations: str = FLOAT
+    alpha: float | str = 0.5
+    observer: str = "min-max"
+    percentile: float = 99.99
+    calibration_images: int = 128
+
+    name: ClassVar[str] = "smoothquant"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activations not in ACTIVATIONS:
+            raise unknown("activations of smoothquant", self.activations, ACTIVATIONS)
+        if self.alpha != AUTO and not (isinstance(self.alpha, int | float) and 0 <= self.alpha <= 1):
+            raise UserError(f"smoothquant: alpha is {self.alpha}; give 0 to 1, or {AUTO}")
+        if self.calibration_images < 1:
+            raise UserError(f"smoothquant: calibration_images is {self.calibration_images}; give 1 or more")
+        self.after()
+
+    def after(self) -> Scheme:
+        """The scheme by which the smoothed layers, and those that are not smoothed, are quantized."""
+        if self.activations == Static.name:
+            return Static(observer=self.observer, percentile=self.percentile, calibration_images=self.calibration_images)
+        return Dynamic() if self.activations == Dynamic.name else WeightOnly()
+
+    def careful(self) -> Scheme | None:
+        return self.after().careful()
+
+
+@dataclass(frozen=True)
 class LowBit(Scheme):
     """Linear and Conv2d multiply integers on grids that are trained together with the weights (LSQ, LSQ+; Q-DETR, section 2.2).
 
@@ -274,7 +318,7 @@ def _check_bits(option: str, bits: int) -> None:
         raise UserError(f"low-bit: {option} is {bits}; give 2 to 8")
 
 
-SCHEMES: dict[str, type[Scheme]] = {scheme.name: scheme for scheme in (WeightOnly, Dynamic, Static, LowBit)}
+SCHEMES: dict[str, type[Scheme]] = {scheme.name: scheme for scheme in (WeightOnly, Dynamic, Static, SmoothQuant, LowBit)}
 
 
 def scheme_config(name: str, **options: Any) -> Scheme:

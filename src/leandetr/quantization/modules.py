@@ -44,12 +44,14 @@ class LayerPlan:
         group_size: how many weights along the input dimension share a scale; None where an output channel does.
         input: "float"; "dynamic", a grid taken at run time (Linear only); "grid", rounded to a calibrated grid by the layer;
             "given", already on that grid because the module before it put it there.
+        smoothed: whether 1/s of SmoothQuant stays with the layer: on its input, or on its weights where its input is float.
         input_bits, output_bits: widths of the calibrated grids on its input and on its output, None without one.
     """
 
     weight_bits: int = 8
     group_size: int | None = None
     input: str = FLOAT_INPUT
+    smoothed: bool = False
     input_bits: int | None = None
     output_bits: int | None = None
 
@@ -98,6 +100,8 @@ class QuantizedLayer(nn.Module):
             self.register_buffer("weight_scale", torch.ones(channels))
         else:
             self.register_buffer("weight_scale", torch.ones(channels, inputs // plan.group_size, *kernel, dtype=torch.half))
+        if plan.smoothed:
+            self.register_buffer("input_factor", torch.ones(inputs))
         self.input = None if plan.input_bits is None else Grid(plan.input_bits)
         self.output = None if plan.output_bits is None else Grid(plan.output_bits)
         if layer.bias is None:
@@ -138,8 +142,10 @@ class QuantizedLayer(nn.Module):
 
     def float_weight(self) -> Tensor:
         if self.plan.group_size is None:
-            return dequantize(self.integers(), self.weight_scale)
-        return dequantize_groups(self.weight, self.weight_scale, self.plan.weight_bits, self.shape)
+            weight = dequantize(self.integers(), self.weight_scale)
+        else:
+            weight = dequantize_groups(self.weight, self.weight_scale, self.plan.weight_bits, self.shape)
+        return weight * self.input_factor if self.plan.smoothed and self.plan.input == FLOAT_INPUT else weight
 
     def float_bias(self) -> Tensor | None:
         if self.bias is None or self.input is None:
@@ -147,6 +153,8 @@ class QuantizedLayer(nn.Module):
         return dequantize(self.bias, self.input.scale * self.weight_scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.plan.smoothed and self.plan.input != FLOAT_INPUT:
+            x = x * self.input_factor
         if self.plan.input == GRID_INPUT:
             x = self.input(x)
         x = self.product(x)

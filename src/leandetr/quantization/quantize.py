@@ -1,14 +1,14 @@
 """One verb: `quantize(detector, config, calibration_batches)` gives a detector whose layers hold integers.
 
-The order: decide for every layer, fold BatchNorm, place the static grids, calibrate them on the float model, replace the
-layers. The result evaluates, saves, loads and exports like any other detector.
+The order: decide for every layer, fold BatchNorm, smooth, place the static grids, calibrate them on the float model, replace
+the layers. The result evaluates, saves, loads and exports like any other detector.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.checkpoint import QuantizationRecord, attach, build
-from leandetr.quantization.config import Dynamic, LowBit, Scheme, Static, WeightOnly
+from leandetr.quantization.config import Dynamic, LowBit, Scheme, SmoothQuant, Static, WeightOnly
 from leandetr.quantization.fold import fold_batch_norms
 from leandetr.quantization.groups import group_size_of
 from leandetr.quantization.lowbit import attentions_of, place_trained
@@ -25,6 +25,7 @@ from leandetr.quantization.modules import DYNAMIC_INPUT, GRID_INPUT, LayerPlan, 
 from leandetr.quantization.observers import Observer, grid_of, observer_of
 from leandetr.quantization.placement import Placement, place
 from leandetr.quantization.rounding import InputMoment
+from leandetr.quantization.smooth import smooth
 from leandetr.quantization.trainable import TrainableLayer
 from leandetr.structures import Batch
 
@@ -34,9 +35,10 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
 
     Args:
         detector: a float detector.
-        config: `WeightOnly`, `Dynamic`, `Static` or `LowBit`, see `config.py`.
-        calibration_batches: batches as the detector takes them, read once and no further than the scheme's
-            `calibration_images`; `WeightOnly` and `Dynamic` need none. Memory does not depend on their number.
+        config: one of the schemes of `config.py`.
+        calibration_batches: batches as the detector takes them, read no further than the scheme's `calibration_images`, and
+            once, but twice by `SmoothQuant` with static grids; `WeightOnly` and `Dynamic` need none. Memory does not depend on
+            their number.
 
     Returns:
         The quantized detector in evaluation mode; with `LowBit` it is one to train, of which `finish` makes integers. Its
@@ -57,9 +59,13 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
     detector = copy.deepcopy(detector).eval()
     model = detector.model
     settings, left_float, kept_wide = _decide(detector, config)
+    smoothed = {layer: setting for layer, setting in settings.items() if isinstance(setting, SmoothQuant)}
+    settings |= {layer: setting.after() for layer, setting in smoothed.items()}
+    smoothed = {layer: setting for layer, setting in smoothed.items() if isinstance(layer, nn.Linear)}
     static = {layer: setting for layer, setting in settings.items() if isinstance(setting, Static | LowBit)}
     moments = {layer: InputMoment(layer) for layer, setting in settings.items() if _learns_rounding(layer, setting)}
-    asked = max((settings[layer].calibration_images for layer in (*static, *moments)), default=0)
+    calibrated = [settings[layer] for layer in (*static, *moments)]
+    asked = max((setting.calibration_images for setting in (*calibrated, *smoothed.values())), default=0)
     images = _images(calibration_batches, asked, next(model.parameters()).device)
     first = next(images) if asked else _blank(detector)
 
@@ -68,18 +74,23 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
 
     with torch.no_grad():
         folds = fold_batch_norms(model, run)
+        factors = smooth(model, smoothed, run, chain([first], images)) if smoothed else {}
+        if smoothed and calibrated:
+            images = _images(calibration_batches, asked, next(model.parameters()).device)
+            first = next(images)
         if isinstance(config, LowBit):
             placement, static, unreached = place_trained(model, config, static, run)
             left_float |= unreached
         else:
             placement = place(model, static, run) if static else Placement()
-        grids = _calibrate(model, static, placement, moments, chain([first], images)) if asked else Grids({}, {})
+        grids = _calibrate(model, static, placement, moments, chain([first], images)) if calibrated else Grids({}, {})
 
     names = names_of(model)
     for layer in placement.idle:
         del settings[layer]
         left_float[names[layer][0]] = "does not run on images"
     plans = {layer: placement.plans.get(layer) or _plain_plan(layer, setting) for layer, setting in settings.items()}
+    plans |= {layer: replace(plans[layer], smoothed=True) for layer in factors}
     record = QuantizationRecord(
         scheme=config.to_dict(),
         folds=folds,
@@ -95,6 +106,8 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
     grids.fill(replaced)
     for layer in plans:
         replaced[layer].fill(layer, *(moments[layer],) if layer in moments else ())
+    for layer, factor in factors.items():
+        replaced[layer].input_factor.copy_(factor)
     attach(model, record)
     return detector
 
@@ -176,7 +189,7 @@ def _decide(detector: Detector, config: Scheme) -> tuple[dict[nn.Module, Scheme]
                 left_float[names[0]] = "left to the second stage"
             else:
                 settings[module] = setting
-            if isinstance(setting, WeightOnly):
+            if isinstance(setting, WeightOnly) and isinstance(config, WeightOnly):
                 if not reason.startswith("override") and setting.bits > config.bits:
                     kept_wide[names[0]] = reason
                 elif setting.bits < 8 and group_size_of(module, setting.group_size) is None:

@@ -28,6 +28,7 @@ class InputMoment:
         self.layer = layer
         inputs = layer.weight[0].numel()
         self.matrix = torch.zeros(inputs, inputs, device=layer.weight.device)
+        self.rows = 0  # that it is summed over
 
     @staticmethod
     def possible(layer: nn.Module) -> bool:
@@ -42,6 +43,7 @@ class InputMoment:
         for inputs in rows:
             inputs = inputs[:: max(1, len(inputs) // POSITIONS)].float()
             self.matrix += inputs.T @ inputs
+            self.rows += len(inputs)
 
     def _patches(self, image: Tensor) -> Tensor:
         """(1, in, H, W) -> (positions, in times kernel). Timm's "same" padding is of the same kind up to the border."""
