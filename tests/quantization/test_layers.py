@@ -9,7 +9,8 @@ import torch
 from onnx_ir.passes import common
 from torch import Tensor, nn
 
-from leandetr.deployment.openvino import read_onnx, unpack_weights
+from leandetr.deployment.openvino import read_onnx
+from leandetr.deployment.unpacking import unpack_onnx, unpack_openvino
 from leandetr.quantization.modules import GriddedActivation, LayerPlan, quantized_layer
 from leandetr.quantization.observers import grid_of
 from leandetr.quantization.operators import dynamic_linear, onnx_translations, store_integers
@@ -185,9 +186,25 @@ def test_integers_in_groups_are_those_of_pytorch_on_both_engines(tmp_path, kind,
         expected = quantized(x)
     torch.testing.assert_close(onnx_runtime(tmp_path / "layer.onnx", x), expected, rtol=1e-5, atol=1e-5)
     model = read_onnx(tmp_path / "layer.onnx")
-    assert unpack_weights(model) == 1
+    assert unpack_openvino(model) == 1
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     torch.testing.assert_close(torch.from_numpy(compiled(x.numpy())[0]), expected, rtol=1e-4, atol=1e-4)
+    unpacked = onnx_ir.load(tmp_path / "layer.onnx")
+    assert unpack_onnx(unpacked) == 1
+    onnx_ir.save(unpacked, tmp_path / "unpacked.onnx")
+    assert "DequantizeLinear" not in {node.op_type for node in onnx.load(tmp_path / "unpacked.onnx").graph.node}
+    torch.testing.assert_close(onnx_runtime(tmp_path / "unpacked.onnx", x, fuse=True), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_whose_input_is_on_a_grid_stay_integers(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        built(nn.Linear(16, 16), LayerPlan(input="grid", input_bits=8)), built(nn.Linear(16, 8), LayerPlan())
+    ).eval()
+    exported(model, torch.randn(3, 16), tmp_path / "mixed.onnx")
+    mixed = onnx_ir.load(tmp_path / "mixed.onnx")
+    assert unpack_onnx(mixed) == 1
+    assert sum(node.op_type == "DequantizeLinear" for node in mixed.graph) == 3  # input, weight and bias of the first
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

@@ -119,3 +119,7 @@ def benchmark(
             row["artifact"], row["runtime"], f"{row['latency_ms']:.1f}", f"{row['latency_p90_ms']:.1f}", ratio + slower, size
         )
     out_console.print(table)
+    for row in found:
+        if row["unpacked"]:
+            what = f"{row['unpacked']} integer weights unpacked at load in {row['unpack_seconds']:.1f} s"
+            out_console.print(f"{row['artifact']} on {row['runtime']}: {what}")

@@ -37,6 +37,7 @@ class Measurement(TypedDict):
 
     latency_ms, latency_p90_ms: median and 90th percentile of one photograph, in milliseconds. speedup: the reference's latency
     over this one's, with the ends of its 95 % interval. size_bytes: of the written artefact. parameters: their number.
+    unpacked, unpack_seconds: how many integer weights the engine got as floats, and what that cost when it was loaded.
     """
 
     artifact: str
@@ -48,6 +49,8 @@ class Measurement(TypedDict):
     speedup_high: float
     size_bytes: int
     parameters: int
+    unpacked: int
+    unpack_seconds: float
 
 
 def measure(
@@ -82,6 +85,8 @@ def measure(
             **_ratio(seconds[:, reference], taken, rng),
             size_bytes=runtime.size_bytes,
             parameters=runtime.parameters,
+            unpacked=runtime.unpacked,
+            unpack_seconds=runtime.unpack_seconds,
         )
         for runtime, taken, reference in zip(runtimes, seconds.T, against, strict=True)
     ]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from math import prod
 from typing import Any
 
 import torch
 import transformers
 
 from leandetr.detectors.detector import Detector
+from leandetr.quantization.modules import QuantizedLayer
 from leandetr.structures import ClassMap, Preprocessing
 
 #: the key under which the text is kept, in an ONNX file's properties and in an OpenVINO file's runtime information
@@ -69,7 +71,10 @@ def describe(detector: Detector, preprocessing: Preprocessing) -> Metadata:
 
 
 def count_parameters(detector: Detector) -> int:
-    return sum(parameter.numel() for parameter in detector.parameters())
+    """Weights and biases, however many of them share a byte."""
+    layers = (module for module in detector.modules() if isinstance(module, QuantizedLayer))
+    packed = {layer.weight: prod(layer.shape) for layer in layers}
+    return sum(packed.get(parameter, parameter.numel()) for parameter in detector.parameters())
 
 
 def scheme_of(detector: Detector) -> str | None:

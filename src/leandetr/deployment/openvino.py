@@ -52,53 +52,6 @@ def read_onnx(path: Path) -> Any:
     return model
 
 
-PRODUCTS = ("MatMul", "Convolution", "GroupConvolution")
-UNARY = ("Multiply", "Subtract", "Convert", "Transpose", "Reshape")  # of a dequantization, whose data is the first input
-INTEGERS = ("i4", "u4", "i8", "u8")
-
-
-def unpack_weights(model: Any) -> int:
-    """Make floats of the integer weights that are multiplied with floats, in place; OpenVINO would do so in every call.
-
-    Returns how many there were. Raises RuntimeError where OpenVINO cannot compute them.
-    """
-    openvino = import_openvino()
-    found = [
-        product.input(1)
-        for product in model.get_ordered_ops()
-        if product.get_type_name() in PRODUCTS
-        and product.input_value(1).get_element_type().get_type_name() == "f32"
-        and _holds_integers(product.input_value(1).get_node())
-        and not _on_a_grid(product.input_value(0).get_node())
-    ]
-    if found:
-        weights = openvino.Model([port.get_source_output() for port in found], [], "weights")
-        values = openvino.Core().compile_model(weights, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({})
-        for index, port in enumerate(found):
-            constant = openvino.opset13.constant(values[index].copy())
-            port.replace_source_output(constant.output(0))
-    return len(found)
-
-
-def _holds_integers(node: Any) -> bool:
-    """Whether a node is computed from constants alone, integer weights among them."""
-    types, left = set(), [node]
-    while left:
-        node = left.pop()
-        if node.get_type_name() == "Constant":
-            types.add(node.get_element_type().get_type_name())
-        elif node.get_input_size() == 0:
-            return False
-        left += [node.input_value(index).get_node() for index in range(node.get_input_size())]
-    return not types.isdisjoint(INTEGERS)
-
-
-def _on_a_grid(node: Any) -> bool:
-    while node.get_type_name() in UNARY:
-        node = node.input_value(0).get_node()
-    return node.get_type_name() == "FakeQuantize"
-
-
 def check_xml(path: Path) -> None:
     """Raises UserError where `path` is no name for an OpenVINO model."""
     if path.suffix != ".xml":

@@ -6,14 +6,17 @@ made, as `preprocessing` says) and the post-processing; only `run` differs.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import onnx_ir
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from leandetr.deployment.metadata import KEY, Metadata, describe
-from leandetr.deployment.openvino import import_openvino, onnx_metadata, read_onnx, unpack_weights
+from leandetr.deployment.openvino import import_openvino, onnx_metadata, read_onnx
+from leandetr.deployment.unpacking import unpack_onnx, unpack_openvino
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
 from leandetr.detectors.postprocess import postprocess
@@ -21,9 +24,6 @@ from leandetr.detectors.query_sets import answer_with
 from leandetr.detectors.teachers import TorchvisionDetector, load_torchvision, names_torchvision
 from leandetr.errors import UserError, unknown
 from leandetr.structures import Batch, ClassMap, Detections, Preprocessing
-
-#: schemes without calibrated grids
-WEIGHTS_ALONE = ("weight-only", "dynamic")
 
 
 class Runtime:
@@ -34,9 +34,12 @@ class Runtime:
         artifact: the file, folder or hub id that it runs.
         size_bytes: of the artefact's weights and graph, as written.
         metadata: what the artefact says about itself.
+        unpacked, unpack_seconds: how many integer weights were made floats when it was loaded, and how long that took.
     """
 
     name: str
+    unpacked: int = 0
+    unpack_seconds: float = 0.0
 
     def __init__(self, artifact: str, size_bytes: int, metadata: Metadata) -> None:
         self.artifact, self.size_bytes, self.metadata = artifact, size_bytes, metadata
@@ -144,15 +147,20 @@ class OnnxRuntime(Runtime):
         options.intra_op_num_threads = threads or torch.get_num_threads()
         # Threads that spin after a call would take the processor from whatever runs next, as in an interleaved benchmark.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if self.metadata.scheme in WEIGHTS_ALONE:
-            # Else integer weights stay packed: convolutions unpack them in every call, and linear layers round their inputs to
-            # 8 bits, which the model was not quantized for. Static grids need the rewriting that this leaves out.
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            model = str(path) if self.metadata.scheme is None else self._unpacked(path)
+            self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no common class
             raise UserError(f"{path}: ONNX Runtime refuses it ({error}); export it again with this version") from error
         self.inputs = {item.name for item in self.session.get_inputs()}
+
+    def _unpacked(self, path: Path) -> bytes:
+        start = time.perf_counter()
+        model = onnx_ir.load(path)
+        self.unpacked = unpack_onnx(model)
+        file = onnx_ir.to_proto(model).SerializeToString()
+        self.unpack_seconds = time.perf_counter() - start
+        return file
 
     def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         given = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
@@ -204,7 +212,9 @@ class OpenVinoRuntime(Runtime):
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # integer weights do not make it round the inputs too
         }
         try:
-            unpack_weights(model)
+            start = time.perf_counter()
+            self.unpacked = unpack_openvino(model)
+            self.unpack_seconds = time.perf_counter() - start
             self.compiled = core.compile_model(model, "CPU", config)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
