@@ -23,6 +23,7 @@ from leandetr.deployment.onnx import export_onnx
 from leandetr.deployment.openvino import check_xml, convert_openvino
 from leandetr.deployment.predict import predict_images
 from leandetr.deployment.runtimes import Runtime, load_answering, open_runtime
+from leandetr.detectors.backbones import load_backbone_weights
 from leandetr.detectors.create import MODELS, create
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
@@ -36,6 +37,7 @@ from leandetr.evaluation.coco import CocoMetrics
 from leandetr.files import claiming, read_json
 from leandetr.quantization.config import LowBit, Scheme, calibration_images, scheme_config
 from leandetr.quantization.lowbit import LogClipped, finish, in_training
+from leandetr.quantization.pretraining import round_backbone
 from leandetr.quantization.quantize import quantize as quantize_detector
 from leandetr.structures import ClassMap, Preprocessing
 from leandetr.training import classification
@@ -158,7 +160,14 @@ def pretrain(
             folder = write_crops({split: split_of(data, split) for split in ("train", "val")}, Path(out) / "crops")
         preprocessing = Preprocessing(size=tuple(image_size), mean=described.mean, std=described.std)
         train_set, val_set = (ClassificationDataset(folder, split, preprocessing, training.seed) for split in ("train", "val"))
-        return classification.pretrain(described, train_set, val_set, training, Path(out), Path(out).name, weights, low_bit)
+        torch.manual_seed(training.seed)
+        classifier = classification.Classifier(described, train_set.names)
+        if weights is not None:
+            load_backbone_weights(classifier.backbone, described.config, weights)
+        if low_bit is not None:
+            batches = _spread(train_set, min(low_bit.calibration_images, len(train_set)), classification.collate)
+            round_backbone(classifier.backbone, low_bit, (batch["pixel_values"] for batch in batches))
+        return classification.pretrain(classifier, train_set, val_set, training, Path(out), Path(out).name)
 
 
 def quantize(
@@ -294,7 +303,9 @@ def _calibrated_with(config: Scheme, images: int) -> Scheme:
     return changed(replace(config, overrides={pattern: changed(value) for pattern, value in config.overrides.items()}))
 
 
-def _spread(dataset: CocoDataset, images: int) -> Iterable[dict]:
+def _spread(
+    dataset: CocoDataset | ClassificationDataset, images: int, collate: Callable[[list], dict] = collate
+) -> Iterable[dict]:
     """Batches of images spread evenly over a data set."""
     chosen = torch.linspace(0, len(dataset) - 1, images).round().long().tolist()
     return DataLoader(Subset(dataset, chosen), batch_size=8, collate_fn=collate)

@@ -1,5 +1,5 @@
-"""A backbone in low-bit training: eight bits in the first convolution, steps that follow BatchNorm's folding, gradients, and the
-float weights under their own names."""
+"""A backbone in low-bit training: eight bits in the first convolution, steps that follow BatchNorm's folding, gradients, and
+the float weights under their own names."""
 
 import copy
 

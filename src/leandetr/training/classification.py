@@ -16,17 +16,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from transformers import AutoBackbone
 
 from leandetr.data.classification import ClassificationDataset, collate
-from leandetr.detectors.backbones import Backbone, describe_backbone, load_backbone_weights
+from leandetr.detectors.backbones import Backbone, describe_backbone
 from leandetr.detectors.swin_detr import SWINS
 from leandetr.detectors.transformer_backbones import SWIN_DETR, VITS, describe_own_backbone
 from leandetr.errors import UserError
 from leandetr.files import write_json, writing_files
-from leandetr.quantization.config import LowBit
-from leandetr.quantization.pretraining import round_backbone
 from leandetr.training.config import Training
 from leandetr.training.fit import forget_checkpoints, run
 from leandetr.training.trainer import AveragingTrainer
@@ -57,7 +55,7 @@ class Classifier(nn.Module):
         self.names = names
         self.backbone = AutoBackbone.from_config(config=described.config)
         self.head = nn.Linear(described.channels[-1], len(names))
-        self.kept = list(self.backbone.state_dict())  # without the grids that low-bit training adds
+        self.float_names = list(self.backbone.state_dict())  # without the grids that low-bit training adds
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ClassifierOutput:
         """pixel_values (B, 3, H, W), labels (B,) int64."""
@@ -67,7 +65,7 @@ class Classifier(nn.Module):
     def save(self, folder: Path) -> None:
         """Write the backbone's float weights."""
         state = self.backbone.state_dict()
-        state = {name: state[name].detach().contiguous() for name in self.kept}
+        state = {name: state[name].detach().contiguous() for name in self.float_names}
         with writing_files(Path(folder), last=WEIGHTS) as temporary:
             save_file(state, temporary / WEIGHTS)
 
@@ -117,32 +115,22 @@ def describe(name: str, image_size: tuple[int, int], overrides: dict[str, Any]) 
 
 
 def pretrain(
-    described: Backbone,
+    classifier: Classifier,
     train: ClassificationDataset,
     val: ClassificationDataset,
     config: Training,
     output: Path,
     title: str,
-    weights: str | None = None,
-    low_bit: LowBit | None = None,
 ) -> float:
-    """Train a backbone, go on where an earlier call was killed, and return its best top-1 in [0, 1].
+    """Train a classifier, go on where an earlier call was killed, and return its best top-1 in [0, 1].
 
     Args:
-        described, train, val: the backbone and its images.
+        classifier: with random weights, pre-trained ones, or layers that round to few bits.
+        train, val: the images.
         output: gets `backbone.safetensors`, written last, and `pretraining.json`.
         title: said beside the progress bar.
-        weights: to start from, see `load_backbone_weights`; random by default.
-        low_bit: widths to which weights and inputs of the layers are rounded while training; none by default.
     """
-    torch.manual_seed(config.seed)
-    classifier, folder = Classifier(described, train.names), output / "training"
-    if weights is not None:
-        load_backbone_weights(classifier.backbone, described.config, weights)
-    if low_bit is not None:
-        chosen = torch.linspace(0, len(train) - 1, min(low_bit.calibration_images, len(train))).round().long().tolist()
-        batches = DataLoader(Subset(train, chosen), config.batch_size, collate_fn=collate)
-        round_backbone(classifier.backbone, low_bit, (batch["pixel_values"] for batch in batches))
+    folder = output / "training"
     trainer = run(
         lambda callbacks: ClassificationTrainer(classifier, train, val, config, folder, callbacks), train, config, folder, title
     )
@@ -150,11 +138,8 @@ def pretrain(
     if trainer.args.should_save:
         with writing_files(output, last=WEIGHTS) as temporary:
             shutil.copy(folder / "best" / WEIGHTS, temporary)
-            config_of = described.config.to_diff_dict()
-            write_json(
-                temporary / RESULT,
-                {"top1": top1, "classes": len(train.names), "bits": low_bit and low_bit.bits, "backbone_config": config_of},
-            )
+            config_of = classifier.backbone.config.to_diff_dict()
+            write_json(temporary / RESULT, {"top1": top1, "classes": len(train.names), "backbone_config": config_of})
         forget_checkpoints(folder)
     trainer.accelerator.wait_for_everyone()
     return top1
