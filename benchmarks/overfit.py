@@ -35,14 +35,14 @@ GOAL = 0.9
 EVALUATE_EVERY = 25
 WARMUP = 20
 CLIP = 0.5
+PRETRAINED_LR = 0.3  # factor on the learning rate for a backbone with ImageNet weights
 
 
 @dataclass(frozen=True)
 class Setting:
     """A small configuration that learns quickly: what `create` is given, the peak learning rate and the most steps.
 
-    backbone: a timm backbone with ImageNet weights, or None for the family's own with random ones. backbone_lr: factor on the
-    learning rate for the backbone.
+    backbone: a timm backbone with ImageNet weights, or None for the family's own with random ones.
     """
 
     overrides: Mapping[str, Any]
@@ -50,7 +50,6 @@ class Setting:
     lr: float = 1e-3
     side: int = 128
     backbone: str | None = LITE0
-    backbone_lr: float = 0.3
     inside: Mapping[str, Any] = field(default_factory=dict)  # of the backbone's configuration
 
 
@@ -102,7 +101,7 @@ def overfit(name: str, data: Path) -> dict[str, Any]:
     backbone = {id(parameter) for parameter in detector.family.backbone(detector.model).parameters()}
     groups = [
         {"params": [p for p in detector.parameters() if (id(p) in backbone) == inner], "lr": setting.lr * factor}
-        for inner, factor in ((False, 1.0), (True, setting.backbone_lr))
+        for inner, factor in ((False, 1.0), (True, PRETRAINED_LR if weights else 1.0))
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP))
