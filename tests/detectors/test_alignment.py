@@ -81,7 +81,7 @@ def test_deformable_attention_samples_by_the_aligned_sum_of_content_and_position
 
 
 @pytest.mark.parametrize("name", ["detr", "rt_detr_v2"])
-def test_alignment_is_saved_and_loaded(tiny_detector, pixels, name, tmp_path):
+def test_alignment_is_saved_and_loaded(tiny_detector, pixels, labels, name, tmp_path):
     detector = tiny_detector(name, backbone="test_resnet")
     align_queries(detector.model, "both")
     noisy(detector)
@@ -91,6 +91,8 @@ def test_alignment_is_saved_and_loaded(tiny_detector, pixels, name, tmp_path):
     assert alignment_of(again.config) == "both"
     assert type(again.model) is type(detector.model)
     assert torch.equal(again(pixels).logits, detector(pixels).logits)
+    objects = labels(2, 1)
+    assert torch.equal(again(pixels, labels=objects).loss, detector(pixels, labels=objects).loss)
     again.save(tmp_path / "twice")
     assert torch.equal(load(tmp_path / "twice")(pixels).boxes, detector(pixels).boxes)
 
