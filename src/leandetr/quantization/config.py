@@ -52,7 +52,7 @@ GROUP_SIZES = (32, 64, 128)
 AUTO = "auto"
 ACTIVATIONS = (FLOAT, "dynamic", "static")
 
-OBSERVERS = ("min-max", "moving-average", "percentile", "mse")
+OBSERVERS = ("min-max", "moving-average", "percentile", "mse", "entropy")
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,8 @@ class Static(Scheme):
     Args:
         weight_bits, activation_bits: 2 to 8; stored in 8 bits each.
         observer: how a grid's range is found: "min-max", "moving-average" (0.9 over batches), "percentile" (`percentile` of
-            the values are inside) or "mse" (the range with the least squared rounding error).
+            the values are inside), "mse" (the range with the least squared rounding error) or "entropy" (that whose histogram
+            diverges least from the tensor's).
         percentile: in percent, above 50.
         calibration_images: how many images are read from the batches.
     """

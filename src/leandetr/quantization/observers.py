@@ -153,6 +153,53 @@ class MeanSquares(Histogram):
         return best
 
 
+class Entropy(Histogram):
+    """The range, both ends shrunk by one ratio out of 80, with the least divergence KL(P || Q) between the histogram and what
+    the grid leaves of it.
+
+    P is the histogram inside the range, what lies outside added to its end bins. Q is the histogram inside the range alone,
+    each level's count shared evenly among its bins that are not empty. Both are normalised; a ten-thousandth of Q is spread
+    over all bins, so that the divergence is finite.
+    """
+
+    ratios = 80
+    spread = 1e-4
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def range(self) -> Range:
+        counts = torch.cat([self.counts[0].flip(0), self.counts[1]])
+        edge = torch.arange(-self.bins, self.bins, dtype=torch.float64) * self.width  # the lower one of each bin
+        low, high = self.ends()
+        best, least = (low, high), float("inf")
+        for step in range(self.ratios, 0, -1):
+            candidate = (low * step / self.ratios, high * step / self.ratios)
+            inside = (edge >= candidate[0] - self.width / 2) & (edge + self.width <= candidate[1] + self.width / 2)
+            if not inside.any() or not counts[inside].any():
+                continue
+            divergence = self._divergence(counts, edge + self.width / 2, inside, candidate)
+            if divergence < least:
+                best, least = candidate, divergence
+        return best
+
+    def _divergence(self, counts: Tensor, centres: Tensor, inside: Tensor, candidate: Range) -> float:
+        kept = counts[inside]
+        first, last = (int(index) for index in torch.nonzero(inside).flatten()[[0, -1]])
+        clipped = kept.clone()
+        clipped[0] += counts[:first].sum()
+        clipped[-1] += counts[last + 1 :].sum()
+        scale, zero_point = (t.double() for t in grid_of(*candidate, self.bits))
+        level = torch.clamp(torch.round(centres[inside] / scale) + zero_point, 0, 2**self.bits - 1).long()
+        filled = (kept > 0).double()
+        totals, shares = (torch.zeros(2**self.bits, dtype=torch.float64).index_add(0, level, x) for x in (kept, filled))
+        left = filled * (totals / shares.clamp(min=1))[level]
+        p, q = clipped / clipped.sum(), left / left.sum()
+        q = (1 - self.spread) * q + self.spread / len(q)
+        return float((p * (p / q).clamp(min=torch.finfo(p.dtype).tiny).log()).sum())
+
+
 def observer_of(scheme: Static) -> Observer:
     """A fresh observer of the scheme's kind."""
     return {
@@ -160,4 +207,5 @@ def observer_of(scheme: Static) -> Observer:
         "moving-average": MovingAverage,
         "percentile": lambda: Percentile(scheme.percentile),
         "mse": lambda: MeanSquares(scheme.activation_bits),
+        "entropy": lambda: Entropy(scheme.activation_bits),
     }[scheme.observer]()
