@@ -2,11 +2,14 @@
 
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from leandetr.losses import HungarianMatcher, assign, pad_targets
+from leandetr.losses import HungarianMatcher, assign, matcher, pad_targets, solve
+from leandetr.losses.matcher import UNUSABLE, linear_assignment
 
 
 def cheapest(cost: Tensor) -> float:
@@ -50,9 +53,9 @@ def test_all_layers_and_images_leave_the_device_in_one_copy(monkeypatch):
     copies = []
     real = Tensor.cpu
     monkeypatch.setattr(Tensor, "cpu", lambda self: copies.append(self.shape) or real(self))
-    matcher = HungarianMatcher(1.0, 5.0, 2.0, "softmax")
+    hungarian = HungarianMatcher(1.0, 5.0, 2.0, "softmax")
     targets = pad_targets([target([0, 1], torch.rand(2, 4)), target([], torch.zeros(0, 4))])
-    matcher(torch.randn(6, 2, 7, 4), torch.rand(6, 2, 7, 4), targets)
+    hungarian(torch.randn(6, 2, 7, 4), torch.rand(6, 2, 7, 4), targets)
     assert len(copies) == 1
 
 
@@ -83,3 +86,27 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     common = (right.min() - left.max()).clamp(min=0) * (bottom.min() - top.max()).clamp(min=0)
     union, hull = aw * ah + bw * bh - common, (right.max() - left.min()) * (bottom.max() - top.min())
     return common / union - (hull - union) / hull
+
+
+@pytest.mark.parametrize("shape", [(40, 36), (36, 40), (40, 40), (100, 7)])
+@pytest.mark.parametrize("alike", [False, True], ids=["random", "nearly alike"])
+def test_the_prepared_solver_finds_scipys_optimum(shape, alike):
+    generator = np.random.default_rng(0)
+    cost = generator.random(shape)
+    if alike:  # rows and columns that are dear as a whole, and hardly differ otherwise
+        cost = 1e-3 * cost + 5 * generator.random((shape[0], 1)) + 3 * generator.random((1, shape[1]))
+    cost[3, 4] = UNUSABLE
+    rows, columns = linear_assignment(cost)
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert len(set(columns.tolist())) == len(rows) == min(shape)
+    best = linear_sum_assignment(cost)
+    np.testing.assert_allclose(cost[rows, columns].sum(), cost[best].sum(), rtol=1e-9)
+
+
+def test_threads_change_nothing(monkeypatch):
+    cost = torch.rand(3, 4, 64, 60).numpy()
+    columns = [[np.arange(size) for size in (60, 0, 41, 3)]] * 3
+    alone = solve(cost, columns)
+    monkeypatch.setattr(matcher, "WORTH_THREADS", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert np.array_equal(solve(cost, columns), alone)
