@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from leandetr.quantization import Dynamic, Static, WeightOnly, quantize
-from leandetr.quantization.sensitivity import layer_bytes, layer_errors
+from leandetr.quantization.sensitivity import bytes_of, layer_errors
 
 
 @pytest.fixture
@@ -46,5 +46,5 @@ def test_more_bits_err_less_and_a_layer_answers_for_itself_alone(tiny_detector, 
 
 def test_bytes_are_those_of_the_tensors(tiny_detector):
     detector = quantize(tiny_detector("detr", backbone="test_resnet"), WeightOnly(bits=4, group_size=32))
-    found = layer_bytes(detector)["model.decoder.layers.1.mlp.fc1"]  # 64 to 64, groups of 32, bias
-    assert found == 64 * 64 // 2 + 64 * 2 * 2 + 64 * 4
+    layer = detector.model.get_submodule("model.decoder.layers.1.mlp.fc1")  # 64 to 64, groups of 32, bias
+    assert bytes_of(layer) == 64 * 64 // 2 + 64 * 2 * 2 + 64 * 4

@@ -54,7 +54,7 @@ class Teaching:
 @with_groups
 def quantize(
     model: Annotated[str, typer.Argument(help="Saved detector.")],
-    scheme: Annotated[str, typer.Option(help="weight-only, dynamic, static or low-bit.")],
+    scheme: Annotated[str, typer.Option(help="weight-only, dynamic, static, smoothquant, unified or low-bit.")],
     out: Out,
     data: BothSplits,
     schedule: LowBitSchedule,

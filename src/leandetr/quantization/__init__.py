@@ -1,7 +1,7 @@
 """Quantization: `quantize(detector, scheme, calibration_batches)`, its schemes, and how quantized models save and load."""
 
 from leandetr.quantization.checkpoint import QuantizationRecord
-from leandetr.quantization.config import Dynamic, LowBit, Scheme, SmoothQuant, Static, WeightOnly, scheme_config
+from leandetr.quantization.config import Dynamic, LowBit, Scheme, SmoothQuant, Static, Unified, WeightOnly, scheme_config
 from leandetr.quantization.lowbit import LogClipped, finish, in_training
 from leandetr.quantization.operators import onnx_translations
 from leandetr.quantization.quantize import quantize
@@ -14,6 +14,7 @@ __all__ = [
     "Scheme",
     "SmoothQuant",
     "Static",
+    "Unified",
     "WeightOnly",
     "finish",
     "in_training",

@@ -6,6 +6,7 @@
 | `Dynamic` | int8, one scale an output channel | Linear: uint8, on a grid taken at run time; Conv2d: float, see `Dynamic` |
 | `Static` | 2 to 8 bits, a scale an output channel | uint8 on calibrated grids, 2 to 8 bits, see `placement.py` |
 | `SmoothQuant` | as one of these, after outliers of inputs have moved into weights, see `smooth.py` | as there |
+| `Unified` | as the best of these for the layer, see `unified.py` | as there |
 | `LowBit` | 2 to 8 bits, trained, one step an output channel | 2 to 8 bits, trained, those of attention too |
 
 Every scheme folds BatchNorm into the convolution before it first, which is exact.
@@ -251,6 +252,36 @@ class SmoothQuant(Scheme):
 
 
 @dataclass(frozen=True)
+class Unified(Scheme):
+    """For every layer one of the other schemes, by what it does to that layer's output on calibration images; see `unified.py`.
+
+    Args:
+        size: bytes of the tensors, as a share of the float ones, that must be met.
+        tolerance: relative squared error of a layer's output that is allowed, in place of a size.
+        prefer: of the schemes within the tolerance the fastest arithmetic ("speed"), or the fewest bytes ("size").
+        calibration_images: how many images are read from the batches, several times.
+    """
+
+    size: float = 0.27
+    tolerance: float | None = None
+    prefer: str = "speed"
+    calibration_images: int = 64
+
+    name: ClassVar[str] = "unified"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.size <= 1:
+            raise UserError(f"unified: size is {self.size}; give a share of the float bytes above 0 and at most 1")
+        if self.tolerance is not None and self.tolerance <= 0:
+            raise UserError(f"unified: tolerance is {self.tolerance}; give more than 0")
+        if self.prefer not in ("speed", "size"):
+            raise unknown("preference", self.prefer, ("speed", "size"))
+        if self.calibration_images < 1:
+            raise UserError(f"unified: calibration_images is {self.calibration_images}; give 1 or more")
+
+
+@dataclass(frozen=True)
 class LowBit(Scheme):
     """Linear and Conv2d multiply integers on grids that are trained together with the weights (LSQ, LSQ+; Q-DETR, section 2.2).
 
@@ -319,7 +350,9 @@ def _check_bits(option: str, bits: int) -> None:
         raise UserError(f"low-bit: {option} is {bits}; give 2 to 8")
 
 
-SCHEMES: dict[str, type[Scheme]] = {scheme.name: scheme for scheme in (WeightOnly, Dynamic, Static, SmoothQuant, LowBit)}
+SCHEMES: dict[str, type[Scheme]] = {
+    scheme.name: scheme for scheme in (WeightOnly, Dynamic, Static, SmoothQuant, Unified, LowBit)
+}
 
 
 def scheme_config(name: str, **options: Any) -> Scheme:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.checkpoint import QuantizationRecord, attach, build
-from leandetr.quantization.config import Dynamic, LowBit, Scheme, SmoothQuant, Static, WeightOnly
+from leandetr.quantization.config import Dynamic, LowBit, Scheme, SmoothQuant, Static, Unified, WeightOnly
 from leandetr.quantization.fold import fold_batch_norms
 from leandetr.quantization.groups import group_size_of
 from leandetr.quantization.lowbit import attentions_of, place_trained
@@ -37,8 +37,8 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
         detector: a float detector.
         config: one of the schemes of `config.py`.
         calibration_batches: batches as the detector takes them, read no further than the scheme's `calibration_images`, and
-            once, but twice by `SmoothQuant` with static grids; `WeightOnly` and `Dynamic` need none. Memory does not depend on
-            their number.
+            once, but twice by `SmoothQuant` with static grids and often by `Unified`, which want a list or a loader;
+            `WeightOnly` and `Dynamic` need none. Memory does not depend on their number.
 
     Returns:
         The quantized detector in evaluation mode; with `LowBit` it is one to train, of which `finish` makes integers. Its
@@ -56,6 +56,10 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
     before = getattr(detector.config, "quantization_config", None)
     if before is not None and not (isinstance(config, LowBit) and before.trainable):
         raise UserError("the model is quantized already; give the float model that it was made from")
+    if isinstance(config, Unified):
+        from leandetr.quantization.unified import quantize_unified  # it quantizes with every candidate first
+
+        return quantize_unified(detector, config, calibration_batches)
     detector = copy.deepcopy(detector).eval()
     model = detector.model
     settings, left_float, kept_wide = _decide(detector, config)

@@ -34,21 +34,29 @@ def layer_errors(detector: Detector, candidates: Mapping[str, Scheme], batches: 
 
     Raises UserError as `quantize` does.
     """
+    return measure(detector, candidates, batches)[0]
+
+
+def measure(
+    detector: Detector, candidates: Mapping[str, Scheme], batches: Iterable[Batch]
+) -> tuple[Errors, dict[str, dict[str, int]]]:
+    """The errors of `layer_errors`, and likewise the bytes of every layer's tensors."""
     plain = quantize(detector, WeightOnly(overrides={"*": FLOAT}))  # its norms folded, as under every scheme
     errors: Errors = {}
+    sizes: dict[str, dict[str, int]] = {}
     for name, scheme in candidates.items():
         quantized = quantize(detector, scheme, batches if calibration_images(scheme) else ())
         layers = {layer: quantized.model.get_submodule(layer) for layer in quantized.config.quantization_config.layers}
         del quantized
         for layer, error in _compare(plain.model, layers, batches).items():
             errors.setdefault(layer, {})[name] = error
-    return errors
+            sizes.setdefault(layer, {})[name] = bytes_of(layers[layer])
+    return errors, sizes
 
 
-def layer_bytes(detector: Detector) -> dict[str, int]:
-    """Layer -> bytes of its tensors, for the layers that a quantized detector's record names."""
-    layers = detector.config.quantization_config.layers
-    return {name: sum(tensor.nbytes for tensor in detector.model.get_submodule(name).state_dict().values()) for name in layers}
+def bytes_of(module: nn.Module) -> int:
+    """Of a module's tensors as they are stored, each once."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in module.state_dict().values()}.values())
 
 
 @torch.no_grad()

@@ -1,0 +1,89 @@
+"""One scheme of schemes. The rule: a layer gets the cheapest candidate whose error is within the tolerance, or stays float.
+
+A layer's error under a candidate is measured with all else float (`sensitivity.py`). Cheapest is the fastest arithmetic and
+then the fewest bytes, or the reverse. One tolerance holds for all layers: the given one, or the smallest with which the model's
+bytes meet the given size; only the measured errors need be tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import chain
+
+from leandetr.detectors.detector import Detector
+from leandetr.errors import UserError
+from leandetr.quantization.config import AUTO, FLOAT, Dynamic, Scheme, SmoothQuant, Static, Unified, WeightOnly
+from leandetr.quantization.quantize import quantize
+from leandetr.quantization.sensitivity import Errors, bytes_of, measure
+from leandetr.structures import Batch
+
+#: candidates from the fastest arithmetic to the slowest
+FASTEST_FIRST = ("static", "smoothquant", "dynamic", "weight-only", "4 bits")
+
+
+def candidates(images: int) -> dict[str, Scheme]:
+    """What a layer may become, calibrated with so many images."""
+    return {
+        "static": Static(observer="mse", calibration_images=images),
+        "smoothquant": SmoothQuant(activations="static", alpha=AUTO, observer="mse", calibration_images=images),
+        "dynamic": Dynamic(),
+        "weight-only": WeightOnly(),
+        "4 bits": WeightOnly(bits=4, calibration_images=images),
+    }
+
+
+def quantize_unified(detector: Detector, config: Unified, batches: Iterable[Batch]) -> Detector:
+    """As `quantize`. Raises UserError where no tolerance meets the size."""
+    schemes = candidates(config.calibration_images)
+    errors, sizes = measure(detector, schemes, batches)
+    plain = quantize(detector, WeightOnly(overrides={"*": FLOAT}))
+    floats = {layer: bytes_of(plain.model.get_submodule(layer)) for layer in errors}
+    rest = bytes_of(plain.model) - sum(floats.values())
+    tolerance = config.tolerance
+    if tolerance is None:
+        tolerance = _smallest_tolerance(errors, sizes, floats, rest, config, bytes_of(detector.model))
+    chosen = choose(errors, sizes, tolerance, config.prefer)
+    settings = {layer: FLOAT if name is None else schemes[name] for layer, name in chosen.items()}
+    quantized = quantize(detector, WeightOnly(overrides=settings | dict(config.overrides)), batches)
+    record = quantized.config.quantization_config
+    record.scheme = config.to_dict() | {"tolerance": tolerance}
+    record.left_float |= {layer: "every scheme errs beyond the tolerance" for layer, name in chosen.items() if name is None}
+    return quantized
+
+
+def choose(errors: Errors, sizes: Mapping[str, Mapping[str, int]], tolerance: float, prefer: str) -> dict[str, str | None]:
+    """Layer -> its candidate, None for float."""
+
+    def cost(layer: str, name: str) -> tuple[int, int]:
+        speed, size = FASTEST_FIRST.index(name), sizes[layer][name]
+        return (size, speed) if prefer == "size" else (speed, size)
+
+    return {
+        layer: min(
+            (name for name, error in found.items() if error <= tolerance), key=lambda name: cost(layer, name), default=None
+        )
+        for layer, found in errors.items()
+    }
+
+
+def _smallest_tolerance(
+    errors: Errors,
+    sizes: Mapping[str, Mapping[str, int]],
+    floats: Mapping[str, int],
+    rest: int,
+    config: Unified,
+    float_bytes: int,
+) -> float:
+    def share(tolerance: float) -> float:
+        chosen = choose(errors, sizes, tolerance, config.prefer)
+        return (
+            rest + sum(floats[layer] if name is None else sizes[layer][name] for layer, name in chosen.items())
+        ) / float_bytes
+
+    shares = {error: share(error) for error in chain.from_iterable(found.values() for found in errors.values())}
+    within = [error for error, size in shares.items() if size <= config.size]
+    if not within:
+        raise UserError(
+            f"unified: no choice of schemes makes the model {config.size} as large; the smallest is {min(shares.values()):.3f}"
+        )
+    return min(within)
