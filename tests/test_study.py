@@ -206,6 +206,20 @@ def test_a_teacher_of_its_own_is_trained_once_for_all_that_name_it():
     assert of_variant == {"a": "teacher-a", "b": "teacher-a", "c": "teacher"}
 
 
+def test_a_low_bit_training_has_the_students_schedule_and_the_studys_teacher(tmp_path):
+    low_bit = {"scheme": "low-bit", "options": {"calibration_images": 4}, "training": {"lr": 1e-5}}
+    rows = [low_bit | {"name": "lsq"}, low_bit | {"name": "both", "distillation": {"method": "drd"}}]
+    one = parsed(variants=[{"name": "float", "quantization": rows}], seeds=[3], epochs=[2])
+    assert [q.training.lr for q in one.variants[0].quantization] == [1e-5] * 2
+    assert [q.training.epochs for q in one.variants[0].quantization] == [2, 2]
+    results = compress(one, tmp_path / "run")
+    found = by_name(results)
+    assert list(found) == ["teacher", "float", "float-lsq", "float-both"]
+    assert results["left"] == ""
+    assert [point["epoch"] for point in found["float-both"]["curve"]] == [1, 2]
+    assert found["float-lsq"]["size_bytes"] < found["float"]["size_bytes"]
+
+
 def test_a_budget_is_not_for_a_single_recipe(tmp_path):
     single = {key: STUDY[key] for key in ("image_size", "data", "teacher", "student")}
     with pytest.raises(UserError, match="leave out --budget-minutes"):

@@ -86,8 +86,8 @@ class Quantization(Part):
 
     name: of its row and folder, behind `distilled-`; the scheme's by default. options: the scheme's own settings.
     training: the schedule of the scheme low-bit, which without one is calibrated alone. distillation: what it learns besides,
-    from `teacher`, a checkpoint, or by default from the float detector that it is made from. stages: 2 quantizes the backbone
-    first.
+    from `teacher`, a checkpoint; by default from the study's teacher, or without one from the float detector that it is made
+    from. stages: 2 quantizes the backbone first. In a study, `training` says what differs from the student's schedule.
     """
 
     scheme: str
@@ -180,9 +180,9 @@ class Variant(Part):
             _check_views(self.student, self.distillation)
         return self
 
-    def rows(self) -> dict[str, Quantization | None]:
-        """The names of its rows: its own, and one for every quantization."""
-        return {self.name: None} | {f"{self.name}-{q.name or q.scheme}": q for q in self.quantization}
+    def quantized(self) -> dict[str, Quantization]:
+        """Its quantizations by the names of their rows."""
+        return {f"{self.name}-{q.name or q.scheme}": q for q in self.quantization}
 
 
 class Study(Job):
@@ -213,13 +213,18 @@ class Study(Job):
                 return variant
             parts = ("student", "teacher") if variant.get("distillation") is not None else ("student",)
             own = {part: _changed(values.get(part), variant.get(part)) for part in parts}
-            return variant | {part: value for part, value in own.items() if value is not None}
+            own = {part: value for part, value in own.items() if value is not None}
+            if isinstance(variant.get("quantization"), list):
+                schedule = own["student"].get("training") if isinstance(own.get("student"), dict) else None
+                own["quantization"] = [_scheduled(quantization, schedule) for quantization in variant["quantization"]]
+            return variant | own
 
         return values | {"variants": [completed(variant) for variant in values["variants"]]}
 
     @model_validator(mode="after")
     def _can_be_told_apart(self) -> Study:
-        names = ["teacher", *(row for variant in self.variants for row in variant.rows())]
+        names = ["teacher", *(variant.name for variant in self.variants)]
+        names += [f"{variant.name}-{q.name or q.scheme}" for variant in self.variants for q in variant.quantization]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"variants: two rows are called {name}; give them names of their own")
@@ -243,6 +248,13 @@ def _changed(model: Any, changes: Any) -> Any:
     if isinstance(model, dict) and isinstance(changes, dict) and changes.get("model", model.get("model")) != model.get("model"):
         model = {key: value for key, value in model.items() if key != "set"}
     return merge(model, changes)
+
+
+def _scheduled(quantization: Any, schedule: Any) -> Any:
+    """A quantization that is trained, with the student's schedule under its own."""
+    if not isinstance(quantization, dict) or quantization.get("training") is None:
+        return quantization
+    return quantization | {"training": merge(schedule, quantization["training"])}
 
 
 def merge(base: Any, changes: Any) -> Any:

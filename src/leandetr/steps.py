@@ -193,14 +193,15 @@ class Steps:
         made_from = [self.data_key, teacher.key, student.model_dump(), method, self._size(student), seed]
         return Made(folder, self.step(name, made_from, folder / "config.json", work, TRAINING))
 
-    def quantized(self, name: str, detector: Made, quantization: Quantization, seed: int) -> Made:
-        """Quantize a trained detector, and train it where the quantization says how."""
+    def quantized(self, name: str, detector: Made, quantization: Quantization, seed: int, teacher: Made | None = None) -> Made:
+        """Quantize a trained detector, and train it where the quantization says how. A low-bit training that names no teacher
+        learns from `teacher`, by default from the detector itself."""
         folder = self.out / name
 
         def work() -> str:
             options = quantization.options
             calibration = None if "calibration_images" in options else self.recipe.calibration
-            plan = None if training is None else low_bit_training(quantization, training, detector)
+            plan = None if training is None else low_bit_training(quantization, training, teacher or detector)
             found = verbs.quantize(
                 detector.path, self.data, quantization.scheme, folder, calibration, options, plan, self.until
             )
@@ -208,6 +209,7 @@ class Steps:
 
         training = quantization.training and quantization.training.model_copy(update={"seed": seed})
         made_from = [detector.key, quantization.model_dump(), self.recipe.calibration, training and seed]
+        made_from += [] if teacher is None else [teacher.key]
         kind = "quantization" if training is None else TRAINING
         return Made(folder, self.step(name, made_from, folder / "config.json", work, kind))
 
@@ -308,12 +310,12 @@ def check_quantizations(student: Detector, quantizations: Sequence[Quantization]
         scheme_config(quantization.scheme, **quantization.options).check_overrides(layers)
 
 
-def low_bit_training(quantization: Quantization, training: Training, detector: Made) -> verbs.LowBitTraining:
-    """How `verbs.quantize` trains; `detector` is the float one."""
+def low_bit_training(quantization: Quantization, training: Training, teacher: Made) -> verbs.LowBitTraining:
+    """How `verbs.quantize` trains; `teacher` is the one of quantizations that name none."""
     distillation, teaching = quantization.distillation, {}
     if distillation is not None:
         teaching = {
-            "teacher": quantization.teacher or detector.path,
+            "teacher": quantization.teacher or teacher.path,
             "method": distillation.method,
             "term_weights": distillation.weights,
             "term_options": distillation.options,

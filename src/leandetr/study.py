@@ -18,11 +18,12 @@ from leandetr.data.coco import class_map_of, find_split
 from leandetr.deployment.benchmark import environment
 from leandetr.deployment.runtimes import Runtime, open_runtime
 from leandetr.detectors.detector import Detector
+from leandetr.detectors.load import load
 from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.distillation.predictions import Predictions
 from leandetr.files import write_json
 from leandetr.quantization.config import scheme_config
-from leandetr.recipe import Benchmark, Model, Study, Variant
+from leandetr.recipe import Benchmark, Model, Quantization, Study, Variant
 from leandetr.report.study import LATENCY, combine, study_table, write_study
 from leandetr.steps import (
     Made,
@@ -61,8 +62,9 @@ class StudyRun:
         for model in (*self.teachers.values(), *(variant.student for variant in study.variants)):
             check_model(model)
         for variant in study.variants:
-            if variant.distillation is not None:
-                check_distillation(variant.distillation)
+            for part in (variant, *variant.quantization):
+                if part.distillation is not None:
+                    check_distillation(part.distillation)
             for quantization in variant.quantization:
                 scheme_config(quantization.scheme, **quantization.options)
         if study.benchmark is not None:
@@ -105,11 +107,13 @@ class StudyRun:
         else:
             teacher = teachers[self.teacher_of[variant.name]]
             trained = self.steps.distilled(name, variant.student, seed, teacher, variant.distillation)
-        for row, quantization in variant.rows().items():
-            found = trained
-            if quantization is not None:
-                found = self.steps.quantized(f"{row}-seed-{seed}", trained, quantization, seed)
-            self._evaluate(row, found, seed)
+        self._evaluate(variant.name, trained, seed)
+        for row, quantization in variant.quantized().items():
+            shared = learns_from_shared(quantization, self.study)
+            if not shared or "teacher" in teachers:
+                with suppress(OutOfTime):
+                    teacher = teachers["teacher"] if shared else None
+                    self._evaluate(row, self.steps.quantized(f"{row}-seed-{seed}", trained, quantization, seed, teacher), seed)
 
     def _evaluate(self, row: str, detector: Made, seed: int) -> None:
         """The accuracy of a detector on every engine, into the table."""
@@ -190,6 +194,10 @@ class StudyRun:
                 check_quantizations(student, variant.quantization)
             else:
                 check_fit(student, self._untrained_teacher(variant), variant.distillation, variant.quantization)
+            for quantization in variant.quantization:
+                if quantization.distillation is not None:
+                    student, teacher = self.steps.untrained(variant.student), self._low_bit_teacher(variant, quantization)
+                    check_fit(student, teacher, quantization.distillation, [])
         return f"the study fits: {', '.join(said)}"
 
     def _untrained_teacher(self, variant: Variant) -> Detector | TorchvisionDetector | Predictions:
@@ -197,6 +205,13 @@ class StudyRun:
         if from_outside(model):
             return open_teacher(model.checkpoint, class_map_of(find_split(self.steps.data, "train")))
         return self.steps.untrained(model)
+
+    def _low_bit_teacher(self, variant: Variant, quantization: Quantization) -> Detector:
+        if quantization.teacher is not None:
+            return load(quantization.teacher)
+        return self.steps.untrained(
+            self.teachers["teacher"] if learns_from_shared(quantization, self.study) else variant.student
+        )
 
 
 class Plan(NamedTuple):
@@ -213,10 +228,9 @@ def planned_rows(study: Study, teachers: Mapping[str, Model]) -> dict[str, Plan]
     rows = {name: Plan(study.seeds[:1], None, name) for name, model in teachers.items() if not from_outside(model)}
     reference = study.variants[0].name
     for variant in study.variants:
-        for row in variant.rows():
-            held = variant.against or (reference if row != reference else None)
-            against = held if row == variant.name else variant.name
-            rows[row] = Plan(study.seeds, against, variant.name)
+        held = variant.against or (reference if variant.name != reference else None)
+        rows[variant.name] = Plan(study.seeds, held, variant.name)
+        rows |= {row: Plan(study.seeds, variant.name, variant.name) for row in variant.quantized()}
     return rows
 
 
@@ -229,4 +243,11 @@ def teachers_of(study: Study) -> tuple[dict[str, Model], dict[str, str]]:
             equal = (name for name, model in teachers.items() if model == variant.teacher)
             name = next(equal, "teacher" if variant.teacher == study.teacher else f"teacher-{variant.name}")
             teachers[name], of_variant[variant.name] = variant.teacher, name
+    if any(learns_from_shared(quantization, study) for variant in study.variants for quantization in variant.quantization):
+        teachers["teacher"] = study.teacher
     return teachers, of_variant
+
+
+def learns_from_shared(quantization: Quantization, study: Study) -> bool:
+    """Whether a low-bit training has the study's teacher."""
+    return quantization.distillation is not None and quantization.teacher is None and study.teacher is not None
