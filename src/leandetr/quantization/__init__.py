@@ -5,6 +5,7 @@ from leandetr.quantization.config import Dynamic, LowBit, Scheme, SmoothQuant, S
 from leandetr.quantization.lowbit import LogClipped, finish, in_training
 from leandetr.quantization.operators import onnx_translations
 from leandetr.quantization.quantize import quantize
+from leandetr.quantization.torchao import to_torchao
 
 __all__ = [
     "Dynamic",
@@ -21,4 +22,5 @@ __all__ = [
     "onnx_translations",
     "quantize",
     "scheme_config",
+    "to_torchao",
 ]
