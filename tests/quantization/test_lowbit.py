@@ -7,6 +7,7 @@ from torch import nn
 from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.quantization import LowBit, WeightOnly, finish, in_training, quantize
+from leandetr.quantization.checkpoint import weights_left_float
 from leandetr.quantization.config import from_dict
 from leandetr.quantization.modules import LayerPlan, QuantizedLayer
 from leandetr.quantization.trainable import LearnedGrid, TrainableLayer, trainable_layer, trainable_layers
@@ -74,7 +75,20 @@ def test_a_family_trains_is_saved_and_finished(tiny, images, batches, tmp_path, 
     finished.save(tmp_path / "finished")
     stored = load(tmp_path / "finished")
     assert not in_training(stored)
+    assert torch.equal(logits(stored, images), logits(finished, images))
+    with torch.no_grad():  # what stayed float is kept in 16 bits, all else as it was trained
+        for weight in weights_left_float(detector.model, detector.config.quantization_config):
+            weight.copy_(weight.half())
     torch.testing.assert_close(logits(stored, images), logits(detector, images), rtol=1e-5, atol=1e-5)
+
+
+def test_four_bits_take_less_than_a_sixth_of_the_bytes(tiny_detector, batches, tmp_path):
+    """And what stayed float is part of them."""
+    detector = tiny_detector("detr", d_model=128)
+    detector.save(tmp_path / "float")
+    finish(quantize(detector, low_bit(), batches)).save(tmp_path / "packed")
+    whole, packed = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("float", "packed"))
+    assert packed < 0.16 * whole
 
 
 @pytest.mark.parametrize("bits", ["2-2-8", "3-3-8", "4-4-4"])

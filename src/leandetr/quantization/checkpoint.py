@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from timm.layers import freeze_batch_norm_2d
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -110,6 +110,13 @@ def build(model: PreTrainedModel, record: QuantizationRecord) -> dict[nn.Module,
     return replacements
 
 
+def weights_left_float(model: PreTrainedModel, record: QuantizationRecord) -> list[nn.Parameter]:
+    """The weights of the layers that stayed float; not their biases, nor norms."""
+    layers = [model.get_submodule(name) for name in record.left_float]
+    found = [getattr(layer, "weight", None) for layer in layers]
+    return [weight for weight in found if weight is not None and weight.ndim > 1]
+
+
 def attach(model: PreTrainedModel, record: QuantizationRecord) -> None:
     """Mark a model as quantized, the way transformers marks one that it loaded."""
     model.hf_quantizer = Quantizer(record)
@@ -126,6 +133,18 @@ class Quantizer(HfQuantizer):
         apply_folds(model, self.quantization_config.folds)
         build(model, self.quantization_config)
         return model
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        """What is written: of a finished low-bit detector the float weights in the 16 bits that `finish` rounded them to."""
+        record = self.quantization_config
+        if record.trainable or record.scheme["scheme"] != LowBit.name:
+            return None, {}
+        float_weights = {weight.data_ptr() for weight in weights_left_float(model, record)}
+        state, halves = model.state_dict(), {}
+        for name, tensor in state.items():
+            if tensor.data_ptr() in float_weights:  # one copy of a weight that has two names
+                state[name] = halves.setdefault(tensor.data_ptr(), tensor.half())
+        return state, {}
 
     def is_serializable(self) -> bool:
         return True
