@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from leandetr.detectors.detector import Detector
+from leandetr.quantization.cost import theoretical_cost
 from leandetr.quantization.modules import QuantizedLayer
 from leandetr.structures import ClassMap, Preprocessing
 
@@ -22,7 +23,8 @@ KEY = "leandetr"
 @dataclass(frozen=True)
 class Metadata:
     """head: "softmax" or "sigmoid". parameters: how many the model has. scheme: of its quantization, None for float.
-    provenance: what it was made from and with, by name."""
+    provenance: what it was made from and with, by name. theoretical_speedup: over float by the bits of its products, see
+    `quantization/cost.py`; None for float."""
 
     class_map: ClassMap
     preprocessing: Preprocessing
@@ -30,6 +32,7 @@ class Metadata:
     parameters: int
     scheme: str | None
     provenance: dict[str, str]
+    theoretical_speedup: float | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -67,6 +70,7 @@ def describe(detector: Detector, preprocessing: Preprocessing) -> Metadata:
             "transformers": transformers.__version__,
         }
         | packages,
+        theoretical_speedup=None if scheme_of(detector) is None else theoretical_cost(detector, preprocessing.size).speedup,
     )
 
 
