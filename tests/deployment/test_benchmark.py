@@ -28,7 +28,7 @@ class Pretended:
     """A runtime that moves the clock by a known time, give or take a tenth, and remembers when it was called, with what."""
 
     preprocessing, class_map = Preprocessing(size=None, shortest_edge=16, longest_edge=64), ClassMap(("cat",), (1,))
-    size_bytes, parameters = 12, 3
+    size_bytes, parameters, theoretical_speedup, unpacked, unpack_seconds = 12, 3, None, 0, 0.0
 
     def __init__(self, name, seconds, clock, calls):
         self.name, self.artifact, self.seconds, self.clock, self.calls = name, f"{name}.onnx", seconds, clock, calls

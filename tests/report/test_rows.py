@@ -91,3 +91,12 @@ def test_the_headline_compares_on_one_runtime(results):
 def test_there_is_no_headline_without_two_rows_to_compare(make_row, changes):
     assert numbers.headline([make_row(**changes)]) == ""
     assert numbers.headline([]) == ""
+
+
+def test_what_is_theory_stands_in_a_column_of_its_own(make_row):
+    measured, both = (
+        [column.title for column in numbers.cost_columns([make_row(), row])]
+        for row in (make_row(), make_row() | {"theoretical_speedup": 7.3})
+    )
+    place = measured.index("speedup") + 1
+    assert both == [*measured[:place], "in theory", *measured[place:]]

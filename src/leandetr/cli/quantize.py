@@ -75,6 +75,7 @@ def quantize(
     --out runs/student-4-4-8`
     """
     from leandetr import verbs
+    from leandetr.quantization.cost import theoretical_cost
 
     named = [f"{name}={value}" for name, value in (("bits", bits), ("group_size", group_size)) if value is not None]
     settings = read_settings(named + (set_ or []))
@@ -86,3 +87,4 @@ def quantize(
     source = data.source() if data.given() else {}
     detector = verbs.quantize(model, source, scheme, out, calibration, options, low_bit)
     out_console.print(detector.config.quantization_config.summary())
+    out_console.print(str(theoretical_cost(detector)))

@@ -37,6 +37,7 @@ class Measurement(TypedDict):
 
     latency_ms, latency_p90_ms: median and 90th percentile of one photograph, in milliseconds. speedup: the reference's latency
     over this one's, with the ends of its 95 % interval. size_bytes: of the written artefact. parameters: their number.
+    theoretical_speedup: over float by the bits of its products alone, not measured; None for float.
     unpacked, unpack_seconds: how many integer weights the engine got as floats, and what that cost when it was loaded.
     """
 
@@ -49,6 +50,7 @@ class Measurement(TypedDict):
     speedup_high: float
     size_bytes: int
     parameters: int
+    theoretical_speedup: float | None
     unpacked: int
     unpack_seconds: float
 
@@ -85,6 +87,7 @@ def measure(
             **_ratio(seconds[:, reference], taken, rng),
             size_bytes=runtime.size_bytes,
             parameters=runtime.parameters,
+            theoretical_speedup=runtime.theoretical_speedup,
             unpacked=runtime.unpacked,
             unpack_seconds=runtime.unpack_seconds,
         )

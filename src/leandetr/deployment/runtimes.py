@@ -56,6 +56,10 @@ class Runtime:
     def parameters(self) -> int:
         return self.metadata.parameters
 
+    @property
+    def theoretical_speedup(self) -> float | None:
+        return self.metadata.theoretical_speedup
+
     def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """pixel_values (B, 3, H, W) and, where the size is not fixed, pixel_mask (B, H, W) -> logits (B, N, C), boxes (B, N, 4)
         in (cx, cy, w, h) of [0, 1], on the CPU."""

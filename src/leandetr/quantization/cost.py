@@ -4,8 +4,8 @@ No processor here multiplies 4-bit numbers faster than 8-bit ones, so this is he
 
 The convention: a product of a W-bit and an A-bit number takes max(W, A) / 32 of the time of one in float32. Q-DETR's abstract
 says 6.6 times for its 4-bit DETR (weights and inputs 4 bits, operands of attention 8, first layer and heads wider) without
-saying how it counts; of the usual conventions this is the one that can give it: all at 4 bits would be 8 times, while W * A / 64,
-as for binary networks, could not exceed 4.
+saying how it counts; of the usual conventions this is the one that can give it: all at 4 bits would be 8 times, while
+W * A / 64, as for binary networks, could not exceed 4.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Cost:
             for bits, count in sorted(self.multiply_adds.items())
         )
         return (
-            f"multiply-adds: {parts}; theoretical speed-up {self.speedup:.2f} (a product of b bits takes b / 32 of a float one)\n"
+            f"multiply-adds: {parts}\n"
+            f"theoretical speed-up {self.speedup:.2f}: a product of b bits takes b / 32 of a float one\n"
             f"weights: {self.weight_bits / 8e6:.2f} MB, {self.float_share:.1%} of them float"
         )
 

@@ -21,7 +21,8 @@ class Row(TypedDict):
     artifact: the measured file or folder. runtime: `pytorch`, `onnxruntime`, ... ap ... ap_large: fractions in [0, 1]; None or
     -1 where undefined (no such objects). latency_ms, latency_p90_ms: median and 90th percentile of one image, in milliseconds.
     speedup: the float row's latency over this row's, on the same runtime (1 for a float row), and its interval's two ends.
-    size_bytes: of the written artefact. parameters: their number. note: what the reader must know about this row.
+    theoretical_speedup: by the bits of its products alone, not measured. size_bytes: of the written artefact. parameters: their
+    number. note: what the reader must know about this row.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Row(TypedDict):
     parameters: int | None
     speedup_low: NotRequired[float | None]
     speedup_high: NotRequired[float | None]
+    theoretical_speedup: NotRequired[float | None]
     note: NotRequired[str | None]
 
 
@@ -127,6 +129,9 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
         Column("MB", lambda row: millions(row["size_bytes"])),
         Column("M params", lambda row: millions(row["parameters"])),
     ]
+    if any(defined(row.get("theoretical_speedup")) for row in rows):
+        place = [column.title for column in columns].index("speedup") + 1
+        columns.insert(place, Column("in theory", lambda row: number(row.get("theoretical_speedup"), 2, "×")))
     if any(note(row, rows) for row in rows):
         columns.append(Column("note", lambda row: note(row, rows), numeric=False))
     return columns
