@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from leandetr.checks import check_benchmark, check_distillation, check_fit, check_model
 from leandetr.data.coco import class_map_of, find_split
 from leandetr.deployment.runtimes import Runtime, open_runtime
 from leandetr.detectors.load import load
@@ -21,15 +22,7 @@ from leandetr.quantization.config import scheme_config
 from leandetr.recipe import Recipe, Study
 from leandetr.report import Picture, write_report
 from leandetr.report.validation import validation_pictures
-from leandetr.steps import (
-    Made,
-    Steps,
-    check_benchmark,
-    check_distillation,
-    check_fit,
-    check_model,
-    millions,
-)
+from leandetr.steps import Made, Steps, millions
 from leandetr.study import StudyRun
 
 ROWS_OF_ONE = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from leandetr.checks import check_benchmark, check_distillation, check_fit, check_model, check_quantizations, from_outside
 from leandetr.data.coco import class_map_of, find_split
 from leandetr.deployment.benchmark import environment
 from leandetr.deployment.runtimes import Runtime, open_runtime
@@ -25,17 +26,7 @@ from leandetr.files import write_json
 from leandetr.quantization.config import scheme_config
 from leandetr.recipe import Benchmark, Model, Quantization, Study, Variant
 from leandetr.report.study import LATENCY, combine, study_table, write_study
-from leandetr.steps import (
-    Made,
-    Steps,
-    check_benchmark,
-    check_distillation,
-    check_fit,
-    check_model,
-    check_quantizations,
-    from_outside,
-    millions,
-)
+from leandetr.steps import Made, Steps, millions
 from leandetr.training.callbacks import ap_by_epoch
 from leandetr.training.fit import OutOfTime
 from leandetr.verbs import open_teacher
@@ -209,9 +200,8 @@ class StudyRun:
     def _low_bit_teacher(self, variant: Variant, quantization: Quantization) -> Detector:
         if quantization.teacher is not None:
             return load(quantization.teacher)
-        return self.steps.untrained(
-            self.teachers["teacher"] if learns_from_shared(quantization, self.study) else variant.student
-        )
+        shared = learns_from_shared(quantization, self.study)
+        return self.steps.untrained(self.teachers["teacher"] if shared else variant.student)
 
 
 class Plan(NamedTuple):

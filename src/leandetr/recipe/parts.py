@@ -1,0 +1,148 @@
+"""What a recipe is made of, as checked objects, and the recipe of a single student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from leandetr.training.config import Training
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Shapes(Part):
+    """The embedded synthetic set: numbers of images, (height, width), seed."""
+
+    train: int = Field(1000, ge=1)
+    val: int = Field(200, ge=1)
+    size: tuple[int, int] = (128, 128)
+    seed: int = 0
+
+
+class Data(Part):
+    """A folder in COCO's layout, or the embedded shapes."""
+
+    folder: Path | None = None
+    shapes: Shapes | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Data:
+        if (self.folder is None) == (self.shapes is None):
+            raise ValueError("give either folder or shapes")
+        return self
+
+
+class Model(Part):
+    """A detector: a checkpoint folder or hub id as it is, or a short name with what it is built from and how it is trained.
+
+    set: configuration values by name (`decoder_layers: 3`), dots reach into `backbone_config`.
+    """
+
+    checkpoint: str | None = None
+    model: str | None = None
+    backbone: str | None = None
+    weights: str | None = None
+    set: dict[str, Any] = {}
+    image_size: tuple[int, int] | None = None
+    training: Training = Training()
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Model:
+        if (self.checkpoint is None) == (self.model is None):
+            raise ValueError("give either checkpoint or model")
+        return self
+
+
+class Distillation(Part):
+    """Method names joined by commas; by term name, weights in place of the methods' own, and options ({"logits": {"stages":
+    "last"}}). cache: a folder for the teacher's answers, see `Training.views`."""
+
+    method: str = "logits"
+    weights: dict[str, float] = {}
+    options: dict[str, dict[str, Any]] = {}
+    cache: Path | None = None
+
+
+def check_views(student: Model, distillation: Distillation) -> None:
+    if distillation.cache is not None and student.training.views is None and student.training.augment != "none":
+        raise ValueError(
+            "distillation.cache: the teacher's answers are of use where views come again; set student.training.views to how "
+            "many each image has, or student.training.augment to none"
+        )
+
+
+class Quantization(Part):
+    """One quantized variant of the distilled student.
+
+    name: of its row and folder, behind `distilled-`; the scheme's by default. options: the scheme's own settings.
+    training: the schedule of the scheme low-bit, which without one is calibrated alone. distillation: what it learns besides,
+    from `teacher`, a checkpoint; by default from the study's teacher, or without one from the float detector that it is made
+    from. stages: 2 quantizes the backbone first. In a study, `training` says what differs from the student's schedule.
+    """
+
+    scheme: str
+    name: str | None = None
+    options: dict[str, Any] = {}
+    training: Training | None = None
+    distillation: Distillation | None = None
+    teacher: str | None = None
+    stages: Literal[1, 2] = 1
+
+    @model_validator(mode="after")
+    def _is_trained(self) -> Quantization:
+        if self.training is None and (self.distillation is not None or self.stages == 2):
+            raise ValueError("distillation and stages are those of a training: give training too")
+        if self.distillation is not None and self.distillation.cache is not None:
+            raise ValueError("distillation.cache: low-bit training keeps no answers; leave it out")
+        return self
+
+
+class Benchmark(Part):
+    """Runtimes to measure on, interleaved repeats, threads (all cores by default)."""
+
+    runtimes: list[str] = Field(["pytorch", "onnxruntime"], min_length=1)
+    repeats: int = Field(50, ge=5)
+    threads: int | None = Field(None, ge=1)
+
+
+class Job(Part):
+    """What recipes and studies share.
+
+    image_size: (height, width) of every model that names no other. calibration: training images for the static schemes.
+    """
+
+    data: Data
+    image_size: tuple[int, int]
+    calibration: int = Field(64, ge=1)
+
+
+class Recipe(Job):
+    """One student, without and with its teacher, quantized, exported and measured.
+
+    gallery: validation images in the report.
+    """
+
+    seed: int = 0
+    teacher: Model
+    student: Model
+    distillation: Distillation = Distillation()
+    quantization: list[Quantization] = [
+        Quantization(scheme="weight-only"),
+        Quantization(scheme="dynamic"),
+        Quantization(scheme="static"),
+    ]
+    benchmark: Benchmark = Benchmark()
+    gallery: int = Field(12, ge=0)
+
+    @model_validator(mode="after")
+    def _student_is_built(self) -> Recipe:
+        if self.student.model is None:
+            raise ValueError(
+                "student: give model; a finished checkpoint has nothing left to compare with and without a teacher"
+            )
+        check_views(self.student, self.distillation)
+        return self

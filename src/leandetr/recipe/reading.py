@@ -1,0 +1,96 @@
+"""Recipes from YAML files. Unknown keys are refused with the nearest known one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from leandetr.errors import UserError, unknown
+from leandetr.recipe.parts import Recipe
+from leandetr.recipe.study import Study, merge
+from leandetr.training.config import Training
+
+
+def read_recipe(path: Path, changes: dict[str, Any] | None = None) -> Recipe | Study:
+    """Read a YAML file; `changes` sets values by dotted name ("student.training.epochs": 3). Relative folders in it are
+    relative to the current directory.
+
+    `extends: other.yaml` (or a list of files, each over those before it) takes what those files say, beside the file that names
+    them, and puts the file's own keys over it: mappings are merged, anything else is replaced.
+
+    Raises:
+        UserError: a file cannot be read, is no YAML mapping, or has a key or value that is not understood (names it).
+    """
+    values = _read(Path(path), ())
+    for name, value in (changes or {}).items():
+        _set(values, name.split("."), value, name)
+    return parse_recipe(values, str(path))
+
+
+def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    """A file over those it extends; `readers` are the files that extend it."""
+    if path.resolve() in readers:
+        raise UserError(f"{path} extends itself; take it out of its own extends")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}; give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}); mend it") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is no recipe: it must be a mapping with data, teacher and student")
+    extended = values.pop("extends", [])
+    found: dict[str, Any] = {}
+    for base in [extended] if isinstance(extended, str) else extended:
+        found = merge(found, _read(path.parent / base, (*readers, path.resolve())))
+    return merge(found, values)
+
+
+def parse_recipe(values: dict[str, Any], source: str) -> Recipe | Study:
+    kind = Study if {"variants", "seeds"} & values.keys() else Recipe
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise _sentence(error, source, kind) from error
+
+
+def parse_training(values: dict[str, Any], source: str) -> Training:
+    """Raises UserError for a key or value of the schedule that is not understood."""
+    try:
+        return Training.model_validate(values)
+    except ValidationError as error:
+        raise _sentence(error, source, Training) from error
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any, name: str) -> None:
+    for key in path[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {name}: {key} is a value, not a section; name one of the recipe's keys")
+    values[path[-1]] = value
+
+
+def _sentence(error: ValidationError, source: str, model: type[BaseModel]) -> UserError:
+    """The first fault of a validation, with the nearest known key where a key is unknown."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _fields(model, first["loc"][:-1])
+        return UserError(f"{source}: {unknown('key', place, [*known])}")
+    message = first["msg"].removeprefix("Value error, ")
+    return UserError(f"{source}: {place or 'recipe'}: {message[0].lower() + message[1:]}; mend that key")
+
+
+def _fields(model: type[BaseModel], path: tuple) -> list[str]:
+    """Dotted names of the keys beside the unknown one."""
+    prefix = ""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        model = next(kind for kind in [annotation, *getattr(annotation, "__args__", ())] if hasattr(kind, "model_fields"))
+        prefix += f"{part}."
+    return [prefix + name for name in model.model_fields]
