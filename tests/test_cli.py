@@ -21,6 +21,8 @@ from leandetr.structures import ClassMap
 
 SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 4, "decoder_ffn_dim": 32}
 DETR = ["--model", "detr", "--backbone", "resnet10t", "--image-size", "64", "64", "--max-steps", "1", "--batch-size", "1"]
+DISTILL = ["distill", "--data", "{data}", "--teacher", "{saved}"]
+STUDENT = ["--student", "detr", "--backbone", "resnet10t", "--image-size", "64", "64"]
 DETR += [part for key, value in SMALL.items() for part in ("--set", f"model.{key}={value}")]
 
 
@@ -286,6 +288,15 @@ def test_a_model_that_cannot_be_evaluated(refused, shapes, saved, tmp_path, spoi
             "deptsh",
         ),
         (["pretrain", "--backbone", "resnet10t", "--data", "{data}/nowhere", "--out", "{out}"], "nowhere does not exist"),
+        (
+            [*DISTILL, "--student", "{saved}", "--weight", "logits=-1", "--out", "{out}"],
+            "weight of the distillation term 'logits' is -1; give 0 or more",
+        ),
+        (
+            [*DISTILL, *STUDENT, "--out", "{out}"],
+            "the teacher does not know .*: it has the classes cat, dog, and the student has .*; name a teacher",
+        ),
+        (["evaluate", "{saved}", "--data", "{data}", "--queries", "both"], "the detector has object queries alone; "),
         (["export", "{saved}", "--to", "onyx", "--out", "{out}"], "unknown format 'onyx'"),
         (["evaluate", "{saved}", "--data", "{data}", "--split", "test"], "test"),
         (["evaluate", "/nowhere/model", "--data", "{data}"], "/nowhere/model: no such folder; "),
@@ -295,7 +306,8 @@ def test_a_model_that_cannot_be_evaluated(refused, shapes, saved, tmp_path, spoi
         (["analyze", "masks", "{saved}", "--data", "{data}", "--out", "{out}"], "class"),
     ],
     ids=[
-        *("scheme", "option", "method", "weight", "tau", "backbone", "key", "images", "format", "split", "folder", "file"),
+        *("scheme", "option", "method", "weight", "tau", "backbone", "key", "images"),
+        *("negative-weight", "other-teacher", "queries", "format", "split", "folder", "file"),
         *("no-queries", "no-data", "other-classes"),
     ],
 )

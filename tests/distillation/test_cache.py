@@ -164,7 +164,9 @@ def test_what_cannot_be_cached_is_refused(detector, images, tmp_path, monkeypatc
 
     with pytest.raises(UserError, match=r"training\.augment draws new ones in every epoch: set training\.views"):
         module("logits").remember(images(), tmp_path / "cache", epochs=1)
-    with pytest.raises(UserError, match="the kd-detr term asks the teacher new questions in every step"):
+    with pytest.raises(
+        UserError, match=r"the kd-detr term asks the teacher's memory in every step, .* set general of kd-detr to false"
+    ):
         module("kd-detr").remember(images(views=1), tmp_path / "cache", epochs=1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(1000))
     with pytest.raises(UserError, match=r"cache has 0\.0 MB free of the 0\.0 MB for the teacher's answers"):

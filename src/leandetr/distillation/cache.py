@@ -105,10 +105,11 @@ class TeacherCache:
         missing = {part: fields for part in self._parts(views) if (fields := self._missing(part))}
         if not missing:
             if state.is_main_process:
-                console.print(f"teacher: its answers to {views} x {len(self.dataset)} views are in {self.folder}")
+                said = f"teacher: its answers to {views} x {len(self.dataset)} views are in {self.folder}"
+                console.print(said, markup=False, soft_wrap=True)
             return
         if state.is_main_process:
-            console.print(self._announcement(views, missing, state.device))
+            console.print(self._announcement(views, missing, state.device), markup=False, soft_wrap=True)
         state.wait_for_everyone()
         mine = dict(list(missing.items())[state.process_index :: state.num_processes])
         loader = DataLoader(Pieces(self.dataset, list(mine), batch_size), batch_size=None, num_workers=workers)

@@ -122,8 +122,8 @@ class Distiller(nn.Module):
         for name, term in self.terms.items():
             if not term.needs <= FIELDS:
                 raise UserError(
-                    f"the {name} term asks the teacher new questions in every step, to which a cache has no answers; leave out "
-                    "the cache, or set general of kd-detr to false"
+                    f"the {name} term asks the teacher's {', '.join(sorted(term.needs - FIELDS))} in every step, which a cache "
+                    "does not keep; leave out the cache" + ", or set general of kd-detr to false" * (name == "kd-detr")
                 )
         needs = frozenset().union(*(term.needs for term in self.terms.values()))
         cache = TeacherCache(folder, self.teacher, dataset, needs)
