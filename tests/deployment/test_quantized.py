@@ -7,6 +7,7 @@ from onnx import TensorProto
 
 from leandetr.deployment.onnx import agreement, export_onnx
 from leandetr.deployment.runtimes import PyTorchRuntime, open_runtime
+from leandetr.errors import UserError
 from leandetr.quantization.config import scheme_config
 from leandetr.quantization.quantize import quantize
 
@@ -75,3 +76,10 @@ def test_every_engine_answers_as_pytorch_does(exported, batch, name, scheme, eng
     pixels = batch(3)["pixel_values"]
     ours, theirs = PyTorchRuntime(detector).run(pixels, None), runtime.run(pixels, None)
     assert agreement(ours, theirs, detector.head, 1e-2)[0] > 0.95
+
+
+def test_an_opset_without_the_types_is_one_sentence(build, tmp_path):
+    detector = quantize(build("detr"), scheme_config("weight-only", bits=4))
+    with pytest.raises(UserError, match="opset 17 lacks the types of a quantized model; give 21 or more"):
+        export_onnx(detector, tmp_path / "model.onnx", opset=17)
+    assert not list(tmp_path.iterdir())

@@ -99,6 +99,14 @@ def test_fake_quantization_is_the_rounding_to_the_grid_and_clamps():
     assert difference.max() < 0.051
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 3.0), (-2.0, 1.0)])
+def test_16_bits_are_the_identity(low, high):
+    x = torch.rand(1000, generator=torch.Generator().manual_seed(0)) * (high - low) + low
+    scale = torch.tensor((high - low) / (2**16 - 1))
+    zero = torch.round(-low / scale).int()
+    torch.testing.assert_close(fake_quantize(x, scale, zero, 0, 2**16 - 1), x, rtol=0, atol=1e-4)
+
+
 def test_folding_batch_norm_leaves_the_function_as_it_was(tiny_detector, images):
     detector = tiny_detector("rt_detr_v2")
     for norm in (module for module in detector.modules() if is_norm(module)):

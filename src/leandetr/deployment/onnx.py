@@ -35,6 +35,7 @@ from leandetr.files import writing
 
 logger = logging.getLogger(__name__)
 
+INTEGER_OPSET = 21  # the first with 4-bit integers and scales of groups
 # (height, width) at which a graph of free size is traced, and one at which it is checked besides
 FREE_SIZE, OTHER_SIZE = (192, 256), (256, 224)
 CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
@@ -69,6 +70,8 @@ def export_onnx(
         UserError: the model cannot be exported like this, or ONNX Runtime cannot run the file.
     """
     path = Path(path)
+    if scheme_of(detector) is not None and opset < INTEGER_OPSET:
+        raise UserError(f"{path}: opset {opset} lacks the types of a quantized model; give {INTEGER_OPSET} or more")
     preprocessing = detector.preprocessing
     if image_size is not None:
         preprocessing = replace(preprocessing, size=tuple(image_size), shortest_edge=None, longest_edge=None)
