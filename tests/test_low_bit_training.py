@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,3 +115,14 @@ def test_what_cannot_be_is_said_in_one_sentence(shapes, models, tmp_path):
         quantize(stage_one=models["detr"])
     with pytest.raises(UserError, match=r"calibration images|no split"):
         verbs.quantize(models["detr"], {}, CONFIG, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_eight_bits_start_at_the_float_accuracy(tmp_path):
+    """A trained detector of the synthetic shapes, calibrated at 8 bits and not trained."""
+    teacher = Path(__file__).resolve().parents[1] / "recipes" / "shapes-teacher"
+    data = write_shapes(tmp_path / "data", 32, 60, load(teacher).preprocessing.size)
+    verbs.quantize(teacher, data, LowBit(bits="8-8-8", calibration_images=32), tmp_path / "eight")
+    expected, found = (verbs.evaluate(folder, data).ap for folder in (teacher, tmp_path / "eight"))
+    assert expected > 0.3
+    assert abs(found - expected) < 0.005

@@ -32,6 +32,7 @@ from leandetr.deployment.runtimes import OnnxRuntime, PlainDetector
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.files import writing
+from leandetr.quantization.lowbit import finish, in_training
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def export_onnx(
     """Write a detector, float or quantized, as an ONNX file that carries all that is needed to use it.
 
     Args:
-        detector: any of the families; it is left as it is.
+        detector: any of the families; it is left as it is. Of one in low-bit training the file holds what `finish` makes.
         path: where the file goes; an existing one is replaced once the new one has been checked.
         image_size: fixed (height, width) that photographs are resized to. By default that of the detector's preprocessing; if
             this keeps the aspect ratio, height and width stay free and the graph takes a padding mask.
@@ -72,6 +73,8 @@ def export_onnx(
     path = Path(path)
     if scheme_of(detector) is not None and opset < INTEGER_OPSET:
         raise UserError(f"{path}: opset {opset} lacks the types of a quantized model; give {INTEGER_OPSET} or more")
+    if in_training(detector):
+        detector = finish(detector)
     preprocessing = detector.preprocessing
     if image_size is not None:
         preprocessing = replace(preprocessing, size=tuple(image_size), shortest_edge=None, longest_edge=None)

@@ -5,8 +5,8 @@ No processor here multiplies 4-bit numbers faster than 8-bit ones, so this is he
 The convention: a product of a W-bit and an A-bit number takes max(W, A) / 32 of the time of one in float32. Q-DETR's abstract
 says 6.6 times for its 4-bit DETR (weights and inputs 4 bits, operands of attention 8, first layer and heads wider) without
 saying how it counts; of the usual conventions this is the one that can give it: all at 4 bits would be 8 times, while
-W * A / 64, as for binary networks, could not exceed 4. For DETR with a ResNet-50 at 800 x 1066 it gives 7.3 times with the layers
-that are quantized here by default, and 4.9 with the ResNet's shortcut convolutions in float.
+W * A / 64, as for binary networks, could not exceed 4. For DETR with a ResNet-50 at 800 x 1066 it gives 7.3 times with the
+layers that are quantized here by default, and 4.9 with the ResNet's shortcut convolutions in float.
 """
 
 from __future__ import annotations

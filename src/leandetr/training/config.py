@@ -38,7 +38,7 @@ class Training(BaseModel):
     lr: float = Field(1e-4, gt=0)
     backbone_lr: float = Field(0.1, ge=0)
     weight_decay: float = Field(1e-4, ge=0)
-    grid_lr: float = Field(1.0, ge=0)
+    grid_lr: float = Field(10.0, ge=0)
     grid_frozen: float = Field(0.0, ge=0, le=1)
     schedule: Literal["cosine", "step"] = "cosine"
     step_at: float = Field(0.8, gt=0, lt=1)
