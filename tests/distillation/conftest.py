@@ -11,7 +11,7 @@ from leandetr.structures import DetectorOutput, Memory, Queries
 def output():
     """output(...): a random `DetectorOutput` of 2 images and 5 classes; every call draws another one.
 
-    widths: channels of 4 x 4 feature maps, one a level. shapes: (B, D, h, w) of the maps instead. grad: every tensor is a leaf
+    widths: channels of 4 x 4 feature maps of mean square 1, one a level. shapes: (B, D, h, w) of the maps instead. grad: every tensor is a leaf
     that gathers its gradient.
     """
     torch.manual_seed(0)
@@ -28,7 +28,8 @@ def output():
         def leaf(tensor: Tensor) -> Tensor:
             return tensor.requires_grad_(grad)
 
-        features = [leaf(torch.randn(shape)) for shape in shapes or [(images, width, 4, 4) for width in widths]]
+        maps = [torch.randn(shape) for shape in shapes or [(images, width, 4, 4) for width in widths]]
+        features = [leaf(level / level.square().mean().sqrt()) for level in maps]
         images, width = features[0].shape[:2]
         centres, sizes = torch.rand(2, layers, images, queries, 2) * 0.5
         hidden = leaf(torch.randn(layers, images, queries, width))

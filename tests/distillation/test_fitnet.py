@@ -35,12 +35,21 @@ def test_equals_the_definition(output):
     torch.testing.assert_close(FitNet(Levels(8, 8))(student, teacher, everywhere())["imitation"], plain)
 
 
+def test_the_scale_of_the_features_does_not_count(output):
+    student, teacher = output(), output()
+    before = FitNet(Levels(8, 8))(student, teacher, everywhere())["imitation"]
+    for features in (student.features[0], teacher.features[0]):
+        features *= 0.02
+    torch.testing.assert_close(FitNet(Levels(8, 8))(student, teacher, everywhere())["imitation"], before)
+
+
 def test_padding_does_not_count(output):
     student, teacher = output(), output()
     batch = everywhere()
     batch["pixel_mask"][:, :, 16:] = 0  # the right half
     before = FitNet(Levels(8, 8))(student, teacher, batch)["imitation"]
-    plain = (student.features[0] - teacher.features[0])[..., :2].square().mean()
+    image = teacher.features[0][..., :2]
+    plain = (student.features[0][..., :2] - image).square().mean() / image.square().mean()
     student.features[0][..., 2:] += 5
     torch.testing.assert_close(before, plain)
     assert FitNet(Levels(8, 8))(student, teacher, batch)["imitation"] == before

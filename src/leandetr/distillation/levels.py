@@ -18,8 +18,8 @@ from leandetr.structures import Batch, DetectorOutput, Target
 
 
 class Level(NamedTuple):
-    """student, teacher: (B, D, h, w), all the teacher's. valid: (B, 1, h, w), 1 where there is image, 0 in padding. extent:
-    (B, 2), the image's width and height in cells, from the top left corner on."""
+    """student, teacher: (B, D, h, w), all the teacher's, in units of the root mean square of the teacher's. valid: (B, 1, h, w),
+    1 where there is image, 0 in padding. extent: (B, 2), the image's width and height in cells, from the top left corner on."""
 
     student: Tensor
     teacher: Tensor
@@ -40,6 +40,9 @@ class Levels(nn.Module):
     A 1x1 convolution adapts the width where it differs; it is shared by the levels, which have the same channels. Detectors
     with equally many levels are paired in order; else each level of the one with fewer is paired with the other's of the most
     similar number of cells.
+
+    A level is measured by the root mean square of the teacher's values where there is image. Features behind a LayerNorm have
+    about 1; a convolutional encoder's may have a fiftieth, and no weight of a paper would mean the same there.
 
     Args:
         student_width, teacher_width: channels of the feature maps.
@@ -68,11 +71,17 @@ class Levels(nn.Module):
         cells = teacher_map.new_tensor(size[::-1])
         if self.cut_padding:
             everywhere = torch.ones_like(teacher_map[:, :1])
-            return Level(cut_out(adapted, pixel_mask, size), teacher_map, everywhere, cells.expand(len(adapted), 2))
+            return _in_units(cut_out(adapted, pixel_mask, size), teacher_map, everywhere, cells.expand(len(adapted), 2))
         if adapted.shape[-2:] != size:  # another stride or another input size
             adapted = F.interpolate(adapted, size, mode="bilinear", align_corners=False)
         valid = F.interpolate(pixel_mask[:, None].to(teacher_map.dtype), size, mode="nearest")
-        return Level(adapted, teacher_map, valid, shares(pixel_mask) * cells)
+        return _in_units(adapted, teacher_map, valid, shares(pixel_mask) * cells)
+
+
+def _in_units(student: Tensor, teacher: Tensor, valid: Tensor, extent: Tensor) -> Level:
+    mean_square = (teacher.square().mean(1, keepdim=True) * valid).sum() / valid.sum()
+    unit = mean_square.sqrt().clamp(min=1e-6)
+    return Level(student / unit, teacher / unit, valid, extent)
 
 
 def pair_levels(student: list[Tensor], teacher: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
