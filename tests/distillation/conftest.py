@@ -11,8 +11,8 @@ from leandetr.structures import DetectorOutput, Memory, Queries
 def output():
     """output(...): a random `DetectorOutput` of 2 images and 5 classes; every call draws another one.
 
-    widths: channels of 4 x 4 feature maps of mean square 1, one a level. shapes: (B, D, h, w) of the maps instead. grad: every tensor is a leaf
-    that gathers its gradient.
+    widths: channels of 4 x 4 feature maps, one a level. shapes: (B, D, h, w) of the maps instead. The maps' mean square is 1.
+    grad: every tensor is a leaf that gathers its gradient.
     """
     torch.manual_seed(0)
 

@@ -18,8 +18,9 @@ from leandetr.structures import Batch, DetectorOutput, Target
 
 
 class Level(NamedTuple):
-    """student, teacher: (B, D, h, w), all the teacher's, in units of the root mean square of the teacher's. valid: (B, 1, h, w),
-    1 where there is image, 0 in padding. extent: (B, 2), the image's width and height in cells, from the top left corner on."""
+    """student, teacher: (B, D, h, w), with the teacher's D, h and w, in units of the teacher's root mean square. valid:
+    (B, 1, h, w), 1 where there is image, 0 in padding. extent: (B, 2), the image's width and height in cells, from the top left
+    corner on."""
 
     student: Tensor
     teacher: Tensor
