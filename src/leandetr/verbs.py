@@ -335,13 +335,13 @@ def detections_of(
             raise UserError(f"{model} is not a list of detections in COCO's results format; name the file of results")
         return dataset.ground_truth(), results
     runtime = open_runtime(model, engine=engine, queries=queries)
-    dataset = CocoDataset(chosen, eval_transform(runtime.preprocessing), runtime.class_map)
+    dataset = CocoDataset(chosen, runtime.transform, runtime.class_map)
     return dataset.ground_truth(), coco.predict_dataset(runtime, dataset, dataset.class_map)
 
 
 def evaluate_runtime(runtime: Runtime, split: Split) -> tuple[CocoMetrics, list[dict[str, Any]]]:
     """The numbers and the detections (COCO's results format) of a runtime on a split."""
-    dataset = CocoDataset(split, eval_transform(runtime.preprocessing), runtime.class_map)
+    dataset = CocoDataset(split, runtime.transform, runtime.class_map)
     return coco.evaluate(runtime, dataset)
 
 
@@ -351,16 +351,24 @@ def export(
     to: str = "onnx",
     image_size: tuple[int, int] | None = None,
     queries: str | None = None,
+    end_to_end: bool = False,
+    opset: int = 21,
 ) -> Path:
-    """Write a saved detector as an .onnx file, or as OpenVINO's .xml and .bin. queries: as in `evaluate`."""
+    """Write a saved detector as an .onnx file, or as OpenVINO's .xml and .bin.
+
+    queries: as in `evaluate`. end_to_end: from the bytes of a photograph to detections in one graph. opset: of ONNX.
+    """
     out = Path(out)
-    if to == "onnx":
-        return export_onnx(load_answering(model, queries), out, image_size)
-    if to != "openvino":
+    if to not in ("onnx", "openvino"):
         raise unknown("format", to, ("onnx", "openvino"))
+    if to == "onnx":
+        return export_onnx(load_answering(model, queries), out, image_size, opset=opset, end_to_end=end_to_end)
     check_xml(out)
     with TemporaryDirectory() as folder:
-        return convert_openvino(export_onnx(load_answering(model, queries), Path(folder) / "model.onnx", image_size), out)
+        file = export_onnx(
+            load_answering(model, queries), Path(folder) / "model.onnx", image_size, opset=opset, end_to_end=end_to_end
+        )
+        return convert_openvino(file, out)
 
 
 def predict(

@@ -3,12 +3,14 @@
 import json
 import random
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 from leandetr.data.coco import Split
+from leandetr.data.transforms import eval_transform
 from leandetr.deployment.benchmark import PHOTOGRAPHS, WARM_UP, environment, measure
 from leandetr.structures import ClassMap, Preprocessing
 
@@ -29,6 +31,8 @@ class Pretended:
 
     preprocessing, class_map = Preprocessing(size=None, shortest_edge=16, longest_edge=64), ClassMap(("cat",), (1,))
     size_bytes, parameters, theoretical_speedup, unpacked, unpack_seconds = 12, 3, None, 0, 0.0
+    metadata = SimpleNamespace(scheme=None)
+    transform = eval_transform(preprocessing)
 
     def __init__(self, name, seconds, clock, calls):
         self.name, self.artifact, self.seconds, self.clock, self.calls = name, f"{name}.onnx", seconds, clock, calls
@@ -57,6 +61,7 @@ def test_ratios_are_those_of_the_times(split, clock):
         assert row["latency_ms"] <= row["latency_p90_ms"]
     assert fast["latency_ms"] == pytest.approx(1, rel=0.05)
     assert fast["latency_p90_ms"] == pytest.approx(1.08, abs=0.02)
+    assert fast["reference"] == "float"
     assert (fast["artifact"], fast["runtime"], fast["size_bytes"], fast["parameters"]) == ("fast.onnx", "fast", 12, 3)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from leandetr.data.transforms import eval_transform
 from leandetr.deployment.predict import predict_images
 from leandetr.deployment.runtimes import PyTorchRuntime
 from leandetr.errors import UserError
@@ -18,6 +19,7 @@ class Fixed:
     """A runtime that always finds two objects, one of them hardly."""
 
     preprocessing, class_map = Preprocessing(size=(32, 32)), ClassMap(("cat", "dog"), (4, 70))
+    transform = eval_transform(preprocessing)
 
     def __call__(self, batch):
         (target,) = batch["labels"]

@@ -58,6 +58,10 @@ def export(
         tuple[int, int] | None, typer.Option(help="Fixed height and width; the model's own by default.")
     ] = None,
     queries: Queries = None,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="uint8 photographs of any size in; scores, labels and boxes out.")
+    ] = False,
+    opset: Annotated[int, typer.Option(help="Of ONNX; integer weights need 21.")] = 21,
 ) -> None:
     """Write one file that works alone: graph, weights, classes, preprocessing.
 
@@ -65,7 +69,7 @@ def export(
     """
     from leandetr import verbs
 
-    path = verbs.export(model, out, to, image_size, queries)
+    path = verbs.export(model, out, to, image_size, queries, end_to_end, opset)
     out_console.print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
 
 
@@ -113,7 +117,7 @@ def benchmark(
     table = Table(Column("artifact", overflow="fold"), "runtime", "latency ms", "p90 ms", "speed-up", "MB")
     for row in found:
         ratio = f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
-        slower = " slower" if row["speedup"] < 1 and row is not found[0] else ""
+        slower = f", slower than {row['reference']}" if row["speedup"] < 1 and row is not found[0] else ""
         size = f"{row['size_bytes'] / 1e6:.2f}"
         table.add_row(
             row["artifact"], row["runtime"], f"{row['latency_ms']:.1f}", f"{row['latency_p90_ms']:.1f}", ratio + slower, size

@@ -14,6 +14,7 @@ Every random choice follows from the seed of the call, so a view can be made aga
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,6 +71,11 @@ class DetectionTransform:
 def eval_transform(preprocessing: Preprocessing) -> DetectionTransform:
     """What a model's own image processor does; the seed has no effect."""
     return DetectionTransform(preprocessing, [_resize(preprocessing)])
+
+
+def untouched_transform(preprocessing: Preprocessing) -> DetectionTransform:
+    """The photograph as it is, 0 to 255 at its own size, for what does the preprocessing by itself."""
+    return DetectionTransform(replace(preprocessing, mean=(0.0,) * 3, std=(1 / 255,) * 3), [v2.Identity()])
 
 
 def train_transform(preprocessing: Preprocessing, augment: str = "flip") -> DetectionTransform:

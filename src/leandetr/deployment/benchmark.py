@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 
 from leandetr.data.coco import CocoDataset, Split, collate
-from leandetr.data.transforms import eval_transform
 from leandetr.deployment.runtimes import Runtime
 from leandetr.structures import Batch
 
@@ -36,7 +35,8 @@ class Measurement(TypedDict):
     """What one artefact costs on one engine.
 
     latency_ms, latency_p90_ms: median and 90th percentile of one photograph, in milliseconds. speedup: the reference's latency
-    over this one's, with the ends of its 95 % interval. size_bytes: of the written artefact. parameters: their number.
+    over this one's, with the ends of its 95 % interval. reference: what the speed-up is against, "float" where that is a float
+    artefact, else its name. size_bytes: of the written artefact. parameters: their number.
     theoretical_speedup: over float by the bits of its products alone, not measured; None for float.
     unpacked, unpack_seconds: how many integer weights the engine got as floats, and what that cost when it was loaded.
     """
@@ -48,6 +48,7 @@ class Measurement(TypedDict):
     speedup: float
     speedup_low: float
     speedup_high: float
+    reference: str
     size_bytes: int
     parameters: int
     theoretical_speedup: float | None
@@ -85,6 +86,7 @@ def measure(
             latency_ms=float(np.median(taken) * 1e3),
             latency_p90_ms=float(np.percentile(taken, 90) * 1e3),
             **_ratio(seconds[:, reference], taken, rng),
+            reference=runtimes[reference].artifact if runtimes[reference].metadata.scheme else "float",
             size_bytes=runtime.size_bytes,
             parameters=runtime.parameters,
             theoretical_speedup=runtime.theoretical_speedup,
@@ -116,7 +118,7 @@ def environment() -> dict[str, Any]:
 
 def _photographs(runtime: Runtime, split: Split) -> list[Batch]:
     """Batches of one photograph, prepared as the runtime wants them."""
-    dataset = CocoDataset(split, eval_transform(runtime.preprocessing), runtime.class_map)
+    dataset = CocoDataset(split, runtime.transform, runtime.class_map)
     return [collate([dataset[index]]) for index in range(min(PHOTOGRAPHS, len(dataset)))]
 
 

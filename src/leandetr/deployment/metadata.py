@@ -22,9 +22,13 @@ KEY = "leandetr"
 
 @dataclass(frozen=True)
 class Metadata:
-    """head: "softmax" or "sigmoid". parameters: how many the model has. scheme: of its quantization, None for float.
-    provenance: what it was made from and with, by name. theoretical_speedup: over float by the bits of its products, see
-    `quantization/cost.py`; None for float."""
+    """What is known of an exported file.
+
+    head: "softmax" or "sigmoid". parameters: how many the model has. scheme: of its quantization, None for float.
+    provenance: what it was made from and with, by name. end_to_end: whether pre- and post-processing are in the graph, see
+    `end_to_end.py`; its labels are positions in `class_map.names`, and `class_map.dataset_ids` has the data set's own ids.
+    theoretical_speedup: over float by the bits of its products, see `quantization/cost.py`; None for float.
+    """
 
     class_map: ClassMap
     preprocessing: Preprocessing
@@ -33,6 +37,7 @@ class Metadata:
     scheme: str | None
     provenance: dict[str, str]
     theoretical_speedup: float | None = None
+    end_to_end: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -54,7 +59,7 @@ class Metadata:
         )
 
 
-def describe(detector: Detector, preprocessing: Preprocessing) -> Metadata:
+def describe(detector: Detector, preprocessing: Preprocessing, end_to_end: bool = False) -> Metadata:
     """The metadata of a detector that is exported for photographs prepared as `preprocessing` says."""
     packages = {name: version(name) for name in ("leandetr", "onnx", "onnxscript")}
     return Metadata(
@@ -71,6 +76,7 @@ def describe(detector: Detector, preprocessing: Preprocessing) -> Metadata:
         }
         | packages,
         theoretical_speedup=None if scheme_of(detector) is None else theoretical_cost(detector, preprocessing.size).speedup,
+        end_to_end=end_to_end,
     )
 
 

@@ -3,7 +3,8 @@
     pixel_values (B, 3, H, W) float32, normalised      ->   logits (B, N, C), boxes (B, N, 4) in (cx, cy, w, h) of [0, 1]
     pixel_mask (B, H, W) int64, 1 where there is image      (only where the size is not fixed)
 
-`postprocess` makes detections of the two outputs, as it does of PyTorch's. Integer weights stay integers in the file.
+`postprocess` makes detections of the two outputs, as it does of PyTorch's. Integer weights stay integers in the file. An
+end-to-end file goes from photographs to detections instead, see `end_to_end.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir
 import torch
 from onnx_ir.passes import Sequential, common
@@ -26,7 +28,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from leandetr.deployment.metadata import KEY, describe, scheme_of
+from leandetr.deployment.end_to_end import EndToEnd
+from leandetr.deployment.metadata import KEY, Metadata, describe, scheme_of
 from leandetr.deployment.rewrites import forget_types, own_zero_points, pad_in_convolutions, select_tokens
 from leandetr.deployment.runtimes import OnnxRuntime, PlainDetector
 from leandetr.detectors.detector import Detector
@@ -36,7 +39,8 @@ from leandetr.quantization.lowbit import finish, in_training
 
 logger = logging.getLogger(__name__)
 
-INTEGER_OPSET = 21  # the first with 4-bit integers and scales of groups
+OPSET = 21  # the first with 4-bit integers and scales of groups
+OLDEST_OPSET = 18  # that PyTorch's exporter writes without translating back
 # (height, width) at which a graph of free size is traced, and one at which it is checked besides
 FREE_SIZE, OTHER_SIZE = (192, 256), (256, 224)
 CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
@@ -52,7 +56,8 @@ def export_onnx(
     path: Path,
     image_size: tuple[int, int] | None = None,
     dynamic_batch: bool = True,
-    opset: int = 21,
+    opset: int = OPSET,
+    end_to_end: bool = False,
 ) -> Path:
     """Write a detector, float or quantized, as an ONNX file that carries all that is needed to use it.
 
@@ -62,7 +67,8 @@ def export_onnx(
         image_size: fixed (height, width) that photographs are resized to. By default that of the detector's preprocessing; if
             this keeps the aspect ratio, height and width stay free and the graph takes a padding mask.
         dynamic_batch: any number of images in a call, else always one.
-        opset: of ONNX; integer graphs need 21.
+        opset: of ONNX, 18 or newer; graphs with integer weights need 21.
+        end_to_end: with pre- and post-processing in the graph; needs a fixed size, to which it resizes photographs of any.
 
     Before the file gets its name, ONNX Runtime and PyTorch answer the same random pixels. A warning says when fewer than 95 %
     of the queries agree, as happens with untrained weights, whose scores tie: which of them become queries is then arbitrary.
@@ -71,19 +77,22 @@ def export_onnx(
         UserError: the model cannot be exported like this, or ONNX Runtime cannot run the file.
     """
     path = Path(path)
-    if scheme_of(detector) is not None and opset < INTEGER_OPSET:
-        raise UserError(f"{path}: opset {opset} lacks the types of a quantized model; give {INTEGER_OPSET} or more")
+    _check_opset(path, detector, opset)
     if in_training(detector):
         detector = finish(detector)
     preprocessing = detector.preprocessing
     if image_size is not None:
         preprocessing = replace(preprocessing, size=tuple(image_size), shortest_edge=None, longest_edge=None)
+    if end_to_end and preprocessing.size is None:
+        raise UserError(f"{path}: an end-to-end file resizes to one size, which this detector has not; add --image-size")
     training = detector.training
-    model = PlainDetector(detector.eval()).eval()
+    detector.eval()
+    model = (EndToEnd(detector, preprocessing) if end_to_end else PlainDetector(detector)).eval()
+    metadata = describe(detector, preprocessing, end_to_end)
     try:
-        with _quiet(), torch.no_grad(), writing(path) as temporary:
-            graph = _to_onnx(model, _inputs(2 if dynamic_batch else 1, preprocessing.size), dynamic_batch, opset)
-            graph.metadata_props[KEY] = describe(detector, preprocessing).to_json()
+        with quiet_export(), torch.no_grad(), writing(path) as temporary:
+            graph = _to_onnx(model, _sample(2 if dynamic_batch else 1, metadata), dynamic_batch, opset)
+            graph.metadata_props[KEY] = metadata.to_json()
             onnx_ir.save(graph, temporary)
             share = _check(
                 model, temporary, dynamic_batch, FLOAT_TOLERANCE if scheme_of(detector) is None else INTEGER_TOLERANCE
@@ -122,10 +131,22 @@ class _ExportError(Exception):
     """What a family cannot do, without the name of the file."""
 
 
-def _inputs(images: int, size: tuple[int, int] | None, free_size: tuple[int, int] = FREE_SIZE) -> tuple[Tensor, ...]:
-    """Random pixels, and without a fixed size a mask that pads the last image at the right and the bottom."""
+def _check_opset(path: Path, detector: Detector, opset: int) -> None:
+    if scheme_of(detector) is not None and opset < OPSET:
+        raise UserError(f"{path}: opset {opset} lacks the types of a quantized model; give {OPSET} or more")
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise UserError(f"{path}: opset {opset} cannot be written; give {OLDEST_OPSET} to {newest}, best {OPSET}")
+
+
+def _sample(images: int, metadata: Metadata, free_size: tuple[int, int] = FREE_SIZE) -> tuple[Tensor, ...]:
+    """Random inputs: photographs; or normalised pixels, and without a fixed size a mask that pads the last image at the right
+    and the bottom."""
+    size, generator = metadata.preprocessing.size, torch.Generator().manual_seed(images)
+    if metadata.end_to_end:
+        return (torch.randint(0, 256, (images, *free_size, 3), dtype=torch.uint8, generator=generator),)
     height, width = size or free_size
-    pixels = torch.randn(images, 3, height, width, generator=torch.Generator().manual_seed(images))
+    pixels = torch.randn(images, 3, height, width, generator=generator)
     if size is not None:
         return (pixels,)
     mask = torch.ones(images, height, width, dtype=torch.int64)
@@ -133,24 +154,27 @@ def _inputs(images: int, size: tuple[int, int] | None, free_size: tuple[int, int
     return pixels * mask[:, None], mask
 
 
-def _to_onnx(model: PlainDetector, sample: tuple[Tensor, ...], dynamic_batch: bool, opset: int) -> onnx_ir.Model:
+def _to_onnx(model: PlainDetector | EndToEnd, sample: tuple[Tensor, ...], dynamic_batch: bool, opset: int) -> onnx_ir.Model:
     from leandetr.quantization.operators import onnx_translations, store_integers
 
-    free, free_size = torch.export.Dim.DYNAMIC, len(sample) == 2
+    free = torch.export.Dim.DYNAMIC
     batch = {0: free} if dynamic_batch else {}
-    shapes = (batch | ({2: free, 3: free} if free_size else {}), batch | {1: free, 2: free})
+    inputs, outputs, sides = ["pixel_values", "pixel_mask"], ["logits", "boxes"], [(2, 3) if len(sample) == 2 else (), (1, 2)]
+    if isinstance(model, EndToEnd):
+        inputs, outputs, sides = ["images"], ["scores", "labels", "boxes"], [(1, 2)]
+    shapes = tuple(batch | dict.fromkeys(free_sides, free) for free_sides in sides[: len(sample)])
     device = next(model.parameters()).device
-    inputs = tuple(tensor.to(device) for tensor in sample)
+    sample = tuple(tensor.to(device) for tensor in sample)
     try:
         with _symbolic_len(model):
-            traced = torch.export.export(model, inputs, dynamic_shapes=shapes[: len(sample)], strict=False)
+            traced = torch.export.export(model, sample, dynamic_shapes=shapes, strict=False)
         program = torch.onnx.export(
             traced,
-            inputs,
+            sample,
             dynamo=True,
             opset_version=opset,
-            input_names=["pixel_values", "pixel_mask"][: len(sample)],
-            output_names=["logits", "boxes"],
+            input_names=inputs[: len(sample)],
+            output_names=outputs,
             custom_translation_table=onnx_translations(),
             optimize=False,
             verbose=False,
@@ -180,27 +204,42 @@ def _to_onnx(model: PlainDetector, sample: tuple[Tensor, ...], dynamic_batch: bo
     return model
 
 
-def _check(model: PlainDetector, file: Path, dynamic_batch: bool, tolerance: float) -> float:
+def _check(model: PlainDetector | EndToEnd, file: Path, dynamic_batch: bool, tolerance: float) -> float:
     """The smallest share of queries that agree with PyTorch, on other inputs than the file was traced with."""
     runtime = OnnxRuntime(file)
-    size, device = runtime.preprocessing.size, next(model.parameters()).device
-    counts = (1, 3) if dynamic_batch else (1,)
-    sizes = [FREE_SIZE] if size else [FREE_SIZE, OTHER_SIZE]
+    metadata, device = runtime.metadata, next(model.parameters()).device
+    free = metadata.end_to_end or metadata.preprocessing.size is None
     shares = []
-    for sample in [_inputs(count, size, free_size) for count in counts for free_size in sizes]:
-        try:
-            found = runtime.run(*sample, *[None] * (2 - len(sample)))
-        except Exception as error:  # ONNX Runtime's errors have no common class
-            fixed = "; name a fixed image size" if size is None else ""
-            shape = " x ".join(map(str, sample[0].shape))
-            raise _ExportError(f"was exported, but ONNX Runtime cannot run it on pixels of {shape}{fixed}") from error
-        expected = model(*[tensor.to(device) for tensor in sample])
-        shares.append(agreement(expected, found, runtime.metadata.head, tolerance)[0])
+    for count in (1, 3) if dynamic_batch else (1,):
+        for size in (FREE_SIZE, OTHER_SIZE) if free else (FREE_SIZE,):
+            sample = _sample(count, metadata, size)
+            try:
+                found = (
+                    runtime.run_end_to_end(*sample)
+                    if metadata.end_to_end
+                    else runtime.run(*sample, *[None] * (2 - len(sample)))
+                )
+            except Exception as error:  # ONNX Runtime's errors have no common class
+                fixed = "; name a fixed image size" if metadata.preprocessing.size is None else ""
+                shape = " x ".join(map(str, sample[0].shape))
+                raise _ExportError(f"was exported, but ONNX Runtime cannot run it on pixels of {shape}{fixed}") from error
+            expected, head = model(*[tensor.to(device) for tensor in sample]), metadata.head
+            if metadata.end_to_end:
+                expected, found = (_as_queries(answer, size, len(metadata.class_map)) for answer in (expected, found))
+                head = "sigmoid"
+            shares.append(agreement(expected, found, head, tolerance)[0])
     return min(shares)
 
 
+def _as_queries(detections: tuple[Tensor, ...], size: tuple[int, int], classes: int) -> tuple[Tensor, Tensor]:
+    """Scores, labels and boxes in pixels as logits of a sigmoid head and boxes relative to the image."""
+    scores, labels, boxes = (tensor.cpu() for tensor in detections)
+    logits = torch.full((*scores.shape, classes), -torch.inf).scatter(2, labels[..., None], scores.logit()[..., None])
+    return logits, boxes / torch.tensor([size[1], size[0]] * 2)
+
+
 @contextmanager
-def _symbolic_len(model: PlainDetector) -> Iterator[None]:
+def _symbolic_len(model: PlainDetector | EndToEnd) -> Iterator[None]:
     """RT-DETR takes its batch size from `len` of a tensor, which Python makes a plain number, and so a constant of the graph.
 
     In the model's own module `len` stays symbolic meanwhile; the other way, strict tracing, takes three times as long.
@@ -214,7 +253,7 @@ def _symbolic_len(model: PlainDetector) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
     """Without the exporter's log and warnings, and without transformers' checks on tensor values, which a graph cannot hold."""
     disabled, checks = logging.root.manager.disable, os.environ.get(CHECKS)
     logging.disable(logging.WARNING)

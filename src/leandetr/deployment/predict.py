@@ -11,7 +11,6 @@ from PIL import Image
 
 from leandetr.data.coco import Split, class_map_of, collate
 from leandetr.data.images import read_image
-from leandetr.data.transforms import eval_transform
 from leandetr.deployment.runtimes import Runtime
 from leandetr.drawing import above, draw
 from leandetr.errors import UserError, unknown
@@ -81,7 +80,7 @@ def predict_images(
 
 def _detect(runtime: Runtime, image: Image.Image) -> Detections:
     nothing = torch.zeros(0, dtype=torch.long)
-    pixels, boxes, labels = eval_transform(runtime.preprocessing)(image, torch.zeros(0, 4), nothing, 0)
+    pixels, boxes, labels = runtime.transform(image, torch.zeros(0, 4), nothing, 0)
     size = torch.tensor([image.height, image.width])
     target = Target(
         class_labels=labels, boxes=boxes, image_id=torch.tensor([0]), orig_size=size, size=torch.tensor(pixels.shape[-2:])

@@ -12,8 +12,10 @@ from pathlib import Path
 import onnx_ir
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from leandetr.data.transforms import DetectionTransform, eval_transform, untouched_transform
 from leandetr.deployment.metadata import KEY, Metadata, describe
 from leandetr.deployment.openvino import import_openvino, onnx_metadata, read_onnx
 from leandetr.deployment.unpacking import unpack_onnx, unpack_openvino
@@ -59,6 +61,12 @@ class Runtime:
     @property
     def theoretical_speedup(self) -> float | None:
         return self.metadata.theoretical_speedup
+
+    @property
+    def transform(self) -> DetectionTransform:
+        """What makes a photograph the pixels that this takes."""
+        make = untouched_transform if self.metadata.end_to_end else eval_transform
+        return make(self.preprocessing)
 
     def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """pixel_values (B, 3, H, W) and, where the size is not fixed, pixel_mask (B, H, W) -> logits (B, N, C), boxes (B, N, 4)
@@ -130,7 +138,39 @@ class TorchvisionRuntime(Runtime):
         return [Detections(each.scores.cpu(), each.labels.cpu(), each.boxes.cpu()) for each in found]
 
 
-class OnnxRuntime(Runtime):
+class FileRuntime(Runtime):
+    """What the engines that run exported files share; they set `inputs`, the names of the graph's, and implement `infer`."""
+
+    inputs: set[str]
+
+    def infer(self, feed: dict[str, NDArray], outputs: list[str]) -> list[NDArray]:
+        """The graph's inputs by name -> those of its outputs that are named."""
+        raise NotImplementedError
+
+    def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        given = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+        feed = {name: tensor.contiguous().numpy() for name, tensor in given.items() if name in self.inputs}
+        logits, boxes = self.infer(feed, ["logits", "boxes"])
+        return torch.from_numpy(logits), torch.from_numpy(boxes)
+
+    def run_end_to_end(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """images (B, H, W, 3) uint8 RGB -> scores (B, k), labels (B, k) and boxes (B, k, 4), (x0, y0, x1, y1) in pixels of the
+        images; for files that are end to end."""
+        found = self.infer({"images": images.contiguous().numpy()}, ["scores", "labels", "boxes"])
+        return tuple(map(torch.from_numpy, found))
+
+    def __call__(self, batch: Batch) -> list[Detections]:
+        if not self.metadata.end_to_end:
+            return super().__call__(batch)
+        found = []
+        for pixels, target in zip(batch["pixel_values"], batch["labels"], strict=True):
+            height, width = target["size"].tolist()  # without the padding
+            image = pixels[:, :height, :width].round().to(torch.uint8).permute(1, 2, 0)
+            found.append(Detections(*(answer[0] for answer in self.run_end_to_end(image[None]))))
+        return found
+
+
+class OnnxRuntime(FileRuntime):
     """ONNX Runtime on the CPU.
 
     Args:
@@ -166,14 +206,11 @@ class OnnxRuntime(Runtime):
         self.unpack_seconds = time.perf_counter() - start
         return file
 
-    def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        given = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
-        feed = {name: tensor.contiguous().numpy() for name, tensor in given.items() if name in self.inputs}
-        logits, boxes = self.session.run(["logits", "boxes"], feed)
-        return torch.from_numpy(logits), torch.from_numpy(boxes)
+    def infer(self, feed: dict[str, NDArray], outputs: list[str]) -> list[NDArray]:
+        return self.session.run(outputs, feed)
 
 
-class OpenVinoRuntime(Runtime):
+class OpenVinoRuntime(FileRuntime):
     """OpenVINO on the CPU, in process. What the file has in float32 is computed in float32, as the other engines do; OpenVINO's
     own default is bfloat16 where the processor has it.
 
@@ -225,11 +262,9 @@ class OpenVinoRuntime(Runtime):
             raise UserError(f"{path}: OpenVINO cannot run it ({reason}); run the .onnx on onnxruntime") from error
         self.inputs = {port.get_any_name() for port in self.compiled.inputs}
 
-    def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        given = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
-        feed = {name: tensor.contiguous().numpy() for name, tensor in given.items() if name in self.inputs}
+    def infer(self, feed: dict[str, NDArray], outputs: list[str]) -> list[NDArray]:
         answer = self.compiled(feed)
-        return torch.from_numpy(answer["logits"]), torch.from_numpy(answer["boxes"])
+        return [answer[name] for name in outputs]
 
 
 ENGINES = ("pytorch", "onnxruntime", "openvino")

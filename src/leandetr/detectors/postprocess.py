@@ -28,6 +28,14 @@ def postprocess(logits: Tensor, boxes: Tensor, head: str, sizes: Tensor, top_k: 
     Raises:
         ValueError: another head.
     """
+    return [Detections(*image) for image in zip(*ranked(logits, boxes, head, sizes, top_k), strict=True)]
+
+
+def ranked(logits: Tensor, boxes: Tensor, head: str, sizes: Tensor, top_k: int = 100) -> tuple[Tensor, Tensor, Tensor]:
+    """`postprocess` as a function of tensors alone: scores (B, k), labels (B, k) and boxes (B, k, 4) of every image.
+
+    sizes: (B, 2), or (1, 2) where all images are of one size.
+    """
     if head == "softmax":
         scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)
         scores, chosen = scores.topk(min(top_k, scores.shape[1]))
@@ -41,4 +49,4 @@ def postprocess(logits: Tensor, boxes: Tensor, head: str, sizes: Tensor, top_k: 
     height, width = sizes.to(boxes.device, torch.float32).unbind(1)
     pixels = to_corners(boxes.float()) * torch.stack([width, height, width, height], 1)[:, None]
     pixels = pixels.gather(1, queries[..., None].expand(-1, -1, 4))
-    return [Detections(*image) for image in zip(scores, labels, pixels, strict=True)]
+    return scores, labels, pixels
