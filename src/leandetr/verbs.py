@@ -19,6 +19,8 @@ from leandetr.data.classification import ClassificationDataset, is_image_folder,
 from leandetr.data.coco import CocoDataset, Split, class_map_of, collate, find_split
 from leandetr.data.transforms import eval_transform, train_transform
 from leandetr.deployment.benchmark import Measurement, measure
+from leandetr.deployment.budget import Budget
+from leandetr.deployment.budget import quantize_within as budgeted
 from leandetr.deployment.onnx import export_onnx
 from leandetr.deployment.openvino import check_xml, convert_openvino
 from leandetr.deployment.predict import predict_images
@@ -34,7 +36,7 @@ from leandetr.distillation.predictions import Predictions
 from leandetr.errors import UserError, unknown
 from leandetr.evaluation import coco
 from leandetr.evaluation.coco import CocoMetrics
-from leandetr.files import claiming, read_json
+from leandetr.files import claiming, read_json, write_json
 from leandetr.quantization.config import LowBit, Scheme, calibration_images, scheme_config
 from leandetr.quantization.lowbit import LogClipped, finish, in_training
 from leandetr.quantization.pretraining import round_backbone
@@ -203,6 +205,29 @@ def quantize(
             quantized = finish(quantized)
         quantized.save(Path(out))
         return quantized
+
+
+def quantize_within(
+    model: str | Path,
+    data: Data,
+    out: Path,
+    budget: Budget,
+    calibration: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Detector, dict[str, Any]]:
+    """Quantize a saved detector with calibrated grids, layer by layer as far as a budget allows, and save it in `out`; what the
+    search found is in `search.json`.
+
+    calibration, options: as in `quantize`, of the scheme static. Returns the detector and what is in the JSON.
+    """
+    config = scheme_config("static", **(options or {}))
+    if calibration is not None:
+        config = _calibrated_with(config, calibration)
+    with claiming(out, ["quantize", model, data, config.to_dict(), asdict(budget)]):
+        detector, found = budgeted(load(model), config, split_of(data, "train"), budget)
+        detector.save(Path(out))
+        write_json(Path(out) / "search.json", found)
+        return detector, found
 
 
 def _calibrated(detector: Detector, data: Data, config: Scheme) -> Detector:

@@ -124,3 +124,28 @@ def information(models: Trainings, data: OneSplit, out: Out, split: Part = "val"
         table.add_row(model["name"], *shown, f"{layers[-1]['codes_after']:.2f}" if layers else "–")
     out_console.print(table)
     out_console.print(f"the classes' entropy is {found['class_entropy']:.2f} bits\n{out / 'information.png'}")
+
+
+@analyze_app.command()
+@with_groups
+def sensitivity(
+    model: Annotated[str, typer.Argument(help="Saved float detector.")],
+    data: OneSplit,
+    out: Out,
+    split: Part = "train",
+    limit: Annotated[int, typer.Option(help="So many images, evenly spread over the split.", min=1)] = 32,
+) -> None:
+    """Which layers suffer most from integers: the error of every layer's output, alone.
+
+    Example: `leandetr analyze sensitivity runs/student --data DATA --out runs/sensitivity`
+    """
+    from leandetr.analysis.sensitivity import sensitivity as analyze
+    from leandetr.verbs import split_of
+
+    found = analyze(model, split_of(data.source(), split), out, limit)
+    table = Table(Column("layer", overflow="fold"), *found["candidates"])
+    for layer in sorted(found["layers"], key=lambda layer: max(layer["errors"].values()), reverse=True)[:10]:
+        shown = (layer["errors"].get(candidate) for candidate in found["candidates"])
+        table.add_row(layer["name"], *("–" if error is None else f"{error:.2e}" for error in shown))
+    out_console.print(table)
+    out_console.print(str(out / "sensitivity.png"))

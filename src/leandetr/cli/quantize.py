@@ -50,6 +50,32 @@ class Teaching:
         )
 
 
+@dataclass
+class Limits:
+    """Of the scheme static: integers or float layer by layer, judged on training images that calibration did not see."""
+
+    max_ap_drop: Annotated[float | None, typer.Option(help="static: at most so much AP lost; 0.005 is half a point.")] = None
+    target_latency_ms: Annotated[
+        float | None, typer.Option(help="static, with --max-ap-drop: milliseconds a photograph to get to.")
+    ] = None
+    engine: Annotated[
+        str, typer.Option(help="static, with --max-ap-drop: whose operator times decide, onnxruntime or openvino.")
+    ] = "onnxruntime"
+    held_out: Annotated[int, typer.Option(help="static, with --max-ap-drop: images that judge.", min=1)] = 128
+
+    def budget(self, scheme: str) -> Any:
+        """These as a `Budget`, None without one."""
+        from leandetr.deployment.budget import Budget
+
+        if self.max_ap_drop is None:
+            if self.target_latency_ms is not None:
+                raise UserError("--target-latency-ms: say what may be lost for it with --max-ap-drop")
+            return None
+        if scheme != "static":
+            raise UserError(f"--max-ap-drop: the search is over layers on calibrated grids, not {scheme}; give --scheme static")
+        return Budget(self.max_ap_drop, self.target_latency_ms, self.engine, self.held_out)
+
+
 @app.command()
 @with_groups
 def quantize(
@@ -59,6 +85,7 @@ def quantize(
     data: BothSplits,
     schedule: LowBitSchedule,
     teaching: Teaching,
+    limits: Limits,
     bits: Annotated[str | None, typer.Option(help="2 to 8 of a weight (weight-only), or as 4-4-8 (low-bit).")] = None,
     group_size: Annotated[int | None, typer.Option(help="Weights that share a scale, 32, 64 or 128, for weight-only.")] = None,
     calibration: Annotated[int | None, typer.Option(help="Training images to choose grids and round with.", min=1)] = None,
@@ -68,6 +95,9 @@ def quantize(
     ] = None,
 ) -> None:
     """Store and compute in integers.
+
+    `leandetr quantize runs/student --data DATA --scheme static --max-ap-drop 0.005 --engine openvino --out runs/student-mixed`
+    keeps within a budget what all layers together would not.
 
     Examples: `leandetr quantize runs/student --data DATA --scheme static --calibration 128 --out runs/student-static`;
     `leandetr quantize runs/student --data DATA --scheme weight-only --bits 4 --calibration 64 --out runs/student-int4`; and,
@@ -85,6 +115,15 @@ def quantize(
         raise UserError(f"--teacher: {scheme} is not trained here; leave it out, or choose low-bit with --train")
     low_bit = teaching.low_bit(schedule, settings) if trained else None
     source = data.source() if data.given() else {}
+    if (budget := limits.budget(scheme)) is not None:
+        detector, found = verbs.quantize_within(model, source, out, budget, calibration, options)
+        out_console.print(detector.config.quantization_config.summary())
+        out_console.print(
+            f"AP {found['ap']:.4f} against {found['float_ap']:.4f} on {found['images']} training images, a drop of "
+            f"{found['drop']:.4f} of {found['max_ap_drop']:g} allowed; its layers take {found['layers_ms']:.2f} ms against "
+            f"{found['float_layers_ms']:.2f} on {found['engine']}; {found['evaluations']} measurements"
+        )
+        return
     detector = verbs.quantize(model, source, scheme, out, calibration, options, low_bit)
     out_console.print(detector.config.quantization_config.summary())
     out_console.print(str(theoretical_cost(detector)))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from leandetr.deployment.onnx import OPSET, quiet_export
 from leandetr.deployment.openvino import import_openvino, read_onnx
+from leandetr.deployment.unpacking import unpack_onnx
 from leandetr.detectors.detector import Detector
 from leandetr.errors import unknown
 from leandetr.files import read_json
@@ -133,6 +134,7 @@ def _alone(detector: Detector, names: list[str], pixels: Tensor) -> dict[str, on
     fold_constants(program.model)
     store_integers(program.model.graph)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(program.model)
+    unpack_onnx(program.model)  # as when a file is loaded
     graph = onnx_ir.serde.serialize_model(program.model).graph
     return {
         name: _cut(graph, index, inputs[name].shape, _starts_with_integers(layers[name]), _ends_with_integers(layers[name]))

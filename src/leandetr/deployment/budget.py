@@ -1,0 +1,181 @@
+"""Quantization within a budget of accuracy, and of time where asked: the search of `quantization/search.py` with real measures.
+
+AP is PyTorch's with the integers that the engines compute with, on photographs of the training split that calibration did not
+see; times are those of the layers on the engine (`costs.py`). In two passes:
+
+1. arithmetic: every layer in integers or float, as little time as possible;
+2. storage: layers whose arithmetic stayed float hold their weights in 4 bits, 8 bits or float, as few bytes as possible.
+
+The promise is about the photographs searched on. On others the drop is another by chance: with about a hundred photographs of
+ten objects allow for 0.005 AP more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from leandetr.data.coco import CocoDataset, Split, collate
+from leandetr.data.transforms import eval_transform
+from leandetr.deployment.benchmark import measure
+from leandetr.deployment.costs import layer_costs
+from leandetr.deployment.onnx import export_onnx
+from leandetr.deployment.runtimes import PyTorchRuntime, open_runtime
+from leandetr.detectors.detector import Detector
+from leandetr.errors import UserError
+from leandetr.evaluation import coco
+from leandetr.quantization.config import FLOAT, Scheme, Static, WeightOnly
+from leandetr.quantization.quantize import quantize
+from leandetr.quantization.search import Assignment, Found, search
+from leandetr.quantization.sensitivity import layer_bytes, layer_errors
+
+STORED = {"int8 weights": WeightOnly(), "int4 weights": WeightOnly(bits=4)}
+INTEGERS = "static"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be lost and what must be reached.
+
+    Args:
+        max_ap_drop: in AP, a fraction: 0.005 is half a point.
+        target_latency_ms: of one photograph on the engine, without post-processing; None for as fast as the budget allows.
+        engine: "onnxruntime" or "openvino", whose operator times decide.
+        held_out: photographs of the training split that AP is measured on; fewer where there are not so many.
+        evaluations: at most about so many measurements of AP in each of the two passes.
+    """
+
+    max_ap_drop: float = 0.005
+    target_latency_ms: float | None = None
+    engine: str = "onnxruntime"
+    held_out: int = 128
+    evaluations: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_ap_drop < 1:
+            raise UserError(f"max_ap_drop is {self.max_ap_drop}; give a fraction of 0 or more, such as 0.005 for half a point")
+        if self.target_latency_ms is not None and self.target_latency_ms <= 0:
+            raise UserError(f"target_latency_ms is {self.target_latency_ms}; give milliseconds above 0")
+
+
+def quantize_within(detector: Detector, scheme: Static, split: Split, budget: Budget) -> tuple[Detector, dict[str, Any]]:
+    """The detector quantized with `scheme` where that keeps to the budget, and what the search found.
+
+    Args:
+        detector: float.
+        scheme: how the layers in integers are quantized, and with how many calibration images.
+        split: photographs with boxes; those that calibrate and those that judge are both taken from it, evenly spread.
+
+    Returns:
+        The quantized detector; and {"engine", "max_ap_drop", "images": photographs AP was measured on, "float_ap", "ap",
+        "drop", "layers_ms", "float_layers_ms": of the searched layers together, "evaluations", "layers": [{"name", "choice",
+        "errors": {candidate: error}, "milliseconds": {candidate: ms}}]}
+
+    Raises:
+        UserError: too few photographs, an unknown engine, or a target that cannot be met within the budget.
+    """
+    dataset = CocoDataset(split, eval_transform(detector.preprocessing), detector.class_map)
+    if len(dataset) < 2:
+        raise UserError(f"{split.annotations} has fewer than 2 images, and the search needs others than calibration; add some")
+    scheme = replace(scheme, calibration_images=min(scheme.calibration_images, len(dataset) // 2))
+    calibration = spread(range(len(dataset)), scheme.calibration_images)
+    unseen = sorted(set(range(len(dataset))) - set(calibration))
+    judges = Subset(dataset, spread(unseen, min(budget.held_out, len(unseen))))
+    batches = list(DataLoader(Subset(dataset, calibration), batch_size=8, collate_fn=collate))
+    options: dict[str, Scheme] = {INTEGERS: scheme, **STORED}
+    errors = layer_errors(detector, options, batches)
+
+    def quantized(assignment: Assignment) -> Detector:
+        own = {INTEGERS: replace(scheme, overrides={}), FLOAT: FLOAT, **STORED}
+        overrides = {**scheme.overrides, **{layer: own[choice] for layer, choice in assignment.items()}}
+        return quantize(detector, replace(scheme, overrides=overrides), batches)
+
+    def ap(assignment: Assignment) -> float:
+        return _ap(quantized(assignment), dataset, judges)
+
+    integers = quantize(detector, scheme, batches)
+    plain = quantize(detector, WeightOnly(overrides={"*": FLOAT}))
+    costs = layer_costs({FLOAT: plain, INTEGERS: integers}, batches[0]["pixel_values"][:1], budget.engine)
+    rest = _rest(detector, split, costs, budget)
+    found = search(
+        costs,
+        errors,
+        ap,
+        budget.max_ap_drop,
+        None if budget.target_latency_ms is None else budget.target_latency_ms - rest,
+        evaluations=budget.evaluations,
+    )
+    stored = _store(found, quantized(found.assignment), detector, errors, ap, budget)
+    rows = [
+        {"name": layer, "choice": choice, "errors": errors[layer], "milliseconds": costs[layer]}
+        for layer, choice in stored.assignment.items()
+    ]
+    return quantized(stored.assignment), {
+        "engine": budget.engine,
+        "max_ap_drop": budget.max_ap_drop,
+        "images": len(judges),
+        "float_ap": found.float_ap,
+        "ap": stored.ap,
+        "drop": found.float_ap - stored.ap,
+        "layers_ms": found.cost,
+        "float_layers_ms": found.float_cost,
+        "evaluations": found.evaluations + stored.evaluations,
+        "layers": rows,
+    }
+
+
+def spread(choices: Sequence[int], count: int) -> list[int]:
+    """`count` of the choices, evenly spread."""
+    return [choices[index] for index in torch.linspace(0, len(choices) - 1, count).round().long().tolist()]
+
+
+def _store(found: Found, chosen: Detector, detector: Detector, errors: dict, ap: Any, budget: Budget) -> Found:
+    """The second pass: how the layers that were left float hold their weights."""
+    floats = [layer for layer, choice in found.assignment.items() if choice == FLOAT]
+    fixed = {layer: choice for layer, choice in found.assignment.items() if choice != FLOAT}
+    sizes = {name: layer_bytes(quantize(detector, scheme)) for name, scheme in STORED.items()}
+    costs = {}
+    for layer in floats:
+        tensors = chosen.model.get_submodule(layer).state_dict().values()
+        costs[layer] = {FLOAT: float(sum(tensor.nbytes for tensor in tensors))}
+        costs[layer] |= {name: float(found_sizes[layer]) for name, found_sizes in sizes.items() if layer in found_sizes}
+    if not costs:
+        return replace(found, evaluations=0)
+    left = budget.max_ap_drop - found.drop
+    best = search(costs, errors, lambda stored: ap(fixed | stored), left, evaluations=budget.evaluations)
+    order = {layer: (fixed | best.assignment)[layer] for layer in found.assignment}
+    return replace(best, assignment=order)
+
+
+def _ap(detector: Detector, dataset: CocoDataset, images: Subset) -> float:
+    """AP on some of a data set's images."""
+    runtime, results = PyTorchRuntime(detector), []
+    for batch in DataLoader(images, batch_size=8, collate_fn=collate):
+        for found, target in zip(runtime(batch), batch["labels"], strict=True):
+            results += coco.to_results(found, int(target["image_id"]), detector.class_map)
+    return coco.evaluate_results(_truth(dataset, images), results).ap
+
+
+def _truth(dataset: CocoDataset, images: Subset) -> dict[str, Any]:
+    """The ground truth of some of a data set's images."""
+    truth, ids = dataset.ground_truth(), {int(dataset.image_ids[index]) for index in images.indices}
+    return truth | {
+        "images": [image for image in truth["images"] if image["id"] in ids],
+        "annotations": [annotation for annotation in truth["annotations"] if annotation["image_id"] in ids],
+    }
+
+
+def _rest(detector: Detector, split: Split, costs: dict[str, dict[str, float]], budget: Budget) -> float:
+    """Milliseconds of the float model outside of the searched layers, where a target makes that matter."""
+    if budget.target_latency_ms is None:
+        return 0.0
+    with TemporaryDirectory() as folder:
+        runtime = open_runtime(export_onnx(detector, Path(folder) / "float.onnx"), engine=budget.engine)
+        (whole,) = measure([runtime], split, repeats=30)
+    return max(0.0, whole["latency_ms"] - sum(found[FLOAT] for found in costs.values()))

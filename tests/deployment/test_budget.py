@@ -1,0 +1,54 @@
+"""The search over real measures: what judges is not what calibrates, and what is saved is what was chosen."""
+
+import pytest
+
+from leandetr.data.coco import class_map_of, find_split
+from leandetr.data.shapes import write_shapes
+from leandetr.deployment import budget as module
+from leandetr.deployment.budget import Budget, quantize_within
+from leandetr.errors import UserError
+from leandetr.quantization import Static
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    return find_split(write_shapes(tmp_path_factory.mktemp("shapes") / "data", 12, 1, (64, 64)), "train")
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """AP and times by rule: integers halve a layer's time except for fc1's; every other layer in integers costs 0.01 AP."""
+    calls = []
+
+    def ap(detector, _dataset, images):
+        layers = detector.config.quantization_config.layers
+        calls.append(set(images.indices))
+        return 0.5 - 0.01 * sum(plan["input"] in ("grid", "given") and "fc2" in name for name, plan in layers.items())
+
+    def costs(candidates, *_):
+        layers = candidates["static"].config.quantization_config.layers
+        return {name: {"float": 1.0, "static": 1.5 if "fc1" in name else 0.5} for name in layers}
+
+    monkeypatch.setattr(module, "_ap", ap)
+    monkeypatch.setattr(module, "layer_costs", costs)
+    return calls
+
+
+def test_layers_that_cost_accuracy_or_gain_no_time_do_not_compute_in_integers(build, split, judged):
+    detector = build("detr", noise=0.12)
+    detector.class_map = class_map_of(split)
+    quantized, found = quantize_within(detector, Static(calibration_images=4), split, Budget(0.005, evaluations=60))
+    choices = {layer["name"]: layer["choice"] for layer in found["layers"]}
+    assert {choice for name, choice in choices.items() if "fc1" in name or "fc2" in name} == {"int4 weights"}
+    assert {choice for name, choice in choices.items() if "fc1" not in name and "fc2" not in name} == {"static"}
+    assert found["drop"] == pytest.approx(0)
+    assert found["layers_ms"] < found["float_layers_ms"]
+    plans = quantized.config.quantization_config.layers
+    assert all((plans[name]["weight_bits"] == 4) == (choice == "int4 weights") for name, choice in choices.items())
+    assert len(judged[0]) == found["images"] == 8  # 12 images, 4 of which calibrate
+
+
+@pytest.mark.parametrize("wrong", [{"max_ap_drop": -0.1}, {"max_ap_drop": 5}, {"target_latency_ms": 0}])
+def test_budgets_out_of_range(wrong):
+    with pytest.raises(UserError, match="give"):
+        Budget(**wrong)
