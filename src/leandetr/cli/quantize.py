@@ -96,10 +96,10 @@ def quantize(
 ) -> None:
     """Store and compute in integers.
 
-    `leandetr quantize runs/student --data DATA --scheme static --max-ap-drop 0.005 --engine openvino --out runs/student-mixed`
-    keeps within a budget what all layers together would not.
+    With `--scheme static --max-ap-drop 0.005 --engine openvino` only as many layers as keep to the budget, those first that
+    gain most time on the engine.
 
-    Examples: `leandetr quantize runs/student --data DATA --scheme static --calibration 128 --out runs/student-static`;
+    Example: `leandetr quantize runs/student --data DATA --scheme static --calibration 128 --out runs/student-static`;
     `leandetr quantize runs/student --data DATA --scheme weight-only --bits 4 --calibration 64 --out runs/student-int4`; and,
     trained on its grids, `leandetr quantize runs/student --data DATA --scheme low-bit --bits 4-4-8 --teacher runs/student
     --out runs/student-4-4-8`

@@ -12,7 +12,7 @@ ten objects allow for 0.005 AP more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,8 +32,9 @@ from leandetr.errors import UserError
 from leandetr.evaluation import coco
 from leandetr.quantization.config import FLOAT, Scheme, Static, WeightOnly
 from leandetr.quantization.quantize import quantize
-from leandetr.quantization.search import Assignment, Found, search
-from leandetr.quantization.sensitivity import layer_bytes, layer_errors
+from leandetr.quantization.search import Assignment, Found, Table, search
+from leandetr.quantization.sensitivity import bytes_of
+from leandetr.quantization.sensitivity import measure as measure_layers
 
 STORED = {"int8 weights": WeightOnly(), "int4 weights": WeightOnly(bits=4)}
 INTEGERS = "static"
@@ -89,7 +90,7 @@ def quantize_within(detector: Detector, scheme: Static, split: Split, budget: Bu
     judges = Subset(dataset, spread(unseen, min(budget.held_out, len(unseen))))
     batches = list(DataLoader(Subset(dataset, calibration), batch_size=8, collate_fn=collate))
     options: dict[str, Scheme] = {INTEGERS: scheme, **STORED}
-    errors = layer_errors(detector, options, batches)
+    errors, sizes = measure_layers(detector, options, batches)
 
     def quantized(assignment: Assignment) -> Detector:
         own = {INTEGERS: replace(scheme, overrides={}), FLOAT: FLOAT, **STORED}
@@ -111,7 +112,7 @@ def quantize_within(detector: Detector, scheme: Static, split: Split, budget: Bu
         None if budget.target_latency_ms is None else budget.target_latency_ms - rest,
         evaluations=budget.evaluations,
     )
-    stored = _store(found, quantized(found.assignment), detector, errors, ap, budget)
+    stored = _store(found, quantized(found.assignment), errors, sizes, ap, budget)
     rows = [
         {"name": layer, "choice": choice, "errors": errors[layer], "milliseconds": costs[layer]}
         for layer, choice in stored.assignment.items()
@@ -135,16 +136,17 @@ def spread(choices: Sequence[int], count: int) -> list[int]:
     return [choices[index] for index in torch.linspace(0, len(choices) - 1, count).round().long().tolist()]
 
 
-def _store(found: Found, chosen: Detector, detector: Detector, errors: dict, ap: Any, budget: Budget) -> Found:
+def _store(
+    found: Found, chosen: Detector, errors: Table, sizes: Table, ap: Callable[[Assignment], float], budget: Budget
+) -> Found:
     """The second pass: how the layers that were left float hold their weights."""
-    floats = [layer for layer, choice in found.assignment.items() if choice == FLOAT]
     fixed = {layer: choice for layer, choice in found.assignment.items() if choice != FLOAT}
-    sizes = {name: layer_bytes(quantize(detector, scheme)) for name, scheme in STORED.items()}
-    costs = {}
-    for layer in floats:
-        tensors = chosen.model.get_submodule(layer).state_dict().values()
-        costs[layer] = {FLOAT: float(sum(tensor.nbytes for tensor in tensors))}
-        costs[layer] |= {name: float(found_sizes[layer]) for name, found_sizes in sizes.items() if layer in found_sizes}
+    costs = {
+        layer: {FLOAT: bytes_of(chosen.model.get_submodule(layer))}
+        | {name: size for name, size in sizes[layer].items() if name in STORED}
+        for layer, choice in found.assignment.items()
+        if choice == FLOAT
+    }
     if not costs:
         return replace(found, evaluations=0)
     left = budget.max_ap_drop - found.drop
