@@ -41,7 +41,7 @@ def answers(detector, images):
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", ["detr", "rt_detr_v2"])
 def test_saved_equals_loaded_and_the_float_model_is_left_alone(tiny_detector, images, batches, tmp_path, name, scheme):
-    detector = tiny_detector(name)
+    detector = tiny_detector(name, backbone="test_resnet")
     before = answers(detector, images).logits
     quantized = quantize(detector, SCHEMES[scheme], batches)
     torch.testing.assert_close(answers(detector, images).logits, before, rtol=0, atol=0)
@@ -67,7 +67,7 @@ def test_layers_hold_int8_and_the_heads_stay_float(tiny_detector, batches, schem
 
 
 def test_layers_hold_4_bits_and_the_heads_8(tiny_detector):
-    detector = tiny_detector("rt_detr_v2")
+    detector = tiny_detector("rt_detr_v2", backbone="test_resnet")
     quantized = quantize(detector, WeightOnly(bits=4))
     record = quantized.config.quantization_config
     layers = {name: module for name, module in quantized.model.named_modules() if isinstance(module, QuantizedLayer)}
