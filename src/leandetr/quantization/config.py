@@ -291,7 +291,7 @@ class LowBit(Scheme):
     Made for, and tested with, detr, conditional_detr, deformable_detr, smca_detr, swin_detr and rt_detr_v2. The others were
     tried with tiny untrained models: dab_detr, adamixer, rt_detr, d_fine, deimv2, lw_detr, rf_detr and two-stage Deformable
     DETR get gradients in every parameter and are saved and finished; none of them has been trained to an accuracy. The operands
-    of attention are reached everywhere in detr, conditional_detr, smca_detr and adamixer (whose mixing stays float); in dab_detr
+    of attention are reached everywhere in detr, conditional_detr, smca_detr and adamixer (its mixing stays float); in dab_detr
     nowhere; in the others not in deformable attention and in transformer backbones, as the record's `summary()` says.
 
     Args:
