@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 
 from leandetr.detectors.load import load
@@ -9,7 +10,7 @@ from leandetr.errors import UserError
 from leandetr.quantization import LowBit, WeightOnly, finish, in_training, quantize
 from leandetr.quantization.checkpoint import weights_left_float
 from leandetr.quantization.config import from_dict
-from leandetr.quantization.modules import LayerPlan, QuantizedLayer
+from leandetr.quantization.modules import LayerPlan, QuantizedLayer, quantized_layer
 from leandetr.quantization.trainable import LearnedGrid, TrainableLayer, trainable_layer, trainable_layers
 
 SWIN = {"backbone_config.embed_dim": 24, "backbone_config.depths": [1, 1, 1, 1]}
@@ -208,3 +209,17 @@ def test_steps_stay_positive_however_hard_they_are_pushed(layer):
         for grid in (trainable.input, trainable.weight_grid):
             grid.raw_step -= 5
             assert (grid.step > 0).all()
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(6, 4, 3, 2, 1), Conv2dSame(6, 4, 3, 2), nn.Conv2d(6, 6, 3, groups=6, bias=False)])
+def test_a_finished_convolution_computes_what_the_trained_one_did(layer):
+    x = torch.randn(2, 6, 11, 8)
+    shape = layer(x).shape
+    trainable = trainable_layer(layer, LayerPlan(weight_bits=3, input="grid", input_bits=3))
+    trainable.input.set(torch.tensor(0.5), torch.tensor(4))
+    trainable.fill(layer)
+    finished = quantized_layer(trainable, trainable.plan)
+    trainable.finish(finished)
+    with torch.no_grad():
+        assert finished(x).shape == shape
+        assert torch.equal(finished(x), trainable(x))

@@ -184,7 +184,7 @@ class QuantizedConv2d(QuantizedLayer):
     def __init__(self, layer: nn.Conv2d, plan: LayerPlan) -> None:
         super().__init__(layer, plan)
         self.stride, self.padding, self.dilation, self.groups = layer.stride, layer.padding, layer.dilation, layer.groups
-        self.same = isinstance(layer, Conv2dSame)
+        self.same = getattr(layer, "same", isinstance(layer, Conv2dSame))  # the trainable one is no longer of that class
 
     def forward(self, x: Tensor) -> Tensor:
         if self.same:  # before the grid, so that nothing stands between the grid and the convolution
