@@ -17,6 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from leandetr.detectors.backbones import Backbone, describe_backbone, load_backbone_weights
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families import FAMILIES
+from leandetr.detectors.initialise import initialise
 from leandetr.detectors.transformer_backbones import SWIN_DETR, VITS, describe_own_backbone, window_divisor
 from leandetr.errors import UserError, unknown
 from leandetr.structures import ClassMap, Preprocessing
@@ -97,6 +98,7 @@ def create(
     """
     config, described = configure(name, class_map, image_size, backbone, weights, overrides)
     model, family = _build(config, overrides), FAMILIES[config.model_type]
+    initialise(model)
     if weights is not None:
         load_backbone_weights(family.backbone(model), described.config, weights)
     else:

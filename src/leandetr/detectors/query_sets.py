@@ -63,8 +63,7 @@ def add_distillation_queries(detector: Detector, count: int | None = None) -> No
     count = len(objects) if count is None else count
     if count < 1:
         raise UserError(f"{count} distillation queries are too few; ask for at least 1")
-    both = nn.Embedding(len(objects) + count, objects.shape[1]).to(objects)
-    model._init_weights(both)
+    both = nn.Embedding(len(objects) + count, objects.shape[1]).to(objects)  # unit normal, as queries begin in every family
     both.weight[: len(objects)] = objects
     setattr(model.model, name, both)
     config.num_queries, config.distillation_queries = len(both.weight), count
