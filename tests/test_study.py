@@ -220,6 +220,12 @@ def test_a_low_bit_training_has_the_students_schedule_and_the_studys_teacher(tmp
     assert found["float-lsq"]["size_bytes"] < found["float"]["size_bytes"]
 
 
+def test_what_low_bit_trainings_share_stands_between_the_student_and_the_row():
+    rows = [{"scheme": "low-bit", "name": "a", "training": {}}, {"scheme": "low-bit", "name": "b", "training": {"epochs": 5}}]
+    one = parsed(variants=[{"name": "float", "quantization": rows}], low_bit={"epochs": 4, "lr": 1e-5})
+    assert [(q.training.epochs, q.training.lr) for q in one.variants[0].quantization] == [(4, 1e-5), (5, 1e-5)]
+
+
 def test_a_budget_is_not_for_a_single_recipe(tmp_path):
     single = {key: STUDY[key] for key in ("image_size", "data", "teacher", "student")}
     with pytest.raises(UserError, match="leave out --budget-minutes"):

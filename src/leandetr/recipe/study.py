@@ -45,13 +45,15 @@ class Study(Job):
 
     teacher: shared by all variants and seeds, trained once, with the first seed; needed where a variant distils. For methods
     that learn from detections alone, `checkpoint` may also be a JSON of detections or a detector of torchvision's.
-    student: what the variants differ from. epochs: at which the report shows the AP besides the final one. benchmark: where to
+    student: what the variants differ from. low_bit: what the schedule of low-bit quantizations differs in from the student's,
+    before what each says itself. epochs: at which the report shows the AP besides the final one. benchmark: where to
     measure; without it accuracy is PyTorch's and nothing is exported.
     """
 
     seeds: list[int] = Field([0], min_length=1)
     teacher: Model | None = None
     student: Model
+    low_bit: dict[str, Any] = {}
     variants: list[Variant] = Field(min_length=1)
     epochs: list[int] = Field(default_factory=list)
     benchmark: Benchmark | None = None
@@ -71,6 +73,7 @@ class Study(Job):
             own = {part: value for part, value in own.items() if value is not None}
             if isinstance(variant.get("quantization"), list):
                 schedule = own["student"].get("training") if isinstance(own.get("student"), dict) else None
+                schedule = merge(schedule, values.get("low_bit"))
                 own["quantization"] = [_scheduled(quantization, schedule) for quantization in variant["quantization"]]
             return variant | own
 
