@@ -53,7 +53,7 @@ class Study(Job):
     seeds: list[int] = Field([0], min_length=1)
     teacher: Model | None = None
     student: Model
-    low_bit: dict[str, Any] = {}
+    low_bit: dict[str, Any] = Field(default_factory=dict)
     variants: list[Variant] = Field(min_length=1)
     epochs: list[int] = Field(default_factory=list)
     benchmark: Benchmark | None = None
