@@ -18,6 +18,7 @@ from leandetr.errors import UserError
 from leandetr.quantization import LowBit, in_training
 from leandetr.training.config import Training
 from leandetr.training.fit import OutOfTime
+from leandetr.verbs.calibration import calibrated
 
 SMALL = {
     "d_model": 32,
@@ -86,7 +87,7 @@ def test_grids_do_not_decay_and_wait_where_asked(shapes, models):
 
     detector = load(models["detr"])
     dataset = CocoDataset(find_split(shapes, "train"), eval_transform(detector.preprocessing), detector.class_map)
-    quantized = verbs._calibrated(detector, shapes, CONFIG)
+    quantized = calibrated(detector, shapes, CONFIG)
     trainer = DetectionTrainer(quantized, dataset, dataset, SCHEDULE, models["detr"].parent / "trainer", [])
     optimizer = trainer.create_optimizer()
     scheduler = trainer.create_scheduler(4, optimizer)

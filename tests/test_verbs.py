@@ -126,7 +126,7 @@ def test_openvino_alone_is_written(model, photographs, tmp_path):
     [("openvin", "m.xml", "unknown format 'openvin': did you mean 'openvino'"), ("openvino", "m.bin", r"ends in \.xml")],
 )
 def test_exports_that_cannot_be_are_refused_before_any_work(model, tmp_path, monkeypatch, to, name, sentence):
-    monkeypatch.setattr(verbs, "export_onnx", None)
+    monkeypatch.setattr(verbs.artefacts, "export_onnx", None)
     with pytest.raises(UserError, match=sentence):
         verbs.export(model, tmp_path / name, to=to)
     assert list(tmp_path.iterdir()) == []
@@ -226,7 +226,7 @@ def test_another_distillation_is_not_taken_for_the_first(shapes, model, tmp_path
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verbs, "load", killed)
+    monkeypatch.setattr(verbs.fitting, "load", killed)
     with pytest.raises(KeyboardInterrupt):
         distil()
     for changes in ({"term_options": {"logits": {"stages": "last"}}}, {"term_weights": {"logits": 2.0}}, {"method": "fgd"}):

@@ -17,7 +17,7 @@ from typing import Any
 import leandetr.quantization.checkpoint  # noqa: F401 - registers the quantizer
 
 _HOMES = {
-    "leandetr.verbs": ("train", "distill", "quantize", "evaluate", "export", "predict", "benchmark"),
+    "leandetr.verbs": ("train", "distill", "pretrain", "quantize", "evaluate", "export", "predict", "benchmark"),
     "leandetr.pipeline": ("compress",),
     "leandetr.recipe": ("Recipe", "Study", "read_recipe"),
     "leandetr.training.config": ("Training",),

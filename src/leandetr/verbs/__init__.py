@@ -1,0 +1,27 @@
+"""The verbs of the command line as Python functions: each reads files, does one thing, writes files and returns what it
+made."""
+
+from leandetr.verbs.artefacts import benchmark, detections_of, evaluate, evaluate_runtime, export, predict
+from leandetr.verbs.data import Data, split_of
+from leandetr.verbs.fitting import open_teacher
+from leandetr.verbs.low_bit import LowBitTraining
+from leandetr.verbs.quantization import quantize, quantize_within
+from leandetr.verbs.training import distill, pretrain, train
+
+__all__ = [
+    "Data",
+    "LowBitTraining",
+    "benchmark",
+    "detections_of",
+    "distill",
+    "evaluate",
+    "evaluate_runtime",
+    "export",
+    "open_teacher",
+    "predict",
+    "pretrain",
+    "quantize",
+    "quantize_within",
+    "split_of",
+    "train",
+]

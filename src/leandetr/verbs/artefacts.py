@@ -1,0 +1,109 @@
+"""`evaluate`, `export`, `predict`, `benchmark`: what is done with a finished detector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from leandetr.data.coco import CocoDataset, Split
+from leandetr.data.transforms import eval_transform
+from leandetr.deployment.benchmark import Measurement, measure
+from leandetr.deployment.onnx import export_onnx
+from leandetr.deployment.openvino import check_xml, convert_openvino
+from leandetr.deployment.predict import predict_images
+from leandetr.deployment.runtimes import Runtime, load_answering, open_runtime
+from leandetr.errors import UserError, unknown
+from leandetr.evaluation import coco
+from leandetr.evaluation.coco import CocoMetrics
+from leandetr.files import claiming, read_json
+from leandetr.structures import Preprocessing
+from leandetr.verbs.data import Data, split_of
+
+
+def evaluate(
+    model: str | Path, data: Data, split: str = "val", engine: str | None = None, queries: str | None = None
+) -> CocoMetrics:
+    """COCO's numbers of a saved detector, an .onnx, an OpenVINO .xml, or a JSON in COCO's results format, on a split.
+
+    queries: "object", "distillation" or "both", for a saved detector with distillation queries.
+    """
+    return coco.evaluate_results(*detections_of(model, data, split, engine, queries))
+
+
+def detections_of(
+    model: str | Path, data: Data, split: str = "val", engine: str | None = None, queries: str | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The objects of a split as a COCO dictionary, and what a model (or file of results, as in `evaluate`) finds there."""
+    chosen = split_of(data, split)
+    if str(model).endswith(".json"):
+        if queries is not None:
+            raise UserError(f"{model} holds detections, not a detector with a choice of queries; leave out --queries")
+        dataset = CocoDataset(chosen, eval_transform(Preprocessing()))
+        results = read_json(Path(model))
+        if not isinstance(results, list):
+            raise UserError(f"{model} is not a list of detections in COCO's results format; name the file of results")
+        return dataset.ground_truth(), results
+    runtime = open_runtime(model, engine=engine, queries=queries)
+    dataset = CocoDataset(chosen, runtime.transform, runtime.class_map)
+    return dataset.ground_truth(), coco.predict_dataset(runtime, dataset, dataset.class_map)
+
+
+def evaluate_runtime(runtime: Runtime, split: Split) -> tuple[CocoMetrics, list[dict[str, Any]]]:
+    """The numbers and the detections (COCO's results format) of a runtime on a split."""
+    dataset = CocoDataset(split, runtime.transform, runtime.class_map)
+    return coco.evaluate(runtime, dataset)
+
+
+def export(
+    model: str | Path,
+    out: Path,
+    to: str = "onnx",
+    image_size: tuple[int, int] | None = None,
+    queries: str | None = None,
+    end_to_end: bool = False,
+    opset: int = 21,
+) -> Path:
+    """Write a saved detector as an .onnx file, or as OpenVINO's .xml and .bin.
+
+    queries: as in `evaluate`. end_to_end: from the bytes of a photograph to detections in one graph. opset: of ONNX.
+    """
+    out = Path(out)
+    if to not in ("onnx", "openvino"):
+        raise unknown("format", to, ("onnx", "openvino"))
+    if to == "onnx":
+        return export_onnx(load_answering(model, queries), out, image_size, opset=opset, end_to_end=end_to_end)
+    check_xml(out)
+    with TemporaryDirectory() as folder:
+        file = export_onnx(
+            load_answering(model, queries), Path(folder) / "model.onnx", image_size, opset=opset, end_to_end=end_to_end
+        )
+        return convert_openvino(file, out)
+
+
+def predict(
+    model: str | Path,
+    sources: Sequence[Path],
+    out: Path,
+    threshold: float = 0.3,
+    form: str = "plain",
+    annotations: Path | None = None,
+    engine: str | None = None,
+    queries: str | None = None,
+) -> Path:
+    """Detections of a saved detector or exported file on images and folders: drawn pictures and predictions.json in `out`.
+
+    queries: as in `evaluate`.
+    """
+    runtime = open_runtime(model, engine=engine, queries=queries)
+    with claiming(out, ["predict", model, form, queries]):
+        return predict_images(runtime, sources, Path(out), threshold, form, annotations)
+
+
+def benchmark(
+    models: Sequence[str | Path], data: Data, engine: str | None = None, repeats: int = 50, threads: int | None = None
+) -> list[Measurement]:
+    """Latency of one photograph for each model, measured in turn on the same images; ratios are to the first model."""
+    runtimes = [open_runtime(model, threads=threads, engine=engine) for model in models]
+    return measure(runtimes, split_of(data, "val"), repeats=repeats)

@@ -1,0 +1,45 @@
+"""Quantizing with images of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from leandetr.data.classification import ClassificationDataset
+from leandetr.data.coco import CocoDataset, collate
+from leandetr.data.transforms import eval_transform
+from leandetr.detectors.detector import Detector
+from leandetr.quantization.config import Scheme, calibration_images
+from leandetr.quantization.quantize import quantize as quantize_detector
+from leandetr.verbs.data import Data, split_of
+
+
+def calibrated(detector: Detector, data: Data, config: Scheme) -> Detector:
+    """The detector quantized, with images of `train` where the scheme needs them."""
+    asked, batches = calibration_images(config), ()
+    if asked:
+        dataset = CocoDataset(split_of(data, "train"), eval_transform(detector.preprocessing), detector.class_map)
+        config = with_calibration(config, min(asked, len(dataset)))
+        batches = spread_batches(dataset, min(asked, len(dataset)))
+    return quantize_detector(detector, config, batches)
+
+
+def with_calibration(config: Scheme, images: int) -> Scheme:
+    """The scheme and its overrides with so many calibration images."""
+
+    def changed(setting: Any) -> Any:
+        return replace(setting, calibration_images=images) if hasattr(setting, "calibration_images") else setting
+
+    return changed(replace(config, overrides={pattern: changed(value) for pattern, value in config.overrides.items()}))
+
+
+def spread_batches(
+    dataset: CocoDataset | ClassificationDataset, images: int, collate: Callable[[list], dict] = collate
+) -> Iterable[dict]:
+    """Batches of images spread evenly over a data set."""
+    chosen = torch.linspace(0, len(dataset) - 1, images).round().long().tolist()
+    return DataLoader(Subset(dataset, chosen), batch_size=8, collate_fn=collate)

@@ -1,0 +1,79 @@
+"""`quantize`, and quantizing within a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from leandetr.deployment.budget import Budget
+from leandetr.deployment.budget import quantize_within as budgeted
+from leandetr.detectors.detector import Detector
+from leandetr.detectors.load import load
+from leandetr.errors import UserError
+from leandetr.files import claiming, write_json
+from leandetr.quantization.config import LowBit, Scheme, scheme_config
+from leandetr.quantization.lowbit import finish
+from leandetr.verbs.calibration import calibrated, with_calibration
+from leandetr.verbs.data import Data, split_of
+from leandetr.verbs.low_bit import LowBitTraining, train_low_bit
+
+
+def quantize(
+    model: str | Path,
+    data: Data,
+    scheme: str | Scheme,
+    out: Path,
+    calibration: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    low_bit: LowBitTraining | None = None,
+    until: float = math.inf,
+) -> Detector:
+    """Quantize a saved detector with a scheme and save the result in `out`.
+
+    calibration: images of `train` for schemes that need them, or all where there are fewer; the scheme's own number by
+    default.
+    low_bit: how the scheme "low-bit" is trained; without it the calibrated grids are what is saved. until: as in `train`, for
+    that training.
+
+    Raises UserError for every fault of the input.
+    """
+    config = scheme if isinstance(scheme, Scheme) else scheme_config(scheme, **(options or {}))
+    if calibration is not None:
+        config = with_calibration(config, calibration)
+    if low_bit is not None and not isinstance(config, LowBit):
+        raise UserError(f"the scheme {config.name} is not trained; leave out teacher and schedule, or choose low-bit")
+    trained = [] if low_bit is None else [asdict(low_bit) | {"training": low_bit.training.model_dump()}]
+    with claiming(out, ["quantize", model, data, config.to_dict(), *trained]):
+        if low_bit is not None:
+            return train_low_bit(load(model), data, config, Path(out), low_bit, until)
+        quantized = calibrated(load(model), data, config)
+        if isinstance(config, LowBit):
+            quantized = finish(quantized)
+        quantized.save(Path(out))
+        return quantized
+
+
+def quantize_within(
+    model: str | Path,
+    data: Data,
+    out: Path,
+    budget: Budget,
+    calibration: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Detector, dict[str, Any]]:
+    """Quantize a saved detector with calibrated grids, layer by layer as far as a budget allows, and save it in `out`; what the
+    search found is in `search.json`.
+
+    calibration, options: as in `quantize`, of the scheme static. Returns the detector and what is in the JSON.
+    """
+    config = scheme_config("static", **(options or {}))
+    if calibration is not None:
+        config = with_calibration(config, calibration)
+    with claiming(out, ["quantize", model, data, config.to_dict(), asdict(budget)]):
+        detector, found = budgeted(load(model), config, split_of(data, "train"), budget)
+        detector.save(Path(out))
+        write_json(Path(out) / "search.json", found)
+        return detector, found
