@@ -67,7 +67,7 @@ VIT = {"num_hidden_layers": 4, "hidden_size": 96, "num_attention_heads": 3, "out
 
 SETTINGS: dict[str, Setting] = {
     "detr": Setting(DENSE, inside=FINE, lr=6e-4, steps=1000),
-    "conditional_detr": Setting(DENSE, inside=FINE, lr=5e-4),
+    "conditional_detr": Setting(DENSE, inside=FINE, lr=5e-4, steps=850),
     "deformable_detr": Setting(SPARSE),
     "deformable_detr_refine": Setting(SPARSE),
     "deformable_detr_two_stage": Setting(SPARSE),
