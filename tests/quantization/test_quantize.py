@@ -8,7 +8,7 @@ from transformers import AutoModelForObjectDetection
 from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.quantization import Dynamic, Static, WeightOnly, quantize, scheme_config
-from leandetr.quantization.fold import fold_batch_norms, is_norm
+from leandetr.quantization.fold import Nothing, fold_batch_norms, is_norm, merge_parallel
 from leandetr.quantization.modules import QuantizedLayer
 from leandetr.quantization.operators import dequantize, fake_quantize
 
@@ -107,6 +107,27 @@ def test_16_bits_are_the_identity(low, high):
     torch.testing.assert_close(fake_quantize(x, scale, zero, 0, 2**16 - 1), x, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["rt_detr_v2", "d_fine"])
+def test_merging_parallel_convolutions_leaves_the_function_as_it_was(tiny_detector, images, name):
+    detector = tiny_detector(name)
+    for norm in (module for module in detector.modules() if is_norm(module)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    with torch.no_grad():
+        before = detector.model(pixel_values=images).encoder_last_hidden_state
+        fold_batch_norms(detector.model, lambda: detector.model(pixel_values=images[:1]))
+        merges = merge_parallel(detector.model)
+        after = detector.model(pixel_values=images).encoder_last_hidden_state
+    assert merges
+    assert all(isinstance(detector.model.get_submodule(branch), Nothing) for branch in merges)
+    for ours, theirs in zip(after, before):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_blocks_whose_norms_could_not_be_folded_stay(tiny_detector):
+    assert not merge_parallel(tiny_detector("rt_detr_v2").model)
+
+
 def test_folding_batch_norm_leaves_the_function_as_it_was(tiny_detector, images):
     detector = tiny_detector("rt_detr_v2")
     for norm in (module for module in detector.modules() if is_norm(module)):
@@ -147,7 +168,8 @@ def test_every_layer_with_weights_is_quantized_or_reported(tiny_detector, batche
     detector.model.spare = nn.Linear(4, 4)
     record = quantize(detector, Static(calibration_images=2), batches).config.quantization_config
     layers = {name for name, module in detector.model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    assert layers <= record.layers.keys() | record.left_float.keys()
+    merged = {layer for layer in layers if any(layer.startswith(f"{branch}.") for branch in record.merges)}
+    assert layers - merged <= record.layers.keys() | record.left_float.keys()
     assert not record.layers.keys() & record.left_float.keys()
     assert record.left_float["spare"] == "does not run on images"
     assert len(record.layers) > 2 * len(record.left_float) or name.startswith("deformable")

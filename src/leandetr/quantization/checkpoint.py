@@ -17,7 +17,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from leandetr.detectors.attention import open_attention
 from leandetr.quantization.config import LowBit
-from leandetr.quantization.fold import apply_folds
+from leandetr.quantization.fold import apply_folds, apply_merges
 from leandetr.quantization.modules import GriddedActivation, LayerPlan, quantized_layer, replace_modules
 from leandetr.quantization.trainable import TrainableActivation, TrainableLayer, trainable_layer
 
@@ -37,6 +37,7 @@ class QuantizationRecord(QuantizationConfigMixin):
         left_float: layer with weights, or attention, that stayed float -> why.
         trainable: whether the layers hold float weights that are rounded as they run, see `trainable.py`.
         kept_wide: layer that holds 8 bits where fewer were asked for -> why.
+        merges: branch of a block -> the convolution that has taken it in.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class QuantizationRecord(QuantizationConfigMixin):
         left_float: dict[str, str],
         trainable: bool = False,
         kept_wide: dict[str, str] | None = None,
+        merges: dict[str, str] | None = None,
         quant_method: str = METHOD,
     ) -> None:
         self.quant_method = quant_method
@@ -58,6 +60,7 @@ class QuantizationRecord(QuantizationConfigMixin):
         self.left_float = left_float
         self.trainable = trainable
         self.kept_wide = kept_wide or {}
+        self.merges = merges or {}
 
     def summary(self) -> str:
         """One line on what was quantized, then one a reason on what was not."""
@@ -131,6 +134,7 @@ class Quantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         apply_folds(model, self.quantization_config.folds)
+        apply_merges(model, self.quantization_config.merges)
         build(model, self.quantization_config)
         return model
 

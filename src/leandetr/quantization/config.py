@@ -9,7 +9,8 @@
 | `Unified` | as the best of these for the layer, see `unified.py` | as there |
 | `LowBit` | 2 to 8 bits, trained, one step an output channel | 2 to 8 bits, trained, those of attention too |
 
-Every scheme folds BatchNorm into the convolution before it first, which is exact.
+Every scheme folds BatchNorm into the convolution before it first, and all but `LowBit` the two convolutions of a RepVGG block
+into one; both are exact (`fold.py`).
 
     Static(overrides={"model.encoder.*": "dynamic", "model.decoder.layers.0.*": "float", "*.fc2": Static(weight_bits=4)})
 """

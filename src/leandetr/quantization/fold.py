@@ -1,9 +1,13 @@
-"""BatchNorm folded into the convolution before it, which leaves the function as it was:
+"""BatchNorm folded into the convolution before it, and parallel convolutions into one, which leaves the function as it was:
 
     norm(conv(x)) = a (W * x + c) + b    ->    W' = a W,  c' = a c + b
 
 with a = weight / sqrt(running_var + eps), b = bias - running_mean a, one value a channel. In evaluation a norm is this
 map and nothing else; the frozen norms of transformers, torchvision and timm are so in training too.
+
+RepVGG's blocks (Ding et al., CVPR 2021, section 3.3), which the encoders of RT-DETR and its descendants are made of, add a 3x3
+and a 1x1 convolution of one tensor. W3 * x + c3 + W1 * x + c1 is one 3x3 convolution, W1 being added to the middle of W3: an
+integer product, a grid and a sum less in every block.
 """
 
 from __future__ import annotations
@@ -55,6 +59,53 @@ def apply_folds(model: nn.Module, folds: dict[str, str]) -> None:
             conv.bias = nn.Parameter(torch.zeros(conv.out_channels, device=conv.weight.device))
         replacements[norm] = getattr(norm, "act", None) or nn.Identity()  # timm's norms hold their activation
     replace_modules(model, replacements)
+
+
+def merge_parallel(model: nn.Module) -> dict[str, str]:
+    """Make one convolution of the two of every RepVGG block whose norms have been folded. The model is changed in place.
+
+    Returns:
+        name of the branch that is gone -> name of the convolution that has taken it in, which `apply_merges` takes.
+    """
+    merges = {}
+    for name, block in model.named_modules():
+        if not type(block).__name__.endswith("RepVggBlock"):
+            continue
+        wide, narrow = (next((m for m in branch.modules() if isinstance(m, nn.Conv2d)), None) for branch in _branches(block))
+        if wide is not None and narrow is not None and _is_sum(block, wide, narrow):
+            with torch.no_grad():
+                wide.weight[:, :, 1:2, 1:2] += narrow.weight
+                wide.bias += narrow.bias
+            merges[f"{name}.conv2"] = next(f"{name}.{inside}" for inside, module in block.named_modules() if module is wide)
+    apply_merges(model, merges)
+    return merges
+
+
+def apply_merges(model: nn.Module, merges: dict[str, str]) -> None:
+    """Let the branches that have been taken in add nothing."""
+    replace_modules(model, {model.get_submodule(name): Nothing() for name in merges})
+
+
+class Nothing(nn.Module):
+    """Any tensor -> a scalar 0, which an exported graph does not keep."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(())
+
+
+def _branches(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """conv1 and conv2, as they are called in all descendants of RT-DETR; nothing in a block of other making."""
+    return getattr(block, "conv1", nn.Identity()), getattr(block, "conv2", nn.Identity())
+
+
+def _is_sum(block: nn.Module, wide: nn.Conv2d, narrow: nn.Conv2d) -> bool:
+    """Whether a block's branches are a 3x3 and a 1x1 convolution that keep the size, with their norms folded."""
+    parts = [module for branch in _branches(block) for module in branch.modules()]
+    folded = not any(is_norm(module) for module in parts)
+    plain = all(isinstance(module, (nn.Conv2d, nn.Identity)) or list(module.children()) for module in parts)  # no activation
+    alike = all(getattr(wide, key) == getattr(narrow, key) for key in ("in_channels", "out_channels", "stride", "groups"))
+    shapes = (wide.kernel_size, wide.padding, wide.dilation) == ((3, 3), (1, 1), (1, 1)) and narrow.kernel_size == (1, 1)
+    return folded and plain and alike and shapes and narrow.padding == (0, 0) and None not in (wide.bias, narrow.bias)
 
 
 @torch.no_grad()

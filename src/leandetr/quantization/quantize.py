@@ -18,7 +18,7 @@ from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.checkpoint import QuantizationRecord, attach, build
 from leandetr.quantization.config import Dynamic, LowBit, Scheme, SmoothQuant, Static, Unified, WeightOnly
-from leandetr.quantization.fold import fold_batch_norms
+from leandetr.quantization.fold import fold_batch_norms, merge_parallel
 from leandetr.quantization.groups import group_size_of
 from leandetr.quantization.lowbit import attentions_of, place_trained
 from leandetr.quantization.modules import DYNAMIC_INPUT, GRID_INPUT, LayerPlan, is_quantizable, names_of
@@ -61,7 +61,10 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
 
         return quantize_unified(detector, config, calibration_batches)
     detector = copy.deepcopy(detector).eval()
-    model = detector.model
+    model, (pixels, mask) = detector.model, _blank(detector)
+    with torch.no_grad():
+        folds = fold_batch_norms(model, lambda: model(pixel_values=pixels, pixel_mask=mask))
+    merges = {} if isinstance(config, LowBit) else merge_parallel(model)  # training wants the blocks as they are trained
     settings, left_float, kept_wide = _decide(detector, config)
     smoothed = {layer: setting for layer, setting in settings.items() if isinstance(setting, SmoothQuant)}
     settings |= {layer: setting.after() for layer, setting in smoothed.items()}
@@ -71,13 +74,12 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
     calibrated = [settings[layer] for layer in (*static, *moments)]
     asked = max((setting.calibration_images for setting in (*calibrated, *smoothed.values())), default=0)
     images = _images(calibration_batches, asked, next(model.parameters()).device)
-    first = next(images) if asked else _blank(detector)
+    first = next(images) if asked else (pixels, mask)
 
     def run() -> None:
         model(pixel_values=first[0][:1], pixel_mask=first[1][:1])
 
     with torch.no_grad():
-        folds = fold_batch_norms(model, run)
         factors = smooth(model, smoothed, run, chain([first], images)) if smoothed else {}
         if smoothed and calibrated:
             images = _images(calibration_batches, asked, next(model.parameters()).device)
@@ -103,6 +105,7 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
         left_float=left_float,
         trainable=isinstance(config, LowBit),
         kept_wide=kept_wide,
+        merges=merges,
     )
     if before is not None:
         record.folds, record.layers = before.folds | folds, before.layers | record.layers
