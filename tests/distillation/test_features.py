@@ -42,6 +42,7 @@ def test_equals_equations_7_and_8_as_a_plain_loop(output, labels, head, response
     pairs = HungarianMatcher(2.0, 5.0, 2.0, head)(teacher.logits[-1:], teacher.boxes[-1:], pad_targets(objects))
     expected = torch.zeros(())
     for student_map, teacher_map in zip(student.features, teacher.features):
+        total, mask = torch.zeros(()), torch.zeros(())
         for image in range(2):
             psi = responses(teacher.hidden[-1, image], teacher_map[image], response == "normalised")
             _, height, width = teacher_map[image].shape
@@ -56,7 +57,9 @@ def test_equals_equations_7_and_8_as_a_plain_loop(output, labels, head, response
                 ]
                 quality = score**0.5 * box_iou(*boxes)[0, 0] ** 0.5
                 difference = psi[i] * (teacher_map[image] - student_map[image])
-                expected += quality / (8 * 8 * height * width) * difference.square().sum() / 2 / 2  # levels, images
+                total = total + quality * difference.square().sum() / 8  # channels
+                mask = mask + quality * psi[i].square().sum()
+        expected = expected + (total / mask if response == "normalised" else total / (8 * height * width) / 2) / 2
     found = term(head, response=response)(student, teacher, batch_of(objects))["imitation"]
     torch.testing.assert_close(found, expected)
 

@@ -10,9 +10,11 @@ where c_i is the teacher's score for the class of the object that its own assign
 object has q_i = 0. Treating all queries alike, L = 1 / (d H W) * || psi (F_T - phi(F_S)) ||^2 with psi = 1/M sum_i psi_i
 (5, 6), is the paper's failing ablation.
 
-Where the paper is silent: Q are the states after the teacher's last decoder layer, of which psi_i is divided by its largest
-absolute value in the image, because raw products of normalised states make the loss some thousand times larger; H W counts
-the cells that are not padding; several levels are averaged.
+Where the paper is silent: Q are the states after the teacher's last decoder layer; psi_i is divided by its largest absolute
+value in the image, and the mask that the queries make together by its mean over the batch, so that L is a weighted mean of
+squares in place of 1/(M H W) of a sum. Otherwise its size is an accident of the family: with lambda 20, raw products of
+normalised states are some ten times the detection loss, and responses of at most 1 that all M queries share a hundredth of it.
+Padding does not count; several levels are averaged.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class TargetAwareFeatures(Term):
         teacher_head: "softmax" or "sigmoid".
         matcher: how the teacher's queries are matched with the objects.
         mask: "quality" (eq. 7 and 8) or "uniform" (eq. 5 and 6).
-        response: psi_i "normalised" to at most 1 in absolute value, or "raw".
+        response: the mask "normalised" to a mean of 1, of responses of at most 1 in absolute value, or "raw" as in eq. 8.
         queries: Q are the "states" after the teacher's last decoder layer, or the "embeddings" that enter its decoder.
         gamma: in [0, 1], how much the score counts against the IoU in eq. 7.
 
@@ -93,12 +95,13 @@ class TargetAwareFeatures(Term):
         return {"imitation": torch.stack(losses).mean()}
 
     def imitation(self, level: Level, queries: Tensor, quality: Tensor, count: int) -> Tensor:
-        """One level, queries (B, G, D) that make the mask, their quality (B, G), M = count -> scalar, the mean over images."""
+        """One level, queries (B, G, D) that make the mask, their quality (B, G), M = count -> scalar."""
         with torch.no_grad():
             weight = self.weights(self.responses(level, queries), quality, count)
         squares = (level.teacher - level.student).square().mean(1)
-        valid = level.valid[:, 0]
-        return ((weight * squares * valid).sum((1, 2)) / valid.sum((1, 2))).mean()
+        if self.response == "normalised":
+            return (weight * squares).sum() / weight.sum().clamp(min=1e-6)
+        return ((weight * squares).sum((1, 2)) / level.valid.sum((1, 2, 3))).mean()
 
     def weights(self, psi: Tensor, quality: Tensor, count: int) -> Tensor:
         """What the squared differences of a cell count in eq. 8 (or 5 and 6): psi (B, G, h, w), quality (B, G) -> (B, h, w)."""
