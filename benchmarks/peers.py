@@ -214,7 +214,7 @@ def compare(
     dataset = CocoDataset(val, transform, detector.class_map)
     for row, runtime in zip(rows, runtimes, strict=True):
         row["size_ratio"] = row["size_bytes"] / float_bytes[row["runtime"]]
-        row["ap"] = coco.evaluate(runtime, dataset)[0]["ap"] if trained else None
+        row["ap"] = coco.evaluate(runtime, dataset)[0].ap if trained else None
     return {"rows": rows, "failures": failures, "against": against, "repeats": repeats, "environment": environment()}
 
 

@@ -29,6 +29,12 @@ def judged(monkeypatch):
         layers = candidates["static"].config.quantization_config.layers
         return {name: {"float": 1.0, "static": 1.5 if "fc1" in name else 0.5} for name in layers}
 
+    def whole(detectors, *_):
+        times = {"float": 3.0, "mixed": 2.0, "all": 1.0}
+        kinds = ("latency_ms", "speedup", "speedup_low", "speedup_high")
+        return {name: dict.fromkeys(kinds, 3 / times[name]) | {"latency_ms": times[name]} for name in detectors}
+
+    monkeypatch.setattr(module, "whole_latencies", whole)
     monkeypatch.setattr(module, "_ap", ap)
     monkeypatch.setattr(module, "layer_costs", costs)
     return calls
@@ -42,10 +48,19 @@ def test_layers_that_cost_accuracy_or_gain_no_time_do_not_compute_in_integers(bu
     assert {choice for name, choice in choices.items() if "fc1" in name or "fc2" in name} == {"int4 weights"}
     assert {choice for name, choice in choices.items() if "fc1" not in name and "fc2" not in name} == {"static"}
     assert found["drop"] == pytest.approx(0)
-    assert found["layers_ms"] < found["float_layers_ms"]
+    assert (found["latency_ms"], found["float_latency_ms"]) == (2.0, 3.0)
     plans = quantized.config.quantization_config.layers
     assert all((plans[name]["weight_bits"] == 4) == (choice == "int4 weights") for name, choice in choices.items())
     assert len(judged[0]) == found["images"] == 8  # 12 images, 4 of which calibrate
+
+
+def test_all_in_integers_is_the_answer_where_that_is_faster_and_keeps_to_the_budget(build, split, judged):
+    detector = build("detr", noise=0.12)
+    detector.class_map = class_map_of(split)
+    _, found = quantize_within(detector, Static(calibration_images=4), split, Budget(0.5))
+    assert {layer["choice"] for layer in found["layers"]} == {"static"}
+    assert found["latency_ms"] == 1.0
+    assert found["drop"] > 0
 
 
 @pytest.mark.parametrize("wrong", [{"max_ap_drop": -0.1}, {"max_ap_drop": 5}, {"target_latency_ms": 0}])

@@ -120,8 +120,10 @@ def quantize(
         out_console.print(detector.config.quantization_config.summary())
         out_console.print(
             f"AP {found['ap']:.4f} against {found['float_ap']:.4f} on {found['images']} training images, a drop of "
-            f"{found['drop']:.4f} of {found['max_ap_drop']:g} allowed; its layers take {found['layers_ms']:.2f} ms against "
-            f"{found['float_layers_ms']:.2f} on {found['engine']}; {found['evaluations']} measurements"
+            f"{found['drop']:.4f} of {found['max_ap_drop']:g} allowed ({found['evaluations']} measurements); "
+            f"{found['latency_ms']:.1f} ms against {found['float_latency_ms']:.1f} on {found['engine']}, "
+            f"{found['speedup']:.2f} [{found['speedup_low']:.2f}, {found['speedup_high']:.2f}]"
+            f"{', slower than float' if found['speedup'] < 1 else ''}"
         )
         return
     detector = verbs.quantize(model, source, scheme, out, calibration, options, low_bit)

@@ -33,8 +33,7 @@ from leandetr.quantization.operators import fake_quantize, onnx_translations, st
 
 ENGINES = ("onnxruntime", "openvino")
 LAYOUT = ("Transpose", "ReorderInput", "ReorderOutput", "Reorder", "Parameter", "Result", "Input", "Output")
-WARM_UP, REPEATS = 5, 30
-QUICKEST = 25  # percentile of the repeats: what else the machine does only ever adds
+WARM_UP, REPEATS = 5, 40
 
 
 def layer_costs(
@@ -50,7 +49,7 @@ def layer_costs(
         threads: as many as PyTorch uses by default.
 
     Returns:
-        Layer -> candidate -> milliseconds, the lower quartile of the repeats.
+        Layer -> candidate -> milliseconds, the least of the repeats: what else the machine does only ever adds.
 
     Raises:
         UserError: another engine, or OpenVINO is not installed.
@@ -220,5 +219,4 @@ def _onnxruntime(file: Path, x: NDArray, threads: int) -> Callable[[], float]:
 
 
 def _milliseconds(runs: dict[str, Callable[[], float]]) -> dict[str, float]:
-    taken = {name: np.array([run() for _ in range(WARM_UP + REPEATS)])[WARM_UP:] for name, run in runs.items()}
-    return {name: float(np.percentile(milliseconds, QUICKEST)) for name, milliseconds in taken.items()}
+    return {name: min([run() for _ in range(WARM_UP + REPEATS)][WARM_UP:]) for name, run in runs.items()}
