@@ -34,7 +34,7 @@ demo: install
 
 # One thread a process: two processes with a thread pool each would fight over two cores.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What the engines promise: one answer, one interface, and a sentence for every file that they cannot run."""
 
 import json
+import subprocess
 import sys
 
 import onnx
@@ -152,3 +153,18 @@ def test_the_metadata_is_plain_json(artefact):
     assert values["class_map"]["dataset_ids"] == [1, 3, 7, 9, 90]
     assert values["preprocessing"]["size"] == [96, 96]
     assert {"leandetr", "torch", "transformers", "source"} <= set(values["provenance"])
+
+
+def test_a_child_may_end_whatever_has_become_of_the_runtimes(saved):
+    """Two of them, the first closed first, and a handler for a child's end, as PyTorch's loading of images sets it."""
+    code = """if True:
+        import signal, subprocess, sys
+        from leandetr.deployment.runtimes import OpenVinoRuntime
+        first, second = OpenVinoRuntime(sys.argv[1]), OpenVinoRuntime(sys.argv[1])
+        del first
+        del second
+        signal.signal(signal.SIGCHLD, lambda *_: print("ended"))
+        subprocess.run(["true"], check=True)
+    """
+    ran = subprocess.run([sys.executable, "-c", code, saved[1]["openvino"]], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "ended\n")

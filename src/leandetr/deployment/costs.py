@@ -23,7 +23,7 @@ from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from leandetr.deployment.onnx import OPSET, quiet_export
-from leandetr.deployment.openvino import import_openvino, read_onnx
+from leandetr.deployment.openvino import core, read_onnx
 from leandetr.deployment.unpacking import unpack_onnx
 from leandetr.detectors.detector import Detector
 from leandetr.errors import unknown
@@ -190,7 +190,7 @@ def _openvino(file: Path, x: NDArray, threads: int) -> Callable[[], float]:
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
         "PERF_COUNT": True,
     }
-    request = import_openvino().Core().compile_model(read_onnx(file), "CPU", config).create_infer_request()
+    request = core().compile_model(read_onnx(file), "CPU", config).create_infer_request()
 
     def run() -> float:
         request.infer({0: x}, share_inputs=True, share_outputs=True)

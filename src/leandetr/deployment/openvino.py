@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from importlib import import_module
 from pathlib import Path
@@ -47,7 +48,7 @@ def read_onnx(path: Path) -> Any:
     OpenVINO 2026.4 loses biases before a pair of quantize and dequantize, and fails on some static graphs, unless the
     constants of what was read are folded. Raises RuntimeError where it cannot read the file.
     """
-    model = import_openvino().Core().read_model(path)
+    model = core().read_model(path)
     import_module("openvino._offline_transformations").apply_moc_transformations(model, cf=True, smart_reshape=True)
     return model
 
@@ -65,6 +66,23 @@ def import_openvino() -> ModuleType:
     except ImportError as error:
         raise UserError("this needs the package openvino; install it with: pip install 'leandetr[openvino]'") from error
     return openvino
+
+
+def core() -> Any:
+    """The process's one `openvino.Core`, for good.
+
+    Every Core gives the thread that makes it a stack for signal handlers, and at its end puts back the one that was there
+    before: where the first of two Cores ends first, that one is gone, and the next signal (a child process has ended) kills
+    the process.
+
+    Raises UserError where the package is not installed.
+    """
+    return _core(import_openvino())
+
+
+@functools.cache
+def _core(openvino: ModuleType) -> Any:
+    return openvino.Core()
 
 
 def onnx_metadata(path: Path) -> str | None:

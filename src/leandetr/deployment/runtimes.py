@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from leandetr.data.transforms import DetectionTransform, eval_transform, untouched_transform
 from leandetr.deployment.metadata import KEY, Metadata, describe
-from leandetr.deployment.openvino import import_openvino, onnx_metadata, read_onnx
+from leandetr.deployment.openvino import core, onnx_metadata, read_onnx
 from leandetr.deployment.unpacking import unpack_onnx, unpack_openvino
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
@@ -225,8 +225,7 @@ class OpenVinoRuntime(FileRuntime):
     name = "openvino"
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        path, openvino = Path(path), import_openvino()
-        core = openvino.Core()
+        path = Path(path)
         if path.suffix == ".onnx":
             super().__init__(str(path), *_onnx_facts(path))
             try:
@@ -241,7 +240,7 @@ class OpenVinoRuntime(FileRuntime):
                         f"{file}: no such file; an OpenVINO model is an .xml with a .bin of the same name beside it"
                     )
             try:
-                model = core.read_model(path, weights)
+                model = core().read_model(path, weights)
             except RuntimeError as error:
                 raise UserError(f"{path} is not an OpenVINO model or is truncated; convert it again") from error
             text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
@@ -256,7 +255,7 @@ class OpenVinoRuntime(FileRuntime):
             start = time.perf_counter()
             self.unpacked = unpack_openvino(model)
             self.unpack_seconds = time.perf_counter() - start
-            self.compiled = core.compile_model(model, "CPU", config)
+            self.compiled = core().compile_model(model, "CPU", config)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"{path}: OpenVINO cannot run it ({reason}); run the .onnx on onnxruntime") from error

@@ -15,7 +15,7 @@ import onnx_ir
 from numpy.typing import NDArray
 from onnx_ir.convenience import get_const_tensor, replace_nodes_and_values
 
-from leandetr.deployment.openvino import import_openvino
+from leandetr.deployment.openvino import core, import_openvino
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 BETWEEN = ("Transpose", "Reshape", "Mul", "Cast")  # may stand between a dequantization and its product
@@ -101,7 +101,7 @@ def unpack_openvino(model: Any) -> int:
     ]
     if found:
         weights = openvino.Model([port.get_source_output() for port in found], [], "weights")
-        values = openvino.Core().compile_model(weights, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({})
+        values = core().compile_model(weights, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({})
         for index, port in enumerate(found):
             constant = openvino.opset13.constant(values[index].copy())
             port.replace_source_output(constant.output(0))
