@@ -36,6 +36,7 @@ def models(
     for name, recipe in MODELS.items():
         absent = " (not in the installed transformers)" if missing(name) else ""
         table.add_row(name, recipe.backbone, recipe.description + absent)
-    for name in NAMES:
-        table.add_row(name, "", "torchvision's, a teacher alone: NAME or NAME:WEIGHTS")
     out_console.print(table)
+    out_console.print("torchvision's, for --teacher alone, as NAME or NAME:WEIGHTS:")
+    for name in NAMES:
+        out_console.print(f"  {name}")
