@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from leandetr import verbs
 from leandetr.data.coco import class_map_of, find_split
 from leandetr.data.shapes import write_shapes
+from leandetr.detectors.alignment import align_queries
 from leandetr.detectors.create import create
 from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.quantization import LowBit, in_training
 from leandetr.training.config import Training
 from leandetr.training.fit import OutOfTime
-from leandetr.verbs.calibration import calibrated
+from leandetr.verbs.calibration import calibrate_alignment, calibrated
 
 SMALL = {
     "d_model": 32,
@@ -116,6 +117,23 @@ def test_what_cannot_be_is_said_in_one_sentence(shapes, models, tmp_path):
         quantize(stage_one=models["detr"])
     with pytest.raises(UserError, match=r"calibration images|no split"):
         verbs.quantize(models["detr"], {}, CONFIG, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_aligned_queries_begin_as_those_that_the_detector_was_trained_with(shapes, models, tmp_path):
+    """Scale and shift start where they were fitted and, the rate being 0, stay there; in a second stage too."""
+    still = SCHEDULE.model_copy(update={"lr": 1e-12, "max_steps": 1, "weight_decay": 0.0})
+    plan = verbs.LowBitTraining(still, teacher=models["detr"], method="drd", stages=2)
+    found = verbs.quantize(models["detr"], shapes, CONFIG, tmp_path / "out", low_bit=plan)
+    expected = load(models["detr"])
+    align_queries(expected.model)
+    calibrate_alignment(expected, shapes, CONFIG.calibration_images)
+    for detector in (load(tmp_path / "out" / "stage-1"), found):
+        for ours, theirs in zip(detector.model.model.decoder.layers, expected.model.model.decoder.layers, strict=True):
+            ours, theirs = (layer.encoder_attn.slots.align for layer in (ours, theirs))
+            assert (theirs.weight - 1).abs().max() > 0.1
+            torch.testing.assert_close(ours.weight, theirs.weight)
+            torch.testing.assert_close(ours.bias, theirs.bias)
 
 
 @pytest.mark.slow

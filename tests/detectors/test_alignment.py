@@ -7,7 +7,7 @@ from torch import nn
 
 from leandetr.deployment.onnx import export_onnx
 from leandetr.deployment.runtimes import OnnxRuntime
-from leandetr.detectors.alignment import HeadNorm, align_queries, alignment_of
+from leandetr.detectors.alignment import HeadNorm, align_queries, alignment_of, fit_alignment
 from leandetr.detectors.attention import cross_attention
 from leandetr.detectors.create import create
 from leandetr.detectors.load import load
@@ -112,6 +112,37 @@ def test_scale_and_shift_are_trained(tiny_detector, pixels, labels):
         align_queries(detector.model)
         detector(pixels, labels=labels(2, 1)).loss.backward()
         assert all(norm.weight.grad.abs().sum() > 0 and norm.bias.grad.abs().sum() > 0 for norm in norms(detector))
+
+
+@pytest.mark.parametrize("name", ["detr", "rt_detr_v2"])
+def test_fitted_scale_and_shift_are_the_least_squares_of_every_channel(tiny_detector, pixels, name):
+    """Against a plain solver, on the queries of the model as it was before it was aligned."""
+    detector = noisy(tiny_detector(name, backbone="test_resnet"))
+    align_queries(detector.model)
+    seen = {norm: [] for norm in norms(detector)}
+    for norm, queries in seen.items():
+        nn.init.normal_(norm.weight)  # what was learned before does not count
+        norm.register_forward_pre_hook(lambda _, given, queries=queries: queries.append(given[0]))
+    fit_alignment(detector.model, lambda: [detector(part) for part in pixels.split(1)])
+    for norm, queries in seen.items():
+        assert len(queries) == 2
+        queries = torch.cat([query.reshape(-1, *norm.normalized_shape) for query in queries]).double()
+        normalised = nn.functional.layer_norm(queries, norm.normalized_shape)
+        for channel in range(queries.shape[1]):
+            given = torch.stack([normalised[:, channel], torch.ones(len(queries))], 1)
+            slope, shift = torch.linalg.lstsq(given, queries[:, channel, None]).solution.flatten()
+            torch.testing.assert_close(norm.weight[channel].double(), slope, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(norm.bias[channel].double(), shift, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DENSE + DEFORMABLE)
+def test_no_query_is_aligned_while_the_alignment_is_fitted(tiny_detector, pixels, name):
+    detector = noisy(tiny_detector(name, backbone="test_resnet"))
+    before = detector(pixels).logits
+    align_queries(detector.model)
+    fit_alignment(detector.model, lambda: torch.testing.assert_close(detector(pixels).logits, before))
+    assert not torch.allclose(detector(pixels).logits, before)
+    assert all(not norm.weight.eq(1).any() for norm in norms(detector))
 
 
 def test_what_a_model_has_is_kept_and_what_it_cannot_have_refused(tiny_detector):

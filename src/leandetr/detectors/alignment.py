@@ -5,6 +5,13 @@
 over the d channels of a head; gamma (1 at the start) and beta (0) are learned and shared by heads and queries: a layer norm.
 It is what the quantizer of the query sees, so that queries of all images and steps spread over the same grid.
 
+Put into a trained detector, gamma = 1 and beta = 0 change what it computes. `fit_alignment` chooses them so that the aligned
+queries are as near as they can be to those that the detector was trained with:
+
+    gamma, beta = argmin E || q - (n gamma + beta) ||^2,    n = (q - mean(q)) / sqrt(var(q) + 1e-5)
+
+which is a straight line through each channel, gamma = cov(q, n) / var(n) and beta = mean(q) - gamma mean(n).
+
 Deformable attention has no product of queries and keys. There a query acts through the sampling offsets and weights that two
 linear layers make of it, content and position added: this sum is aligned, head by head of its channels, and offsets and weights
 come from the aligned one. The residual path keeps the query as it is, as in dense attention.
@@ -12,8 +19,10 @@ come from the aligned one. The residual path keeps the query as it is, as in den
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING
@@ -59,6 +68,56 @@ def align_queries(model: PreTrainedModel, which: str = "cross") -> None:
         for kind in ALIGNMENTS[which]:
             _align(attentions[kind], kind, model)
     model.config.query_alignment = which
+
+
+@torch.no_grad()
+def fit_alignment(model: PreTrainedModel, run: Callable[[], object]) -> None:
+    """Choose scale and shift of every alignment so that aligned queries are, in the mean square, nearest to unaligned ones.
+
+    Args:
+        model: with alignments; what they had learned is forgotten. One that `run` does not reach keeps scale 1 and shift 0.
+        run: calls the model, in evaluation mode, on images like those it was trained on. No query is aligned meanwhile, so that
+            each layer sees what it was trained to see.
+    """
+    norms = [module for name, module in model.named_modules() if name.endswith(".align") and isinstance(module, nn.LayerNorm)]
+    lines = {norm: _Line(*norm.normalized_shape) for norm in norms}
+
+    def pass_by(norm: nn.LayerNorm, given: tuple[Tensor], aligned: Tensor) -> Tensor:
+        lines[norm].update(aligned, given[0])
+        return given[0]
+
+    for norm in norms:
+        norm.reset_parameters()
+    handles = [norm.register_forward_hook(pass_by) for norm in norms]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for norm, line in lines.items():
+        if line.count:
+            slope, shift = line.fitted()
+            norm.weight.copy_(slope)
+            norm.bias.copy_(shift)
+
+
+class _Line:
+    """Least squares of y = slope x + shift in each of d channels, from values that come batch by batch."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.sums = torch.zeros(4, channels, dtype=torch.float64)  # of x, y, x x, x y
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        x, y = (values.reshape(-1, self.sums.shape[1]).double().cpu() for values in (x, y))
+        self.count += len(x)
+        self.sums += torch.stack([values.sum(0) for values in (x, y, x * x, x * y)])
+
+    def fitted(self) -> tuple[Tensor, Tensor]:
+        """slope (d,), shift (d,); a channel in which x never changes has slope 0."""
+        x, y, xx, xy = self.sums / self.count
+        slope = (xy - x * y) / (xx - x * x).clamp(min=torch.finfo(torch.float32).eps)
+        return slope, y - slope * x
 
 
 def class_to_load(config: PreTrainedConfig) -> type:

@@ -42,7 +42,8 @@ class DistributionRectification(Term):
     The rows of Q-DETR's table 2.2 are: baseline alignment="none", tau=1; +DA tau=1; +FQM alignment="none"; both, the default.
 
     Args:
-        student: gets the alignment, unless it has it from an earlier training.
+        student: gets the alignment, with scale 1 and shift 0, unless it has it from an earlier training. The verbs of low-bit
+            training, whose student was trained without, choose both from its own queries then, see `fit_alignment`.
         teacher: any float detector with co-attended features, the student before its quantization included.
         tau: in [0, 1], how near to the best a query must be, relative to the best GIoU for the object.
         alignment: which attentions of the student's decoder get aligned queries: "cross", "self", "both" or "none".

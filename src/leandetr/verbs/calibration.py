@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Subset
 from leandetr.data.classification import ClassificationDataset
 from leandetr.data.coco import CocoDataset, collate
 from leandetr.data.transforms import eval_transform
+from leandetr.detectors.alignment import fit_alignment
 from leandetr.detectors.detector import Detector
 from leandetr.quantization.config import Scheme, calibration_images
 from leandetr.quantization.quantize import quantize as quantize_detector
@@ -26,6 +27,21 @@ def calibrated(detector: Detector, data: Data, config: Scheme) -> Detector:
         config = with_calibration(config, min(asked, len(dataset)))
         batches = spread_batches(dataset, min(asked, len(dataset)))
     return quantize_detector(detector, config, batches)
+
+
+def calibrate_alignment(detector: Detector, data: Data, images: int) -> None:
+    """Choose scale and shift of a trained detector's new query alignment from images of `train`, see `fit_alignment`."""
+    dataset = CocoDataset(split_of(data, "train"), eval_transform(detector.preprocessing), detector.class_map)
+    batches = spread_batches(dataset, min(images, len(dataset)))
+    device, training = next(detector.parameters()).device, detector.training
+
+    def run() -> None:
+        for batch in batches:
+            detector.model(pixel_values=batch["pixel_values"].to(device), pixel_mask=batch["pixel_mask"].to(device))
+
+    detector.eval()
+    fit_alignment(detector.model, run)
+    detector.train(training)
 
 
 def with_calibration(config: Scheme, images: int) -> Scheme:

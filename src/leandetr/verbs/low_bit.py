@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from leandetr.detectors.alignment import alignment_of
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
 from leandetr.distillation.distiller import Distiller
@@ -17,7 +18,7 @@ from leandetr.errors import UserError
 from leandetr.quantization.config import LowBit
 from leandetr.quantization.lowbit import LogClipped, finish, in_training
 from leandetr.training.config import Training
-from leandetr.verbs.calibration import calibrated
+from leandetr.verbs.calibration import calibrate_alignment, calibrated
 from leandetr.verbs.data import Data
 from leandetr.verbs.fitting import finished_in, fit_detector, open_teacher
 
@@ -71,7 +72,10 @@ def _train_stage(
     if plan.teacher is not None:
         guide = open_teacher(plan.teacher, student.class_map)
         # what terms build into the student, such as aligned queries, has to be there when the grids are calibrated
+        aligned = alignment_of(student.config)
         build_terms(methods, student, guide, plan.term_weights, plan.term_options)
+        if alignment_of(student.config) != aligned:
+            calibrate_alignment(student, data, config.calibration_images)
     quantized = calibrated(student, data, config)
     module = quantized
     if guide is not None:
