@@ -66,7 +66,7 @@ FINE = {"out_indices": [2]}  # families of one level take it at stride 8: blood 
 VIT = {"num_hidden_layers": 4, "hidden_size": 96, "num_attention_heads": 3, "out_indices": [2, 4]}
 
 SETTINGS: dict[str, Setting] = {
-    "detr": Setting(DENSE, inside=FINE, lr=1e-3, steps=1800),
+    "detr": Setting(DENSE, inside={"out_indices": [3]}, lr=1e-3, steps=1800),
     "conditional_detr": Setting(DENSE | {"num_queries": 60}, inside=FINE, lr=8e-4, steps=900),
     "deformable_detr": Setting(SPARSE),
     "deformable_detr_refine": Setting(SPARSE),
