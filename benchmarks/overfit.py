@@ -68,17 +68,25 @@ VIT = {"num_hidden_layers": 4, "hidden_size": 96, "num_attention_heads": 3, "out
 SETTINGS: dict[str, Setting] = {
     "detr": Setting(DENSE, inside={"out_indices": [3]}, lr=1e-3, steps=1800),
     "conditional_detr": Setting(DENSE | {"num_queries": 60}, inside=FINE, lr=8e-4, steps=900),
-    "deformable_detr": Setting(SPARSE),
+    "deformable_detr": Setting(SPARSE, steps=1200),
     "deformable_detr_refine": Setting(SPARSE),
     "deformable_detr_two_stage": Setting(SPARSE),
-    "dab_detr": Setting(decoder(hidden_size=128, dropout=0.0, encoder_layers=2, encoder_ffn_dim=256), inside=FINE, lr=5e-4),
+    "dab_detr": Setting(
+        decoder(hidden_size=128, dropout=0.0, encoder_layers=2, encoder_ffn_dim=256),
+        inside={"out_indices": [3]},
+        lr=1e-3,
+        steps=1500,
+    ),
     "rt_detr": Setting(REAL_TIME),
     "rt_detr_v2": Setting(REAL_TIME),
     "d_fine": Setting(REAL_TIME),
     "deimv2": Setting(REAL_TIME),
     "lw_detr": Setting(decoder(d_model=64, group_detr=5), backbone=None, inside=VIT | {"window_block_indices": [0, 2]}),
     "rf_detr": Setting(
-        decoder(d_model=64, dropout=0.0, group_detr=5), backbone=None, inside=VIT | {"patch_size": 16, "num_windows": 2}
+        decoder(d_model=64, dropout=0.0, group_detr=5),
+        backbone=None,
+        inside=VIT | {"patch_size": 16, "num_windows": 2},
+        steps=1500,
     ),
     "swin_detr": Setting(
         DENSE | {"stages": [2, 3]},

@@ -121,6 +121,18 @@ def test_padding_does_not_count(output, labels):
     assert term()(student, teacher, batch)["imitation"] == before > 0
 
 
+def test_a_floor_lets_every_cell_count(output, labels):
+    student, teacher = output(widths=[8]), output(widths=[8])
+    batch = batch_of(labels(3, 1))
+    found = term(floor=1e6)(student, teacher, batch)["imitation"]
+    unit = teacher.features[0].square().mean()
+    torch.testing.assert_close(found, (teacher.features[0] - student.features[0]).square().mean() / unit)
+    low, none = (term(floor=floor)(student, teacher, batch)["imitation"] for floor in (1e-9, 0.0))
+    torch.testing.assert_close(low, none)
+    alone = term(floor=0.5)(student, teacher, batch_of(labels(0, 0)))["imitation"]
+    torch.testing.assert_close(alone, found)  # without objects there is no mask, and every cell counts alike
+
+
 def test_embeddings_can_be_asked_for_instead_of_states(output, labels):
     student, teacher, batch = output(), output(), batch_of(labels(2, 2))
     as_states = replace(teacher, hidden=teacher.queries.content[None].expand(3, -1, -1, -1))
@@ -132,7 +144,12 @@ def test_embeddings_can_be_asked_for_instead_of_states(output, labels):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"mask": "qualty"}, "did you mean 'quality'"), ({"response": "row"}, "'raw'"), ({"gamma": 1.5}, "from 0 to 1")],
+    [
+        ({"mask": "qualty"}, "did you mean 'quality'"),
+        ({"response": "row"}, "'raw'"),
+        ({"gamma": 1.5}, "from 0 to 1"),
+        ({"floor": -1}, "0 or more"),
+    ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):

@@ -48,6 +48,8 @@ class TargetAwareFeatures(Term):
         matcher: how the teacher's queries are matched with the objects.
         mask: "quality" (eq. 7 and 8) or "uniform" (eq. 5 and 6).
         response: the mask "normalised" to a mean of 1, of responses of at most 1 in absolute value, or "raw" as in eq. 8.
+        floor: the least that a cell counts, in units of the normalised mask's mean. 0 leaves cells where no good query looks
+            unconstrained, among them the background from which an RT-DETR must not pick its queries.
         queries: Q are the "states" after the teacher's last decoder layer, or the "embeddings" that enter its decoder.
         gamma: in [0, 1], how much the score counts against the IoU in eq. 7.
 
@@ -66,6 +68,7 @@ class TargetAwareFeatures(Term):
         *,
         mask: str = "quality",
         response: str = "normalised",
+        floor: float = 0.0,
         queries: str = "states",
         gamma: float = 0.5,
     ) -> None:
@@ -75,8 +78,10 @@ class TargetAwareFeatures(Term):
                 raise unknown(f"{option} of the features term", value, known)
         if not 0 <= gamma <= 1:
             raise UserError(f"gamma of the features term is {gamma}; give a number from 0 to 1")
+        if floor < 0 or (floor and response == "raw"):
+            raise UserError(f"floor of the features term is {floor}; give 0 or more, with the normalised response")
         self.levels = levels
-        self.teacher_head, self.matcher = teacher_head, matcher
+        self.teacher_head, self.matcher, self.floor = teacher_head, matcher, floor
         self.mask, self.response, self.queries, self.gamma = mask, response, queries, gamma
         if queries == "states":
             self.needs = self.needs - {"queries"}
@@ -100,6 +105,10 @@ class TargetAwareFeatures(Term):
             weight = self.weights(self.responses(level, queries), quality, count)
         squares = (level.teacher - level.student).square().mean(1)
         if self.response == "normalised":
+            if self.floor:
+                valid = level.valid[:, 0]
+                mean = weight.sum() / valid.sum()
+                weight = weight.clamp(min=self.floor * mean) * valid if mean > 0 else valid
             return (weight * squares).sum() / weight.sum().clamp(min=1e-6)
         return ((weight * squares).sum((1, 2)) / level.valid.sum((1, 2, 3))).mean()
 
