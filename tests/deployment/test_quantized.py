@@ -1,12 +1,14 @@
 """What an exported integer model promises: integers in the graph, a file less than half as large, PyTorch's answers."""
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
 
 from leandetr.deployment.onnx import agreement, export_onnx
 from leandetr.deployment.runtimes import PyTorchRuntime, open_runtime
+from leandetr.detectors.attention import open_attention
 from leandetr.errors import UserError
 from leandetr.quantization.config import scheme_config
 from leandetr.quantization.quantize import quantize
@@ -76,6 +78,46 @@ def test_every_engine_answers_as_pytorch_does(exported, batch, name, scheme, eng
     pixels = batch(3)["pixel_values"]
     ours, theirs = PyTorchRuntime(detector).run(pixels, None), runtime.run(pixels, None)
     assert agreement(ours, theirs, detector.head, 1e-2)[0] > 0.95
+
+
+def test_products_of_attention_take_the_integers_that_pytorch_computed(build, batch, tmp_path):
+    operands = scheme_config("static", attention=True, calibration_images=2)
+    alone = scheme_config("weight-only", overrides={"*": "float", "*_attn": operands})
+    pixels = batch(2)["pixel_values"]
+    detector = quantize(build("detr"), alone, [batch(2)])
+    path = export_onnx(detector, tmp_path / "model.onnx")
+    ours = {}
+    for slots in open_attention(detector.model).values():
+        for operand in (slots.query, slots.key, slots.value, slots.probabilities):
+
+            def integers(_slot, _inputs, output, grid=operand.output):
+                ours[grid.scale.item()] = torch.round(output / grid.scale) + grid.zero_point
+
+            operand.register_forward_hook(integers)
+    PyTorchRuntime(detector).run(pixels, None)
+
+    model = onnx.load(path)
+    made = {output: node for node in model.graph.node for output in node.output}
+    products = [node for node in model.graph.node if node.op_type == "MatMul" and all(_is_integer(made, i) for i in node.input)]
+    assert len(products) == 2 * (1 + 2 * 2)  # q k^T and p v, in one encoder layer and two decoder layers
+    scales = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    rounding = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(rounding) == len(ours) == 4 * (1 + 2 * 2)
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(node.output[0]) for node in rounding)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run([node.output[0] for node in rounding], {"pixel_values": pixels.numpy()})
+    for node, theirs in zip(rounding, found, strict=True):
+        mine = ours[scales[node.input[1]].item()]
+        theirs = torch.from_numpy(theirs).reshape(mine.shape).float()
+        assert (theirs - mine).abs().max() <= 1  # sums in another order may fall on the other side of a half
+        assert (theirs != mine).float().mean() < 0.01
+
+
+def _is_integer(made, name):
+    """Whether a tensor comes from an integer grid, by way of nothing but changes of its layout."""
+    while name in made and made[name].op_type in ("Transpose", "Reshape"):
+        name = made[name].input[0]
+    return name in made and made[name].op_type == "DequantizeLinear"
 
 
 def test_an_opset_without_the_types_is_one_sentence(build, tmp_path):

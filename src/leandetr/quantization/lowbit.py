@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from leandetr.detectors.attention import open_attention, unopened_attention
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.checkpoint import QuantizationRecord, attach, build, weights_left_float
@@ -22,33 +21,16 @@ from leandetr.quantization.modules import GRID_INPUT, LayerPlan
 from leandetr.quantization.placement import Placement
 from leandetr.quantization.trainable import LearnedGrid
 
-#: operand of `LowBit` -> slot of an attention
-SLOT_OF = {"q": "query", "k": "key", "v": "value", "softmax": "probabilities"}
-
-
-def attentions_of(model: PreTrainedModel, config: LowBit) -> list[str]:
-    """Open the model's attention where its operands are to be rounded -> names of the attention modules."""
-    return list(open_attention(model)) if config.part == "all" else []
-
 
 def place_trained(
-    model: PreTrainedModel, config: LowBit, settings: dict[nn.Module, LowBit], run: Callable[[], object]
-) -> tuple[Placement, dict[nn.Module, Static], dict[str, str]]:
-    """Choose the grids of the layers in `settings` and of the operands of attention. `run` calls the model once.
+    model: PreTrainedModel, settings: dict[nn.Module, LowBit], run: Callable[[], object]
+) -> tuple[Placement, dict[nn.Module, Static]]:
+    """Choose the grids of the layers in `settings`. `run` calls the model once.
 
-    Returns:
-        The grids, how each module's grid is calibrated, and the attentions whose operands stay float and why.
+    Returns the grids, and how each layer's is calibrated.
     """
-    slots, left_float = {}, {}
-    attentions = open_attention(model) if config.part == "all" else {}
-    for name, attention in attentions.items():
-        setting, reason = config.setting([name])
-        if setting is None:
-            left_float[name] = f"operands of attention, {reason}"
-        else:
-            slots |= {getattr(attention, slot): setting.operand_bits(operand) for operand, slot in SLOT_OF.items()}
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    flow = watch({*settings, *convolutions, *slots}, run)
+    flow = watch({*settings, *convolutions}, run)
     first = next((module for module in flow.sources if isinstance(module, nn.Conv2d)), None)
 
     placement = Placement(idle={layer for layer in settings if layer not in flow.sources})
@@ -60,15 +42,8 @@ def place_trained(
         if layer is first:
             weight_bits = bits = setting.first_convolution
         placement.plans[layer] = LayerPlan(weight_bits=weight_bits, input=GRID_INPUT, input_bits=bits)
-        calibration[layer] = _grid(bits)
-    placement.activations = {slot: _grid(bits) for slot, bits in slots.items() if slot in flow.sources}
-    if config.part == "all":
-        left_float |= dict.fromkeys(unopened_attention(model), "operands of attention, which calls no registered function")
-    return placement, calibration, left_float
-
-
-def _grid(bits: int) -> Static:
-    return Static(activation_bits=bits, observer="mse")
+        calibration[layer] = Static(activation_bits=bits, observer="mse")
+    return placement, calibration
 
 
 def in_training(detector: Detector) -> bool:

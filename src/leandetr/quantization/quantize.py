@@ -18,11 +18,13 @@ from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.checkpoint import QuantizationRecord, attach, build
 from leandetr.quantization.config import Dynamic, LowBit, Scheme, SmoothQuant, Static, Unified, WeightOnly
+from leandetr.quantization.flow import watch
 from leandetr.quantization.fold import fold_batch_norms, merge_parallel
 from leandetr.quantization.groups import group_size_of
-from leandetr.quantization.lowbit import attentions_of, place_trained
+from leandetr.quantization.lowbit import place_trained
 from leandetr.quantization.modules import DYNAMIC_INPUT, GRID_INPUT, LayerPlan, is_quantizable, names_of
 from leandetr.quantization.observers import Observer, grid_of, observer_of
+from leandetr.quantization.operands import operand_settings
 from leandetr.quantization.placement import Placement, place
 from leandetr.quantization.rounding import InputMoment
 from leandetr.quantization.smooth import smooth
@@ -65,13 +67,13 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
     with torch.no_grad():
         folds = fold_batch_norms(model, lambda: model(pixel_values=pixels, pixel_mask=mask))
     merges = {} if isinstance(config, LowBit) else merge_parallel(model)  # training wants the blocks as they are trained
-    settings, left_float, kept_wide = _decide(detector, config)
+    settings, operands, left_float, kept_wide = _decide(detector, config)
     smoothed = {layer: setting for layer, setting in settings.items() if isinstance(setting, SmoothQuant)}
     settings |= {layer: setting.after() for layer, setting in smoothed.items()}
     smoothed = {layer: setting for layer, setting in smoothed.items() if isinstance(layer, nn.Linear)}
     static = {layer: setting for layer, setting in settings.items() if isinstance(setting, Static | LowBit)}
     moments = {layer: InputMoment(layer) for layer, setting in settings.items() if _learns_rounding(layer, setting)}
-    calibrated = [settings[layer] for layer in (*static, *moments)]
+    calibrated = [*(settings[layer] for layer in (*static, *moments)), *operands.values()]
     asked = max((setting.calibration_images for setting in (*calibrated, *smoothed.values())), default=0)
     images = _images(calibration_batches, asked, next(model.parameters()).device)
     first = next(images) if asked else (pixels, mask)
@@ -85,10 +87,12 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
             images = _images(calibration_batches, asked, next(model.parameters()).device)
             first = next(images)
         if isinstance(config, LowBit):
-            placement, static, unreached = place_trained(model, config, static, run)
-            left_float |= unreached
+            placement, static = place_trained(model, static, run)
         else:
             placement = place(model, static, run) if static else Placement()
+        if operands:
+            runs = watch(operands, run).sources
+            placement.activations |= {slot: setting for slot, setting in operands.items() if slot in runs}
         grids = _calibrate(model, static, placement, moments, chain([first], images)) if calibrated else Grids({}, {})
 
     names = names_of(model)
@@ -176,14 +180,16 @@ def _chosen(observers: dict[nn.Module, Observer], settings: dict[nn.Module, Stat
     return {module: grid_of(*observer.range(), settings[module].activation_bits) for module, observer in observers.items()}
 
 
-def _decide(detector: Detector, config: Scheme) -> tuple[dict[nn.Module, Scheme], dict[str, str], dict[str, str]]:
-    """Every layer's setting; names and reasons of the layers with weights that stay float; and of those with more bits than
-    were asked for. What an earlier stage of a low-bit training has quantized is in none."""
-    settings, left_float, kept_wide, layer_names, model = {}, {}, {}, [], detector.model
+def _decide(
+    detector: Detector, config: Scheme
+) -> tuple[dict[nn.Module, Scheme], dict[nn.Module, Static], dict[str, str], dict[str, str]]:
+    """Every layer's setting; those of operands of attention; names and reasons of the layers with weights, and attentions, that
+    stay float; and of the layers with more bits than were asked for. What an earlier stage of a low-bit training has quantized
+    is in none."""
+    settings, left_float, kept_wide, model = {}, {}, {}, detector.model
+    operands, operands_left_float, layer_names = operand_settings(model, config)
     later = isinstance(config, LowBit) and config.part == "backbone"
     backbone = set(detector.family.backbone(model).modules()) if later else set()
-    if isinstance(config, LowBit):
-        layer_names += attentions_of(model, config)
     for module, names in names_of(model).items():
         if isinstance(module, TrainableLayer):
             layer_names += names
@@ -204,7 +210,7 @@ def _decide(detector: Detector, config: Scheme) -> tuple[dict[nn.Module, Scheme]
         elif any(parameter.ndim > 1 for parameter in module.parameters(recurse=False)):
             left_float[names[0]] = f"{type(module).__name__}, neither a plain Linear nor a plain Conv2d"
     config.check_overrides(layer_names)
-    return settings, left_float, kept_wide
+    return settings, operands, left_float | operands_left_float, kept_wide
 
 
 def _plain_plan(layer: nn.Module, setting: Scheme) -> LayerPlan:

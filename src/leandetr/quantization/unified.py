@@ -2,23 +2,29 @@
 
 A layer's error under a candidate is measured with all else float (`sensitivity.py`). Cheapest is the fastest arithmetic and
 then the fewest bytes, or the reverse. One tolerance holds for all layers: the given one, or the smallest with which the model's
-bytes meet the given size; only the measured errors need be tried.
+bytes meet the given size; only the measured errors need be tried. Operands of attention, where asked for, follow its layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import chain
 
+from transformers import PreTrainedModel
+
+from leandetr.detectors.attention import open_attention, unopened_attention
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.config import AUTO, FLOAT, Dynamic, Scheme, SmoothQuant, Static, Unified, WeightOnly
+from leandetr.quantization.operands import SLOT_OF
 from leandetr.quantization.quantize import quantize
 from leandetr.quantization.sensitivity import Errors, bytes_of, measure
 from leandetr.structures import Batch
 
 #: candidates from the fastest arithmetic to the slowest
 FASTEST_FIRST = ("static", "smoothquant", "dynamic", "weight-only", "4 bits")
+ON_GRIDS = {"static", "smoothquant"}
 
 
 def candidates(images: int) -> dict[str, Scheme]:
@@ -44,11 +50,32 @@ def quantize_unified(detector: Detector, config: Unified, batches: Iterable[Batc
         tolerance = _smallest_tolerance(errors, sizes, floats, rest, config, bytes_of(detector.model))
     chosen = choose(errors, sizes, tolerance, config.prefer)
     settings = {layer: FLOAT if name is None else schemes[name] for layer, name in chosen.items()}
+    if config.attention:
+        settings |= dict.fromkeys(_attentions_on_grids(plain.model, config, chosen), replace(schemes["static"], attention=True))
     quantized = quantize(detector, WeightOnly(overrides=settings | dict(config.overrides)), batches)
     record = quantized.config.quantization_config
     record.scheme = config.to_dict() | {"tolerance": tolerance}
     record.left_float |= {layer: "every scheme errs beyond the tolerance" for layer, name in chosen.items() if name is None}
+    if config.attention:
+        names = [*open_attention(plain.model), *unopened_attention(plain.model)]
+        left = [name for name in names if f"{name}.slots.{SLOT_OF['q']}" not in record.activations]
+        record.left_float |= dict.fromkeys(left, "operands of attention, not open or not all of its layers on calibrated grids")
     return quantized
+
+
+def _attentions_on_grids(model: PreTrainedModel, config: Unified, chosen: Mapping[str, str | None]) -> list[str]:
+    """The attentions that can be opened, all of whose layers are on calibrated grids, by choice or by an override."""
+
+    def on_grid(layer: str) -> bool:
+        setting, _ = config.setting([layer])
+        return chosen[layer] in ON_GRIDS if setting is config else isinstance(setting, Static)
+
+    found = []
+    for name in open_attention(model):
+        layers = [layer for layer in chosen if layer.startswith(f"{name}.")]
+        if layers and all(map(on_grid, layers)):
+            found.append(name)
+    return found
 
 
 def choose(errors: Errors, sizes: Mapping[str, Mapping[str, int]], tolerance: float, prefer: str) -> dict[str, str | None]:

@@ -1,0 +1,87 @@
+"""The scheme whose grids are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from leandetr.errors import UserError, unknown
+from leandetr.quantization.config.post_training import Static
+from leandetr.quantization.config.scheme import DEFAULT_FLOAT, OPERANDS, Scheme
+
+PARTS = ("all", "backbone")
+
+
+@dataclass(frozen=True)
+class LowBit(Scheme):
+    """Linear and Conv2d multiply integers on grids that are trained together with the weights (LSQ, LSQ+; Q-DETR, section 2.2).
+
+    The model that `quantize` gives is at the start of such a training: it computes with rounded numbers and holds float ones;
+    `finish` makes integers of them. Projections of the backbone's maps stay float beside the exceptions of all schemes.
+
+    Made for, and tested with, detr, conditional_detr, deformable_detr, smca_detr, swin_detr and rt_detr_v2. The others were
+    tried with tiny untrained models: dab_detr, adamixer, rt_detr, d_fine, deimv2, lw_detr, rf_detr and two-stage Deformable
+    DETR get gradients in every parameter and are saved and finished; none of them has been trained to an accuracy. The operands
+    of attention are reached everywhere in detr, conditional_detr, smca_detr and adamixer (its mixing stays float); in dab_detr
+    nowhere; in the others not in deformable attention and in transformer backbones, as the record's `summary()` says.
+
+    Args:
+        bits: of weights, of the inputs of layers, and of the operands of attention, as "4-4-8"; "4" means "4-4-8". 2 to 8
+            each. An override's bits hold for the layers (and attentions) that its pattern matches.
+        attention: bits of single operands, "q", "k", "v" and "softmax", where they are others.
+        first_convolution: bits of the first convolution's weights and input.
+        part: "all", or "backbone", which leaves encoder and decoder float: the first of Q-DETR's two stages.
+        calibration_images: how many images the steps are initialised with, by the least squared rounding error.
+    """
+
+    bits: str = "4-4-8"
+    attention: Mapping[str, int] = field(default_factory=dict)
+    first_convolution: int = 8
+    part: str = "all"
+    calibration_images: int = 128
+
+    name: ClassVar[str] = "low-bit"
+    trained: ClassVar[bool] = True
+    default_float: ClassVar[Mapping[str, str]] = DEFAULT_FLOAT | {"*input_proj*": "projection of the backbone's maps"}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", str(self.bits))
+        widths = self.bits.split("-")
+        if len(widths) == 1:
+            widths = [*widths * 2, "8"]
+        if len(widths) != 3 or not all(width in "2345678" and len(width) == 1 for width in widths):
+            raise UserError(
+                f"low-bit: bits is {self.bits!r}; give those of weights, activations and attention as 4-4-8, each from 2 to 8, "
+                "or one number"
+            )
+        object.__setattr__(self, "bits", "-".join(widths))
+        for operand, width in self.attention.items():
+            if operand not in OPERANDS:
+                raise unknown("operand of attention", operand, OPERANDS)
+            _check_bits(f"attention.{operand}", width)
+        _check_bits("first_convolution", self.first_convolution)
+        if self.part not in PARTS:
+            raise unknown("part", self.part, PARTS)
+        if self.calibration_images < 1:
+            raise UserError(f"low-bit: calibration_images is {self.calibration_images}; give 1 or more")
+        super().__post_init__()
+
+    @property
+    def weight_bits(self) -> int:
+        return int(self.bits.split("-")[0])
+
+    @property
+    def activation_bits(self) -> int:
+        return int(self.bits.split("-")[1])
+
+    def operand(self, name: str) -> Static | None:
+        bits = self.attention.get(name, int(self.bits.split("-")[2]))
+        if self.part != "all":
+            return None
+        return Static(activation_bits=bits, observer="mse", calibration_images=self.calibration_images)
+
+
+def _check_bits(option: str, bits: int) -> None:
+    if bits not in range(2, 9):
+        raise UserError(f"low-bit: {option} is {bits}; give 2 to 8")

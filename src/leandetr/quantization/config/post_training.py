@@ -1,0 +1,182 @@
+"""The schemes that need no training: their integers come from the float model's weights and from calibration images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from leandetr.errors import UserError, unknown
+from leandetr.quantization.config.scheme import FLOAT, Scheme
+
+GROUP_SIZES = (32, 64, 128)
+
+AUTO = "auto"
+ACTIVATIONS = (FLOAT, "dynamic", "static")
+
+OBSERVERS = ("min-max", "moving-average", "percentile", "mse", "entropy")
+
+
+@dataclass(frozen=True)
+class WeightOnly(Scheme):
+    """Integer weights, float arithmetic: the file shrinks to about a quarter, with 4 bits to less than a sixth; the speed stays
+    that of float.
+
+    The default exceptions hold 8 bits here, since their arithmetic is float all the same.
+
+    Args:
+        bits: 2 to 8 of a weight.
+        group_size: 32, 64 or 128 weights along the input dimension that share a scale, where there are fewer than 8 bits; with
+            8 it is the whole output channel. A layer whose inputs it does not divide takes the largest smaller group that does,
+            of 16 or more; one without any (depthwise convolutions, the first layer) holds 8 bits.
+        calibration_images: how many images are read to round fewer than 8 bits such that a layer's errors make up for each
+            other (`rounding.py`); 0 rounds every weight to its nearest integer.
+    """
+
+    bits: int = 8
+    group_size: int = 64
+    calibration_images: int = 0
+
+    name: ClassVar[str] = "weight-only"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2 <= self.bits <= 8:
+            raise UserError(f"weight-only: bits is {self.bits}; give 2 to 8")
+        if self.group_size not in GROUP_SIZES:
+            raise UserError(f"weight-only: group_size is {self.group_size}; give {', '.join(map(str, GROUP_SIZES))}")
+        if self.calibration_images < 0:
+            raise UserError(f"weight-only: calibration_images is {self.calibration_images}; give 0 or more")
+
+    def careful(self) -> Scheme:
+        return WeightOnly()
+
+
+@dataclass(frozen=True)
+class Dynamic(Scheme):
+    """Linear layers multiply integers, their input's grid being taken when they run; convolutions hold integer weights alone.
+
+    ONNX Runtime's ConvInteger is slower than its float convolution: 10.2 against 1.6 ms for 64 to 64 channels, 3x3, at 60x80,
+    and 4.7 against 0.9 ms for 256 to 64, 1x1 (one thread, AVX-512 VNNI). Its integer Linear is faster: 0.8 against 2.7 ms for
+    1050x256x1024.
+    """
+
+    name: ClassVar[str] = "dynamic"
+
+
+@dataclass(frozen=True)
+class Static(Scheme):
+    """Linear and Conv2d multiply integers on grids found with calibration images.
+
+    Args:
+        weight_bits, activation_bits: 2 to 8; stored in 8 bits each.
+        observer: how a grid's range is found: "min-max", "moving-average" (0.9 over batches), "percentile" (`percentile` of
+            the values are inside), "mse" (the range with the least squared rounding error) or "entropy" (that whose histogram
+            diverges least from the tensor's).
+        percentile: in percent, above 50.
+        calibration_images: how many images are read from the batches.
+        attention: whether the products of attention, q k^T and p v, multiply integers too, see `operands.py`.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    observer: str = "min-max"
+    percentile: float = 99.99
+    calibration_images: int = 128
+    attention: bool = False
+
+    name: ClassVar[str] = "static"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("weight_bits", "activation_bits"):
+            if not 2 <= getattr(self, option) <= 8:
+                raise UserError(f"static: {option} is {getattr(self, option)}; give 2 to 8")
+        if self.observer not in OBSERVERS:
+            raise unknown("observer", self.observer, OBSERVERS)
+        if not 50 < self.percentile <= 100:
+            raise UserError(f"static: percentile is {self.percentile}; give more than 50 and at most 100")
+        if self.calibration_images < 1:
+            raise UserError(f"static: calibration_images is {self.calibration_images}; give 1 or more")
+        _check_switch("static: attention", self.attention)
+
+    def operand(self, name: str) -> Static | None:
+        return self if self.attention else None
+
+
+@dataclass(frozen=True)
+class SmoothQuant(Scheme):
+    """Linear layers whose outlying input channels have been moved into their weights, see `smooth.py`; then as another scheme.
+
+    Args:
+        activations: "float", as `WeightOnly`; "dynamic" or "static", as those schemes.
+        alpha: how much of the outliers is moved, 0 to 1; or "auto", chosen for each layer by its error on the calibration
+            images.
+        observer, percentile: of static grids, see `Static`.
+        calibration_images: how many images are read from the batches; with static grids they are read twice.
+    """
+
+    activations: str = FLOAT
+    alpha: float | str = 0.5
+    observer: str = "min-max"
+    percentile: float = 99.99
+    calibration_images: int = 128
+
+    name: ClassVar[str] = "smoothquant"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activations not in ACTIVATIONS:
+            raise unknown("activations of smoothquant", self.activations, ACTIVATIONS)
+        if self.alpha != AUTO and not (isinstance(self.alpha, int | float) and 0 <= self.alpha <= 1):
+            raise UserError(f"smoothquant: alpha is {self.alpha}; give 0 to 1, or {AUTO}")
+        if self.calibration_images < 1:
+            raise UserError(f"smoothquant: calibration_images is {self.calibration_images}; give 1 or more")
+        self.after()
+
+    def after(self) -> Scheme:
+        """The scheme by which the smoothed layers, and those that are not smoothed, are quantized."""
+        if self.activations == Static.name:
+            return Static(observer=self.observer, percentile=self.percentile, calibration_images=self.calibration_images)
+        return Dynamic() if self.activations == Dynamic.name else WeightOnly()
+
+    def careful(self) -> Scheme | None:
+        return self.after().careful()
+
+
+@dataclass(frozen=True)
+class Unified(Scheme):
+    """For every layer one of the other schemes, by what it does to that layer's output on calibration images; see `unified.py`.
+
+    Args:
+        size: bytes of the tensors, as a share of the float ones, that must be met.
+        tolerance: relative squared error of a layer's output that is allowed, in place of a size.
+        prefer: of the schemes within the tolerance the fastest arithmetic ("speed"), or the fewest bytes ("size").
+        calibration_images: how many images are read from the batches, several times.
+        attention: whether the products of an attention whose layers are all on calibrated grids multiply integers too, see
+            `operands.py`.
+    """
+
+    size: float = 0.27
+    tolerance: float | None = None
+    prefer: str = "speed"
+    calibration_images: int = 64
+    attention: bool = False
+
+    name: ClassVar[str] = "unified"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.size <= 1:
+            raise UserError(f"unified: size is {self.size}; give a share of the float bytes above 0 and at most 1")
+        if self.tolerance is not None and self.tolerance <= 0:
+            raise UserError(f"unified: tolerance is {self.tolerance}; give more than 0")
+        if self.prefer not in ("speed", "size"):
+            raise unknown("preference", self.prefer, ("speed", "size"))
+        if self.calibration_images < 1:
+            raise UserError(f"unified: calibration_images is {self.calibration_images}; give 1 or more")
+        _check_switch("unified: attention", self.attention)
+
+
+def _check_switch(option: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise UserError(f"{option} is {value!r}; give true or false")

@@ -1,0 +1,41 @@
+"""Which operands of attention are rounded to a grid, and to which: those of the products q k^T and p v, p being the softmax."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from leandetr.detectors.attention import open_attention, unopened_attention
+from leandetr.quantization.config import OPERANDS, Scheme, Static
+
+#: operand of attention -> its slot in `AttentionSlots`
+SLOT_OF = dict(zip(OPERANDS, ("query", "key", "value", "probabilities"), strict=True))
+
+
+def operand_settings(model: PreTrainedModel, config: Scheme) -> tuple[dict[nn.Module, Static], dict[str, str], list[str]]:
+    """Open the model's attention where a scheme, or one of its overrides, puts operands on grids.
+
+    Returns:
+        The slots that get a grid and how it is calibrated; the attentions whose operands stay float although the scheme, or an
+        override that matches them, asks for grids, and why; and the names of attentions that overrides can match, none where
+        nothing was asked for.
+    """
+    wanted = [setting for setting in (config, *config.overrides.values()) if _wants(setting)]
+    if not wanted:
+        return {}, {}, []
+    slots, left_float = {}, {}
+    opened = open_attention(model)
+    for name in (*opened, *unopened_attention(model)):
+        setting, reason = config.setting([name])
+        if not _wants(setting):
+            if _wants(config):
+                left_float[name] = f"operands of attention, {reason}"
+        elif name in opened:
+            slots |= {getattr(opened[name], slot): setting.operand(operand) for operand, slot in SLOT_OF.items()}
+        else:
+            left_float[name] = "operands of attention, which calls no registered function"
+    return slots, left_float, list(opened)
+
+
+def _wants(setting: Scheme | str | None) -> bool:
+    return isinstance(setting, Scheme) and setting.operand(OPERANDS[0]) is not None
