@@ -1,4 +1,16 @@
-"""Which operands of attention are rounded to a grid, and to which: those of the products q k^T and p v, p being the softmax."""
+"""Which operands of attention are rounded to a grid, and to which: those of the products q k^T and p v, p being the softmax.
+
+Each of q, k, v and p gets one grid, where calibration says; that of p has zero point 0, so that padding stays exactly 0. In
+schemes without training it is off unless asked for, because it changes little. One thread with AVX-512 VNNI, 40 interleaved
+rounds, speed-up over the same static model with float products and its 95 % interval:
+
+| model | ONNX Runtime | OpenVINO |
+|---|---|---|
+| DETR with a ResNet-50, 480x640, untrained | 1.05 [1.00, 1.07] | 0.97 [0.91, 1.02] |
+| RT-DETRv2 with an EfficientNet-lite0, 192x192, trained | 1.02 [0.99, 1.05] | 0.99 [0.96, 1.01] |
+
+The trained one has AP 0.301 with and 0.302 without it, on ONNX Runtime. These products are a hundredth of its multiply-adds.
+"""
 
 from __future__ import annotations
 

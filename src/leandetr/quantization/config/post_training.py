@@ -74,7 +74,8 @@ class Static(Scheme):
             diverges least from the tensor's).
         percentile: in percent, above 50.
         calibration_images: how many images are read from the batches.
-        attention: whether the products of attention, q k^T and p v, multiply integers too, see `operands.py`.
+        attention: whether the products of attention, q k^T and p v, multiply integers too, where the model's attention can be
+            opened; what that gains is in `operands.py`.
     """
 
     weight_bits: int = 8
