@@ -27,8 +27,8 @@ def graph(nodes, initializers, shape=(1, 3, 6, 7)):
     )
 
 
-def padded_convolution(grids=0, fill=0.0, widths=SAME, mode="constant", other_grid=False):
-    """Pad and Conv with one grid before the padding and one behind it, where asked for."""
+def padded_convolution(grids=0, fill=0.0, widths=SAME, mode="constant", other_grid=False, narrow=False):
+    """Pad and Conv with one grid before the padding and one behind it, where asked for; a narrow one has a clamp before it."""
     nodes, tensor = [], "x"
 
     def grid(tensor, scale):
@@ -39,10 +39,15 @@ def padded_convolution(grids=0, fill=0.0, widths=SAME, mode="constant", other_gr
     if grids == 2:
         tensor = grid(tensor, "other" if other_grid else "scale")
     nodes.append(("Pad", [tensor, "widths", "fill"], ["padded"], {"mode": mode}))
-    tensor = grid("padded", "scale") if grids else "padded"
+    tensor = "padded"
+    if narrow:
+        nodes.append(("Clip", [tensor, "low", "high"], ["clamped"], {}))
+        tensor = "clamped"
+    tensor = grid(tensor, "scale") if grids else tensor
     nodes.append(("Conv", [tensor, "weight"], ["y"], {"strides": [2, 2], "pads": [1, 0, 0, 0]}))
     constants = {"weight": WEIGHT, "widths": np.array(widths), "fill": np.float32(fill)}
     scales = {"scale": np.float32(0.02), "other": np.float32(0.03), "zero": np.uint8(110)}
+    scales |= {"low": np.float32(-0.1), "high": np.float32(0.2)}
     return graph(nodes, constants | scales)
 
 
@@ -69,6 +74,11 @@ def rewritten(model, rewrite):
         ({}, ["Conv"]),
         ({"grids": 1}, ["QuantizeLinear", "DequantizeLinear", "Conv"]),
         ({"grids": 2}, ["QuantizeLinear", "DequantizeLinear", "Conv"]),
+        ({"grids": 1, "narrow": True}, ["Clip", "QuantizeLinear", "DequantizeLinear", "Conv"]),
+        (
+            {"grids": 2, "narrow": True},
+            ["QuantizeLinear", "DequantizeLinear", "Clip", "QuantizeLinear", "DequantizeLinear", "Conv"],
+        ),
         ({"grids": 2, "other_grid": True}, ["QuantizeLinear", "DequantizeLinear"] * 2 + ["Conv"]),
     ],
 )

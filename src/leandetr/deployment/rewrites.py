@@ -21,8 +21,8 @@ def select_tokens(graph: onnx_ir.Graph) -> None:
         values = factors.numpy()
         if np.isin(values, (0, 1)).all():
             name = node.outputs[0].name
-            chosen = _constant(graph, f"{name}_chosen", values.astype(bool))
-            zero = _constant(graph, f"{name}_zero", np.zeros((), values.dtype))
+            chosen = constant(graph, f"{name}_chosen", values.astype(bool))
+            zero = constant(graph, f"{name}_zero", np.zeros((), values.dtype))
             choice = onnx_ir.node("Where", [chosen, node.inputs[1], zero])
             replace_nodes_and_values(graph, node, [node], [choice], node.outputs, choice.outputs)
 
@@ -30,7 +30,7 @@ def select_tokens(graph: onnx_ir.Graph) -> None:
 def pad_in_convolutions(graph: onnx_ir.Graph) -> None:
     """Zero padding before a convolution becomes the convolution's own, also through an integer grid, on which 0 always lies:
 
-        Pad -> Conv    and    Pad -> QuantizeLinear -> DequantizeLinear -> Conv
+        Pad -> Conv    and    Pad -> (Clip ->) QuantizeLinear -> DequantizeLinear -> Conv
 
     "Same" padding is computed by the model and so arrives as a Pad. Both engines run that as a pass over memory of its own,
     in ONNX Runtime in float. Where the unpadded tensor has just come from the same grid, the second rounding to it goes too.
@@ -39,6 +39,8 @@ def pad_in_convolutions(graph: onnx_ir.Graph) -> None:
         grid = _grid_before(conv)
         reader = conv if grid is None else grid[0]
         pad = reader.inputs[0].producer()
+        if grid is not None and pad is not None and pad.op_type == "Clip" and len(pad.outputs[0].uses()) == 1:
+            reader, pad = pad, pad.inputs[0].producer()  # what clamps to a narrow grid reads the Pad
         if pad is None or pad.op_type != "Pad" or len(pad.outputs[0].uses()) > 1:
             continue
         widths = _spatial_padding(pad)
@@ -48,7 +50,8 @@ def pad_in_convolutions(graph: onnx_ir.Graph) -> None:
         conv.attributes["pads"] = onnx_ir.AttrInt64s("pads", [a + b for a, b in zip(own, widths, strict=True)])
         reader.replace_input_with(0, pad.inputs[0])
         before = pad.inputs[0].producer()
-        if grid is not None and before is not None and before.op_type == "DequantizeLinear" and _same_grid(before, grid[0]):
+        rounded = before is not None and before.op_type == "DequantizeLinear"
+        if rounded and grid is not None and reader is grid[0] and _same_grid(before, grid[0]):
             conv.replace_input_with(0, before.outputs[0])
 
 
@@ -61,7 +64,7 @@ def own_zero_points(graph: onnx_ir.Graph) -> None:
         if node.op_type == "DequantizeLinear" and len(node.inputs) == 3:
             weight, zeros = node.inputs[0], node.inputs[2]
             if weight.is_initializer() and zeros.is_initializer() and len(zeros.uses()) > 1:
-                own = _constant(graph, f"{node.outputs[0].name}_zero_point", zeros.const_value.numpy().copy())
+                own = constant(graph, f"{node.outputs[0].name}_zero_point", zeros.const_value.numpy().copy())
                 node.replace_input_with(2, own)
 
 
@@ -87,14 +90,14 @@ def _grid_before(conv: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node] | None
 
 def _same_grid(one: onnx_ir.Node, other: onnx_ir.Node) -> bool:
     """Whether two nodes that quantize or dequantize do so with the same scale and zero point."""
-    pairs = [(_value(a), _value(b)) for a, b in zip(one.inputs[1:], other.inputs[1:], strict=True)]
+    pairs = [(value_of(a), value_of(b)) for a, b in zip(one.inputs[1:], other.inputs[1:], strict=True)]
     return all(a is not None and b is not None and np.array_equal(a, b) for a, b in pairs)
 
 
 def _spatial_padding(pad: onnx_ir.Node) -> list[int] | None:
     """Widths of a constant padding with zeros of images (B, C, H, W) at (top, left, bottom, right), else None."""
-    widths = _value(pad.inputs[1])
-    fill = _value(pad.inputs[2]) if len(pad.inputs) > 2 else np.zeros(())
+    widths = value_of(pad.inputs[1])
+    fill = value_of(pad.inputs[2]) if len(pad.inputs) > 2 else np.zeros(())
     mode = pad.attributes.get_string("mode", "constant")
     if widths is None or widths.size != 8 or fill is None or fill.any() or mode != "constant" or len(pad.inputs) > 3:
         return None
@@ -104,12 +107,14 @@ def _spatial_padding(pad: onnx_ir.Node) -> list[int] | None:
     return begin[2:] + end[2:]
 
 
-def _value(value: onnx_ir.Value | None) -> NDArray | None:
+def value_of(value: onnx_ir.Value | None) -> NDArray | None:
+    """Of a constant, else None."""
     tensor = get_const_tensor(value) if value is not None else None
     return None if tensor is None else tensor.numpy()
 
 
-def _constant(graph: onnx_ir.Graph, name: str, array: NDArray) -> onnx_ir.Value:
+def constant(graph: onnx_ir.Graph, name: str, array: NDArray) -> onnx_ir.Value:
+    """A new initializer."""
     tensor = onnx_ir.tensor(array, name=name)
     constant = onnx_ir.Value(name=name, const_value=tensor, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape)
     graph.register_initializer(constant)

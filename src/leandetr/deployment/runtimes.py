@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leandetr.data.transforms import DetectionTransform, eval_transform, untouched_transform
+from leandetr.deployment.integer_kernels import clamp_bytes, multiply_matrices
 from leandetr.deployment.metadata import KEY, Metadata, describe
 from leandetr.deployment.openvino import core, onnx_metadata, read_onnx
 from leandetr.deployment.unpacking import unpack_onnx, unpack_openvino
@@ -201,6 +202,8 @@ class OnnxRuntime(FileRuntime):
     def _unpacked(self, path: Path) -> bytes:
         start = time.perf_counter()
         model = onnx_ir.load(path)
+        clamp_bytes(model.graph)
+        multiply_matrices(model.graph)
         self.unpacked = unpack_onnx(model)
         file = onnx_ir.to_proto(model).SerializeToString()
         self.unpack_seconds = time.perf_counter() - start
