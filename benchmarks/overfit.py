@@ -67,7 +67,7 @@ VIT = {"num_hidden_layers": 4, "hidden_size": 96, "num_attention_heads": 3, "out
 
 SETTINGS: dict[str, Setting] = {
     "detr": Setting(DENSE, inside={"out_indices": [3]}, lr=1e-3, steps=1800),
-    "conditional_detr": Setting(DENSE | {"num_queries": 60}, inside=FINE, lr=8e-4, steps=900),
+    "conditional_detr": Setting(DENSE, inside={"out_indices": [3]}, lr=1e-3, steps=900),
     "deformable_detr": Setting(SPARSE, steps=1200),
     "deformable_detr_refine": Setting(SPARSE),
     "deformable_detr_two_stage": Setting(SPARSE),
