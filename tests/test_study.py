@@ -7,6 +7,7 @@ import math
 import pytest
 
 from leandetr import pipeline, study, verbs
+from leandetr.data.shapes import write_shapes
 from leandetr.errors import UserError
 from leandetr.pipeline import compress
 from leandetr.recipe import Study, parse_recipe, read_recipe
@@ -261,3 +262,32 @@ def test_a_step_is_expected_to_take_what_the_longest_of_its_kind_took(run):
     notes = [json.loads(path.read_text()) for path in (run[0] / "steps").glob("evaluate-*.json")]
     assert steps.expected("evaluation on pytorch") == max(note["seconds"] for note in notes)
     assert steps.expected("benchmark") == 0
+
+
+def pretraining(folder):
+    schedule = {"epochs": 1, "batch_size": 4, "workers": 0, "precision": "float32"}
+    return {"folder": str(folder), "image_size": [32, 32], "bits": "4-4-8", "training": schedule}
+
+
+def test_a_backbone_is_pretrained_once_and_all_seeds_start_from_it(tmp_path, monkeypatch):
+    shapes = write_shapes(tmp_path / "shapes", 8, 4, (64, 64))
+    recipe = parsed(student=TINY | {"pretraining": pretraining(shapes)}, variants=[{"name": "alone"}])
+    made, given, pretrain, train = [], [], verbs.pretrain, verbs.train
+    monkeypatch.setattr(verbs, "pretrain", lambda *a: made.append(a) or pretrain(*a))
+    monkeypatch.setattr(verbs, "train", lambda *a, **named: given.append(named["weights"]) or train(*a, **named))
+    compress(recipe, tmp_path / "run")
+    weights = list((tmp_path / "run").glob("pretrained-*/backbone.safetensors"))
+    assert len(made) == len(weights) == 1
+    assert made[0][5] == "4-4-8"
+    assert given == [str(weights[0])] * 2
+    compress(recipe, tmp_path / "run")
+    assert len(made) == 1
+    assert len(given) == 2
+
+
+def test_a_pretraining_that_cannot_be_is_one_sentence(tmp_path):
+    recipe = parsed(student=TINY | {"pretraining": pretraining(tmp_path / "none")})
+    with pytest.raises(UserError, match=r"pretraining.folder: .*none is no folder; name one of images by class"):
+        compress(recipe, tmp_path / "run")
+    with pytest.raises(UserError, match="pretraining is of a new detector's backbone"):
+        parsed(student={key: TINY[key] for key in ("model", "set", "training")} | {"pretraining": pretraining(tmp_path)})

@@ -29,8 +29,10 @@ from leandetr.deployment.runtimes import Runtime
 from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
+from leandetr.errors import UserError
 from leandetr.files import claim_folder, read_json, write_json, write_text
 from leandetr.recipe import Benchmark, Distillation, Model, Quantization, Recipe, Study
+from leandetr.training.classification import WEIGHTS
 from leandetr.training.config import Training
 from leandetr.training.fit import OutOfTime
 
@@ -74,7 +76,7 @@ class Steps:
 
         Returns the input's fingerprint. Raises OutOfTime where the step would not be over in time.
         """
-        key = hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        key = fingerprint(made_from)
         note, folder = self.out / "steps" / f"{name}.json", self.out / name
         before = read_json(note) if note.exists() else {}
         same = before.get("made_from") == key
@@ -133,10 +135,41 @@ class Steps:
         self.step("rehearsal", [self.data_key, concerned], None, work, "rehearsal")
 
     def untrained(self, model: Model) -> Detector:
+        if model.pretraining is not None and not model.pretraining.folder.is_dir():
+            raise UserError(f"pretraining.folder: {model.pretraining.folder} is no folder; name one of images by class")
         if model.checkpoint is not None:
             return load(model.checkpoint)
         classes = class_map_of(find_split(self.data, "train"))
         return create(model.model, classes, self._size(model), model.backbone, model.weights, model.set)
+
+    def pretrained(self, model: Model) -> Model:
+        """Pre-train a model's backbone where its recipe says how, once for all models and seeds that say the same.
+
+        Returns the model with the weights that this left.
+        """
+        if (pretraining := model.pretraining) is None:
+            return model
+        inside = "backbone_config."
+        overrides = {key.removeprefix(inside): value for key, value in model.set.items() if key.startswith(inside)}
+        made_from = [pretraining.model_dump(), model.backbone, model.weights, overrides]
+        name = f"pretrained-{fingerprint(made_from)[:8]}"
+        weights = self.out / name / WEIGHTS
+
+        def work() -> str:
+            top1 = verbs.pretrain(
+                pretraining.folder,
+                model.backbone,
+                weights.parent,
+                pretraining.image_size,
+                model.weights,
+                pretraining.bits,
+                overrides,
+                pretraining.training,
+            )
+            return f"{model.backbone}, top-1 {top1:.3f}"
+
+        self.step(name, made_from, weights, work, "pretraining")
+        return model.model_copy(update={"weights": str(weights)})
 
     def model(self, name: str, model: Model, seed: int) -> Made:
         """Train a model, or take a finished one."""
@@ -148,10 +181,11 @@ class Steps:
                 claim_folder(folder, model.checkpoint)
                 detector.save(folder)
                 return f"taken from {model.checkpoint}, {millions(detector)}"
-            detector = verbs.train(self.data, model.model, folder, **self._building(model, seed))
+            detector = verbs.train(self.data, model.model, folder, **self._building(built, seed))
             return f"{_schedule(model)}, {millions(detector)}"
 
-        made_from = [self.data_key, model.model_dump(), self._size(model), seed]
+        built = self.pretrained(model)
+        made_from = [self.data_key, said(model), self._size(model), seed]
         kind = TRAINING if model.checkpoint is None else "copy"
         return Made(folder, self.step(name, made_from, folder / "config.json", work, kind))
 
@@ -179,12 +213,13 @@ class Steps:
                 term_weights=distillation.weights,
                 term_options=distillation.options,
                 cache_teacher=distillation.cache,
-                **self._building(student, seed),
+                **self._building(built, seed),
             )
             return f"{_schedule(student)} with {distillation.method}"
 
         method = distillation.model_dump(exclude={"cache"})  # where the answers are kept changes none
-        made_from = [self.data_key, teacher.key, student.model_dump(), method, self._size(student), seed]
+        built = self.pretrained(student)
+        made_from = [self.data_key, teacher.key, said(student), method, self._size(student), seed]
         return Made(folder, self.step(name, made_from, folder / "config.json", work, TRAINING))
 
     def quantized(self, name: str, detector: Made, quantization: Quantization, seed: int, teacher: Made | None = None) -> Made:
@@ -258,6 +293,15 @@ class Steps:
 
     def _size(self, model: Model) -> tuple[int, int]:
         return model.image_size or self.recipe.image_size
+
+
+def fingerprint(made_from: Any) -> str:
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def said(model: Model) -> dict[str, Any]:
+    """What a recipe says of a model."""
+    return model.model_dump(exclude={"pretraining"} if model.pretraining is None else None)
 
 
 def low_bit_training(quantization: Quantization, training: Training, teacher: Made) -> verbs.LowBitTraining:

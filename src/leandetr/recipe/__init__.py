@@ -4,7 +4,7 @@ A `Recipe` takes one student to int8 and measures what each step cost. A `Study`
 of a student with several seeds and compares their accuracy.
 """
 
-from leandetr.recipe.parts import Benchmark, Distillation, Model, Quantization, Recipe
+from leandetr.recipe.parts import Benchmark, Distillation, Model, Pretraining, Quantization, Recipe
 from leandetr.recipe.reading import parse_recipe, parse_training, read_recipe
 from leandetr.recipe.study import Study, Variant
 
@@ -12,6 +12,7 @@ __all__ = [
     "Benchmark",
     "Distillation",
     "Model",
+    "Pretraining",
     "Quantization",
     "Recipe",
     "Study",

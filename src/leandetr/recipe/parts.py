@@ -36,6 +36,20 @@ class Data(Part):
         return self
 
 
+class Pretraining(Part):
+    """Training of a backbone as a classifier, before its detector's. It starts from the model's `weights`, and what it learns
+    takes their place.
+
+    folder: with train/CLASS/ and val/CLASS/, or detection data, whose boxes are cut out. image_size: (height, width) that
+    images are squeezed to. bits: of the scheme low-bit, to which layers are rounded meanwhile; float without.
+    """
+
+    folder: Path
+    image_size: tuple[int, int]
+    bits: str | None = None
+    training: Training = Training()
+
+
 class Model(Part):
     """A detector: a checkpoint folder or hub id as it is, or a short name with what it is built from and how it is trained.
 
@@ -48,12 +62,15 @@ class Model(Part):
     weights: str | None = None
     set: dict[str, Any] = {}
     image_size: tuple[int, int] | None = None
+    pretraining: Pretraining | None = None
     training: Training = Training()
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Model:
         if (self.checkpoint is None) == (self.model is None):
             raise ValueError("give either checkpoint or model")
+        if self.pretraining is not None and (self.model is None or self.backbone is None):
+            raise ValueError("pretraining is of a new detector's backbone: give model and backbone, or leave it out")
         return self
 
 
