@@ -12,6 +12,7 @@ from leandetr.detectors.attention import open_attention
 from leandetr.errors import UserError
 from leandetr.quantization.config import scheme_config
 from leandetr.quantization.quantize import quantize
+from leandetr.quantization.trainable import trainable_layers
 
 # The operators that show how a scheme computes; the float file has none of any.
 OPERATORS = {
@@ -118,6 +119,18 @@ def _is_integer(made, name):
     while name in made and made[name].op_type in ("Transpose", "Reshape"):
         name = made[name].input[0]
     return name in made and made[name].op_type == "DequantizeLinear"
+
+
+def test_a_low_bit_file_holds_the_integers_that_were_trained(build, tmp_path):
+    pixels = torch.randn(4, 3, 96, 96, generator=torch.Generator().manual_seed(7))
+    batches = [{"pixel_values": pixels, "pixel_mask": torch.ones(4, 96, 96, dtype=torch.int64)}]
+    trained = quantize(build("detr"), scheme_config("low-bit", bits="3-4-8", calibration_images=4), batches)
+    expected = {
+        layer.weight_grid.integers(layer.weight).numpy().tobytes() for layer in trainable_layers(trained.model).values()
+    }
+    graph = onnx.load(export_onnx(trained, tmp_path / "model.onnx")).graph
+    weights = [tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1]
+    assert {onnx.numpy_helper.to_array(tensor).tobytes() for tensor in weights} == expected
 
 
 def test_an_opset_without_the_types_is_one_sentence(build, tmp_path):
