@@ -130,6 +130,7 @@ def test_layers_hold_and_see_only_values_of_their_grids(tiny, images, batches, b
         ({"attention": {"w": 4}}, "operand of attention 'w'"),
         ({"attention": {"softmax": 1}}, "attention.softmax is 1"),
         ({"first_convolution": 16}, "first_convolution is 16"),
+        ({"depthwise": 1}, "depthwise is 1"),
         ({"part": "decoder"}, "part 'decoder'"),
         ({"overrides": {"a": "static"}}, "low-bit layers are trained"),
     ],
@@ -139,6 +140,19 @@ def test_a_value_out_of_range_is_one_sentence(options, says):
         LowBit(**options)
     with pytest.raises(UserError, match="low-bit layers are trained"):
         WeightOnly(overrides={"a": "low-bit"})
+
+
+def test_depthwise_convolutions_have_bits_of_their_own():
+    full, depthwise, grouped = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 16, 3, groups=8), nn.Conv2d(8, 8, 3, groups=2)
+    config = LowBit(bits="2-3-8")
+    assert (
+        config.layer_bits(full, False)
+        == config.layer_bits(grouped, False)
+        == config.layer_bits(nn.Linear(8, 8), False)
+        == (2, 3)
+    )
+    assert config.layer_bits(depthwise, False) == config.layer_bits(full, True) == (8, 8)
+    assert LowBit(bits="4-4-8", depthwise=2).layer_bits(depthwise, False) == (4, 4)
 
 
 def test_bits_in_short_and_as_plain_values():

@@ -38,9 +38,7 @@ def place_trained(
     for layer, setting in settings.items():
         if layer in placement.idle:
             continue
-        weight_bits, bits = setting.weight_bits, setting.activation_bits
-        if layer is first:
-            weight_bits = bits = setting.first_convolution
+        weight_bits, bits = setting.layer_bits(layer, layer is first)
         placement.plans[layer] = LayerPlan(weight_bits=weight_bits, input=GRID_INPUT, input_bits=bits)
         calibration[layer] = Static(activation_bits=bits, observer="mse")
     return placement, calibration

@@ -25,7 +25,7 @@ def round_backbone(backbone: nn.Module, config: LowBit, batches: Iterable[Tensor
 
     Args:
         backbone: takes pixel values; it runs as in training, since untrained norms have no statistics.
-        config: its widths, as in a detector: the convolution that runs first has `first_convolution` bits.
+        config: its widths, as in a detector.
         batches: (B, 3, H, W) pixels, by which the steps are set.
 
     Returns how many layers were replaced. Raises UserError for batches that reach no layer.
@@ -38,7 +38,7 @@ def round_backbone(backbone: nn.Module, config: LowBit, batches: Iterable[Tensor
     def read(layer: nn.Module, inputs: tuple[Tensor]) -> None:
         if layer not in observers:
             first = not any(isinstance(earlier, nn.Conv2d) for earlier in order) and isinstance(layer, nn.Conv2d)
-            weight, bits = (config.first_convolution,) * 2 if first else (config.weight_bits, config.activation_bits)
+            weight, bits = config.layer_bits(layer, first)
             plans[layer] = LayerPlan(weight_bits=weight, input=GRID_INPUT, input_bits=bits)
             observers[layer] = observer_of(Static(activation_bits=bits, observer="mse"))
             order.append(layer)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from torch import nn
+
 from leandetr.errors import UserError, unknown
 from leandetr.quantization.config.post_training import Static
 from leandetr.quantization.config.scheme import DEFAULT_FLOAT, OPERANDS, Scheme
@@ -31,6 +33,8 @@ class LowBit(Scheme):
             each. An override's bits hold for the layers (and attentions) that its pattern matches.
         attention: bits of single operands, "q", "k", "v" and "softmax", where they are others.
         first_convolution: bits of the first convolution's weights and input.
+        depthwise: bits of depthwise convolutions' weights and inputs, where the others' are fewer. They hold a few weights
+            a channel and few of the products, and lose the most (Jacob et al., 2018, and all low-bit mobile networks since).
         part: "all", or "backbone", which leaves encoder and decoder float: the first of Q-DETR's two stages.
         calibration_images: how many images the steps are initialised with, by the least squared rounding error.
     """
@@ -38,6 +42,7 @@ class LowBit(Scheme):
     bits: str = "4-4-8"
     attention: Mapping[str, int] = field(default_factory=dict)
     first_convolution: int = 8
+    depthwise: int = 8
     part: str = "all"
     calibration_images: int = 128
 
@@ -61,6 +66,7 @@ class LowBit(Scheme):
                 raise unknown("operand of attention", operand, OPERANDS)
             _check_bits(f"attention.{operand}", width)
         _check_bits("first_convolution", self.first_convolution)
+        _check_bits("depthwise", self.depthwise)
         if self.part not in PARTS:
             raise unknown("part", self.part, PARTS)
         if self.calibration_images < 1:
@@ -74,6 +80,14 @@ class LowBit(Scheme):
     @property
     def activation_bits(self) -> int:
         return int(self.bits.split("-")[1])
+
+    def layer_bits(self, layer: nn.Module, first: bool) -> tuple[int, int]:
+        """Of the weights and of the input of a Linear or Conv2d; `first` is the convolution that meets the image."""
+        if first:
+            return self.first_convolution, self.first_convolution
+        if isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels:
+            return max(self.weight_bits, self.depthwise), max(self.activation_bits, self.depthwise)
+        return self.weight_bits, self.activation_bits
 
     def operand(self, name: str) -> Static | None:
         bits = self.attention.get(name, int(self.bits.split("-")[2]))
