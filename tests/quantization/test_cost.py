@@ -42,3 +42,12 @@ def test_attention_and_the_first_convolution_are_the_products_of_eight_bits(tiny
     first = 64 * 64 * convolution.weight.numel()  # half of 128 pixels a side
     assert theoretical_cost(detector).multiply_adds[8] == 2 * pairs * width + first
     assert heads * (width // heads) == width
+
+
+def test_a_learned_query_that_is_a_view_of_its_parameter_is_counted(tiny_detector):
+    detector = tiny_detector(
+        "swin_detr", None, stages=[4], **{"backbone_config.embed_dim": 24, "backbone_config.depths": [1, 1, 1, 1]}
+    )
+    learning = [parameter.requires_grad for parameter in detector.model.parameters()]
+    assert theoretical_cost(detector).multiply_adds[32] > 0
+    assert [parameter.requires_grad for parameter in detector.model.parameters()] == learning

@@ -104,12 +104,16 @@ def theoretical_cost(detector: Detector, image_size: tuple[int, int] | None = No
             watch_attention(module)
     training = detector.training
     detector.eval()
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = next(model.parameters()).device
     try:
+        model.requires_grad_(False)  # the counter asks views of parameters for a gradient that is never computed
         with FlopCounterMode(display=False) as counter:
-            device = next(model.parameters()).device
             model(pixel_values=torch.zeros(1, 3, *size, device=device))
     finally:
         detector.train(training)
+        for parameter in learning:
+            parameter.requires_grad_(True)
         for handle in handles:
             handle.remove()
     counted[FLOAT_BITS] += max(0, counter.get_total_flops() // 2 + unseen - counted.total())
