@@ -26,7 +26,7 @@ def judged(monkeypatch):
         return 0.5 - 0.01 * sum(plan["input"] in ("grid", "given") and "fc2" in name for name, plan in layers.items())
 
     def costs(candidates, *_):
-        layers = candidates["static"].config.quantization_config.layers
+        layers = candidates["static"].config.quantization_config.as_asked
         return {name: {"float": 1.0, "static": 1.5 if "fc1" in name else 0.5} for name in layers}
 
     def whole(detectors, *_):

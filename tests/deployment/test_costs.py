@@ -23,7 +23,7 @@ def test_every_layer_is_measured_under_every_candidate(candidates, engine):
     if engine == "openvino":
         pytest.importorskip("openvino")
     costs = layer_costs(candidates, torch.randn(1, 3, 96, 96), engine, threads=1)
-    assert set(costs) == set(candidates["static"].config.quantization_config.layers)
+    assert set(costs) == set(candidates["static"].config.quantization_config.as_asked)
     assert all(set(found) == set(candidates) for found in costs.values())
     assert all(0 <= milliseconds < 1000 for found in costs.values() for milliseconds in found.values())
     assert sum(found["static"] for found in costs.values()) > 0

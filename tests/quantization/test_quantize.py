@@ -56,14 +56,16 @@ def test_saved_equals_loaded_and_the_float_model_is_left_alone(tiny_detector, im
 
 
 @pytest.mark.parametrize("scheme", ["dynamic", "static"])
-def test_layers_hold_int8_and_the_heads_stay_float(tiny_detector, batches, scheme):
+def test_layers_hold_int8_and_the_heads_compute_in_float(tiny_detector, batches, scheme):
     quantized = quantize(tiny_detector("detr"), SCHEMES[scheme], batches)
     layers = {name: module for name, module in quantized.model.named_modules() if isinstance(module, QuantizedLayer)}
     assert layers
     assert all(layer.weight.dtype == torch.int8 for layer in layers.values())
-    assert not any("class_labels_classifier" in name or "bbox_predictor" in name for name in layers)
-    assert isinstance(quantized.model.class_labels_classifier, nn.Linear)
-    assert "class head" in quantized.config.quantization_config.summary()
+    heads = {name for name in layers if "class_labels_classifier" in name or "bbox_predictor" in name}
+    assert {layers[name].plan.input for name in heads} == {"float"}
+    record = quantized.config.quantization_config
+    assert set(record.as_asked) == layers.keys() - heads
+    assert "8-bit weights in float arithmetic, class head" in record.summary()
 
 
 def test_layers_hold_4_bits_and_the_heads_8(tiny_detector):
@@ -76,7 +78,7 @@ def test_layers_hold_4_bits_and_the_heads_8(tiny_detector):
         assert layer.weight.nbytes == detector.model.get_submodule(name).weight.numel() * bits // 8
     assert record.kept_wide["class_embed.0" if "class_embed.0" in layers else "model.decoder.class_embed.0"] == "class head"
     assert any("3 inputs have no group" in reason for reason in record.kept_wide.values())
-    assert "8 bits, box head" in record.summary()
+    assert "8-bit weights in float arithmetic, box head" in record.summary()
     assert not any(isinstance(module, nn.Linear) for module in quantized.model.modules())
 
 

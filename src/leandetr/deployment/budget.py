@@ -96,10 +96,13 @@ def quantize_within(detector: Detector, scheme: Static, split: Split, budget: Bu
     errors, sizes = measure_layers(detector, options, batches)
 
     def quantized(assignment: Assignment) -> Detector:
+        if set(assignment.values()) == {FLOAT}:
+            return plain
         own = {INTEGERS: replace(scheme, overrides={}), FLOAT: FLOAT, **STORED}
         overrides = {**scheme.overrides, **{layer: own[choice] for layer, choice in assignment.items()}}
         return quantize(detector, replace(scheme, overrides=overrides), batches)
 
+    plain = quantize(detector, WeightOnly(overrides={"*": FLOAT}))
     known: dict[tuple[str, ...], float] = {}
 
     def ap(assignment: Assignment) -> float:
@@ -109,7 +112,6 @@ def quantize_within(detector: Detector, scheme: Static, split: Split, budget: Bu
         return known[key]
 
     integers = quantize(detector, scheme, batches)
-    plain = quantize(detector, WeightOnly(overrides={"*": FLOAT}))
     costs = layer_costs({FLOAT: plain, INTEGERS: integers}, batches[0]["pixel_values"][:1], budget.engine)
     rest = _rest(detector, split, costs, budget)
     found = search(

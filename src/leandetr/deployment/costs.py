@@ -43,7 +43,7 @@ def layer_costs(
 
     Args:
         candidates: name -> the detector quantized as a whole with it, or a float one. The layers measured are those that any
-            candidate quantizes; where one leaves such a layer float, it is measured as float.
+            candidate quantizes as it was asked to; where one leaves such a layer float, it is measured as float.
         pixels: (1, 3, H, W) that the detectors run on, for the layers' input shapes.
         engine: "onnxruntime" or "openvino".
         threads: as many as PyTorch uses by default.
@@ -69,7 +69,8 @@ def layer_costs(
 def _quantized_layers(detectors: object) -> list[str]:
     names: dict[str, None] = {}
     for detector in detectors:
-        names |= {name: None for name, module in detector.model.named_modules() if isinstance(module, QuantizedLayer)}
+        record = getattr(detector.config, "quantization_config", None)
+        names |= dict.fromkeys([] if record is None else record.as_asked)
     return list(names)
 
 

@@ -36,7 +36,7 @@ class QuantizationRecord(QuantizationConfigMixin):
         activations: activation function -> bits of the grid on its output.
         left_float: layer with weights, or attention, that stayed float -> why.
         trainable: whether the layers hold float weights that are rounded as they run, see `trainable.py`.
-        kept_wide: layer that holds 8 bits where fewer were asked for -> why.
+        kept_wide: layer with 8-bit weights and float arithmetic where fewer bits or integer arithmetic were asked for -> why.
         merges: branch of a block -> the convolution that has taken it in.
     """
 
@@ -62,6 +62,11 @@ class QuantizationRecord(QuantizationConfigMixin):
         self.kept_wide = kept_wide or {}
         self.merges = merges or {}
 
+    @property
+    def as_asked(self) -> list[str]:
+        """The quantized layers without those of `kept_wide`."""
+        return [layer for layer in self.layers if layer not in self.kept_wide]
+
     def summary(self) -> str:
         """One line on what was quantized, then one a reason on what was not."""
         inputs: dict[str, int] = {}
@@ -69,7 +74,7 @@ class QuantizationRecord(QuantizationConfigMixin):
             inputs[plan["input"]] = inputs.get(plan["input"], 0) + 1
         kinds = ", ".join(f"{count} with {INPUTS[kind]}" for kind, count in sorted(inputs.items()))
         lines = [f"{self.scheme['scheme']}: {len(self.layers)} layers quantized ({kinds}), {len(self.left_float)} left float"]
-        for kind, layers in (("float", self.left_float), ("8 bits", self.kept_wide)):
+        for kind, layers in (("float", self.left_float), ("8-bit weights in float arithmetic", self.kept_wide)):
             reasons: dict[str, list[str]] = {}
             for name, reason in layers.items():
                 reasons.setdefault(reason, []).append(name)

@@ -202,8 +202,8 @@ def _decide(
                 left_float[names[0]] = "left to the second stage"
             else:
                 settings[module] = setting
-            if isinstance(setting, WeightOnly) and isinstance(config, WeightOnly):
-                if not reason.startswith("override") and setting.bits > config.bits:
+            if isinstance(setting, WeightOnly):
+                if not reason.startswith("override") and setting != config:
                     kept_wide[names[0]] = reason
                 elif setting.bits < 8 and group_size_of(module, setting.group_size) is None:
                     kept_wide[names[0]] = f"{module.weight.shape[1]} inputs have no group of 16 or more"

@@ -46,7 +46,7 @@ def measure(
     sizes: dict[str, dict[str, int]] = {}
     for name, scheme in candidates.items():
         quantized = quantize(detector, scheme, batches if calibration_images(scheme) else ())
-        layers = {layer: quantized.model.get_submodule(layer) for layer in quantized.config.quantization_config.layers}
+        layers = {layer: quantized.model.get_submodule(layer) for layer in quantized.config.quantization_config.as_asked}
         del quantized
         for layer, error in _compare(plain.model, layers, batches).items():
             errors.setdefault(layer, {})[name] = error

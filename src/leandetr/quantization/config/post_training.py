@@ -62,6 +62,9 @@ class Dynamic(Scheme):
 
     name: ClassVar[str] = "dynamic"
 
+    def careful(self) -> Scheme:
+        return WeightOnly()
+
 
 @dataclass(frozen=True)
 class Static(Scheme):
@@ -99,6 +102,9 @@ class Static(Scheme):
         if self.calibration_images < 1:
             raise UserError(f"static: calibration_images is {self.calibration_images}; give 1 or more")
         _check_switch("static: attention", self.attention)
+
+    def careful(self) -> Scheme:
+        return WeightOnly()
 
     def operand(self, name: str) -> Static | None:
         return self if self.attention else None

@@ -105,7 +105,7 @@ class Scheme:
         return found
 
     def careful(self) -> Scheme | None:
-        """What the default exceptions get, None for float."""
+        """What the default exceptions get, whose arithmetic is float; None for float weights, too."""
         return None
 
     def operand(self, name: str) -> Static | None:
