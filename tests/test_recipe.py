@@ -162,6 +162,12 @@ def test_a_file_stands_over_those_that_it_extends(recipe, tmp_path):
     assert (found.variants[0].student.training.epochs, found.calibration) == (5, 4)
 
 
+def test_configuration_values_begin_anew_where_a_file_names_another_model(recipe, tmp_path):
+    (tmp_path / "scale.yaml").write_text(yaml.safe_dump(GOOD | {"student": GOOD["student"] | {"set": {"num_denoising": 0}}}))
+    own = {"extends": "scale.yaml", "student": {"model": "adamixer", "set": {"sampling_groups": 2}}}
+    assert read_recipe(recipe(own)).student.set == {"sampling_groups": 2}
+
+
 def test_a_file_that_extends_itself_or_nothing_is_named(recipe, tmp_path):
     (tmp_path / "other.yaml").write_text("extends: recipe.yaml")
     with pytest.raises(UserError, match=r"recipe.yaml extends itself"):

@@ -69,7 +69,7 @@ class Study(Job):
             if not isinstance(variant, dict):
                 return variant
             parts = ("student", "teacher") if variant.get("distillation") is not None else ("student",)
-            own = {part: _changed(values.get(part), variant.get(part)) for part in parts}
+            own = {part: merge(values.get(part), variant.get(part)) for part in parts}
             own = {part: value for part, value in own.items() if value is not None}
             if isinstance(variant.get("quantization"), list):
                 schedule = own["student"].get("training") if isinstance(own.get("student"), dict) else None
@@ -101,13 +101,6 @@ class Study(Job):
         return self
 
 
-def _changed(model: Any, changes: Any) -> Any:
-    """A model with a variant's changes; where they name another one, its configuration values begin anew."""
-    if isinstance(model, dict) and isinstance(changes, dict) and changes.get("model", model.get("model")) != model.get("model"):
-        model = {key: value for key, value in model.items() if key != "set"}
-    return merge(model, changes)
-
-
 def _scheduled(quantization: Any, schedule: Any) -> Any:
     """A quantization that is trained, with the student's schedule under its own."""
     if not isinstance(quantization, dict) or quantization.get("training") is None:
@@ -116,7 +109,8 @@ def _scheduled(quantization: Any, schedule: Any) -> Any:
 
 
 def merge(base: Any, changes: Any) -> Any:
-    """`changes` over `base`: mappings key by key, anything else as a whole; None leaves the base.
+    """`changes` over `base`: mappings key by key, anything else as a whole; None leaves the base. A model's configuration values
+    (`set`) begin anew where the changes name another `model`.
 
     >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": [4]})
     {'a': {'b': 1, 'c': 3}, 'd': [4]}
@@ -125,4 +119,6 @@ def merge(base: Any, changes: Any) -> Any:
         return base
     if not (isinstance(base, dict) and isinstance(changes, dict)):
         return changes
+    if changes.get("model", base.get("model")) != base.get("model"):
+        base = {key: value for key, value in base.items() if key != "set"}
     return base | {key: merge(base.get(key), value) if value is not None else None for key, value in changes.items()}
