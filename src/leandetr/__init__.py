@@ -11,10 +11,14 @@
 Importing it registers its quantized checkpoints with transformers, so `AutoModelForObjectDetection.from_pretrained` reads them.
 """
 
+import logging
 from importlib import import_module
 from typing import Any
 
-import leandetr.quantization.checkpoint  # noqa: F401 - registers the quantizer
+# where torchao is installed, importing transformers' quantizers makes torch warn of torchao's own enums
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+
+import leandetr.quantization.checkpoint  # noqa: E402, F401 - registers the quantizer
 
 _HOMES = {
     "leandetr.verbs": ("train", "distill", "pretrain", "quantize", "evaluate", "export", "predict", "benchmark"),

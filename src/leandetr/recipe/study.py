@@ -109,8 +109,8 @@ def _scheduled(quantization: Any, schedule: Any) -> Any:
 
 
 def merge(base: Any, changes: Any) -> Any:
-    """`changes` over `base`: mappings key by key, anything else as a whole; None leaves the base. A model's configuration values
-    (`set`) begin anew where the changes name another `model`.
+    """`changes` over `base`: mappings key by key, anything else as a whole; None leaves the base. A model's configuration
+    values (`set`) begin anew where the changes name another `model`.
 
     >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": [4]})
     {'a': {'b': 1, 'c': 3}, 'd': [4]}
