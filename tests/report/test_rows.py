@@ -66,6 +66,12 @@ def test_slower_than_float_is_said_of_quantized_rows_below_one(make_row, speedup
     assert ("slower than float" in numbers.note(rows[1], rows)) is slower
 
 
+@pytest.mark.parametrize(("highest", "slower"), [(0.99, True), (1.04, False)])
+def test_a_ratio_whose_interval_reaches_one_is_not_called_slower(make_row, highest, slower):
+    rows = [make_row("distilled"), make_row("distilled-dynamic", speedup=0.98, speedup_low=0.97, speedup_high=highest)]
+    assert numbers.slower_than_float(rows[1], rows) is slower
+
+
 def test_slower_than_float_is_not_said_of_a_float_row(make_row):
     rows = [make_row("teacher"), make_row("baseline", speedup=0.5)]
     assert not numbers.slower_than_float(rows[1], rows)

@@ -123,7 +123,7 @@ def quantize(
             f"{found['drop']:.4f} of {found['max_ap_drop']:g} allowed ({found['evaluations']} measurements); "
             f"{found['latency_ms']:.1f} ms against {found['float_latency_ms']:.1f} on {found['engine']}, "
             f"{found['speedup']:.2f} [{found['speedup_low']:.2f}, {found['speedup_high']:.2f}]"
-            f"{', slower than float' if found['speedup'] < 1 else ''}"
+            f"{', slower than float' if found['speedup_high'] < 1 else ''}"
         )
         return
     detector = verbs.quantize(model, source, scheme, out, calibration, options, low_bit)
