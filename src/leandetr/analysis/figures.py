@@ -47,6 +47,7 @@ def panels(
 
 
 def label(axes: Axes, title: str, x: str, y: str = "") -> None:
+    """A panel's title and the names of its axes."""
     axes.set_title(title, loc="left", fontsize=9.5)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -67,5 +68,6 @@ def colours(epochs: Sequence[int | None]) -> list[Any]:
 
 
 def save(figure: Figure, path: Path) -> None:
+    """Write a PNG; nothing half-written is ever at `path`."""
     with writing(path) as temporary:
         figure.savefig(temporary, format="png")

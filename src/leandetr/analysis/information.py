@@ -109,6 +109,8 @@ def information(models: Sequence[str | Path], split: Split, out: Path, images: i
 
 @torch.inference_mode()
 def collect(detector: Detector, split: Split, images: int | None) -> tuple[Samples, Distributions | None]:
+    """What the estimators need, from `images` images spread over a split (None: all), and the queries of the decoder's
+    cross-attention, None where they cannot be read."""
     matcher = HungarianMatcher.from_config(detector.config, detector.head)
     loader = loader_of(detector, split, images, batch_size=1)  # each image without padding
     count = len(loader.dataset)
@@ -179,10 +181,12 @@ def combined(parts: Sequence[Estimate], weight: float = 1.0) -> Estimate:
 
 
 def as_dict(found: Estimate) -> dict[str, float | None]:
+    """For JSON, which has no NaN or infinity: None stands for them."""
     return {name: value if math.isfinite(value) else None for name, value in asdict(found).items()}
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
+    """The information plane of what was written as JSON, as a PNG."""
     rows = found["models"]
     title = "The information plane: what features know of the image, what queries know of the objects"
     caption = (

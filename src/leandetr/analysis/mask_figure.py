@@ -108,5 +108,6 @@ def over(panel: Axes, values: Tensor) -> None:
 
 
 def outline(panel: Axes, boxes: Tensor, colour: str, width: float = 1.0) -> None:
+    """Draw boxes (N, 4), (x0, y0, x1, y1) in the panel's units."""
     for x0, y0, x1, y1 in boxes.tolist():
         panel.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width))

@@ -156,6 +156,7 @@ def kinds(item: Distributions) -> list[tuple[list[Tensor], str]]:
 
 
 def draw_heads(panels: Sequence[Axes], item: Distributions) -> None:
+    """Histograms of the last layer's queries, a head in each panel; panels without a head are hidden."""
     for values, colour in ((layers[-1], colour) for layers, colour in kinds(item)):
         edge = values.abs().flatten().kthvalue(int(0.999 * values.numel())).values.item()
         for panel, head in zip(panels, values):
@@ -167,6 +168,7 @@ def draw_heads(panels: Sequence[Axes], item: Distributions) -> None:
 
 
 def draw_entropies(panel: Axes, item: Distributions) -> None:
+    """The entropy in bits of each layer's queries."""
     drawn, layers = kinds(item), np.arange(1, 1 + len(item.before))
     for number, (values, colour) in enumerate(drawn):
         bars = [code_entropy(layer, BITS) for layer in values]

@@ -98,6 +98,7 @@ def by_layer(states: dict[str, Tensor]) -> list[dict[str, float | None]]:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
+    """The similarities of what was written as JSON, as a PNG."""
     title = "How alike object and distillation queries are, layer by layer of the decoder"
     caption = (
         f"Mean cosine similarity of the decoder's states over all pairs of queries and {found['images']} images; bands: one "

@@ -107,6 +107,7 @@ def instability(assigned: Tensor) -> Tensor:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
+    """The instability of what was written as JSON, as a PNG."""
     title = "How much the matching of queries with objects changes between the decoder's stages"
     caption = (
         f"Hungarian matching of every stage's predictions on {found['images']} images with {found['objects']} objects, the "
