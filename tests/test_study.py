@@ -207,6 +207,11 @@ def test_a_teacher_of_its_own_is_trained_once_for_all_that_name_it():
     assert of_variant == {"a": "teacher-a", "b": "teacher-a", "c": "teacher"}
 
 
+def test_a_variant_held_against_itself_is_compared_with_none():
+    plans = study.planned_rows(parsed(variants=[{"name": "a"}, {"name": "b"}, {"name": "c", "against": "c"}]), {})
+    assert [plan.against for plan in plans.values()] == [None, "a", None]
+
+
 def test_a_low_bit_training_has_the_students_schedule_and_the_studys_teacher(tmp_path):
     low_bit = {"scheme": "low-bit", "options": {"calibration_images": 4}, "training": {"lr": 1e-5}}
     rows = [low_bit | {"name": "lsq"}, low_bit | {"name": "both", "distillation": {"method": "drd"}}]

@@ -205,7 +205,7 @@ class StudyRun:
 
 
 class Plan(NamedTuple):
-    """A row: the seeds that it has, the row that its accuracy is held against (None: the reference itself, and teachers), and
+    """A row: the seeds that it has, the row that its accuracy is held against (None: those held against themselves, and teachers), and
     the row that its latency is."""
 
     seeds: list[int]
@@ -218,8 +218,8 @@ def planned_rows(study: Study, teachers: Mapping[str, Model]) -> dict[str, Plan]
     rows = {name: Plan(study.seeds[:1], None, name) for name, model in teachers.items() if not from_outside(model)}
     reference = study.variants[0].name
     for variant in study.variants:
-        held = variant.against or (reference if variant.name != reference else None)
-        rows[variant.name] = Plan(study.seeds, held, variant.name)
+        held = variant.against or reference
+        rows[variant.name] = Plan(study.seeds, held if held != variant.name else None, variant.name)
         rows |= {row: Plan(study.seeds, variant.name, variant.name) for row in variant.quantized()}
     return rows
 

@@ -15,7 +15,7 @@ class Variant(Part):
     name: of the row and, before `-seed-N`, of its folders. student, teacher: what differs from the study's own, merged into
     them key by key (but for `set` where another `model` is named); a variant without distillation is the student alone.
     quantization: of the trained variant, each a further row `NAME-SCHEME`. against: the variant that its accuracy is held
-    against, the study's first by default.
+    against, the study's first by default; its own name for a detector that is not to be compared.
     """
 
     name: str = Field(pattern=r"^\w[\w.+-]*$")
