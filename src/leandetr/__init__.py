@@ -12,31 +12,13 @@ Importing it registers its quantized checkpoints with transformers, so `AutoMode
 """
 
 import logging
-from importlib import import_module
-from typing import Any
+
+import lazy_loader
 
 # where torchao is installed, importing transformers' quantizers makes torch warn of torchao's own enums
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 import leandetr.quantization.checkpoint  # noqa: E402, F401 - registers the quantizer
 
-_HOMES = {
-    "leandetr.verbs": ("train", "distill", "pretrain", "quantize", "evaluate", "export", "predict", "benchmark"),
-    "leandetr.pipeline": ("compress",),
-    "leandetr.recipe": ("Recipe", "Study", "read_recipe"),
-    "leandetr.training.config": ("Training",),
-    "leandetr.detectors.load": ("load",),
-    "leandetr.detectors.create": ("create",),
-    "leandetr.detectors.detector": ("Detector",),
-    "leandetr.errors": ("UserError",),
-    "leandetr.structures": ("ClassMap", "Detections", "DetectorOutput", "Preprocessing", "Queries"),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-__all__ = [*_HOME_OF]  # noqa: PLE0604 - names that are imported when they are first asked for
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # `__init__.pyi` says what is where
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'leandetr' has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)

@@ -205,8 +205,8 @@ class StudyRun:
 
 
 class Plan(NamedTuple):
-    """A row: the seeds that it has, the row that its accuracy is held against (None: those held against themselves, and teachers), and
-    the row that its latency is."""
+    """A row: the seeds that it has, the row that its accuracy is held against (None: those held against themselves, and
+    teachers), and the row that its latency is."""
 
     seeds: list[int]
     against: str | None

@@ -1,0 +1,35 @@
+from .detectors.create import create
+from .detectors.detector import Detector
+from .detectors.load import load
+from .errors import UserError
+from .pipeline import compress
+from .recipe import Recipe, Study, read_recipe
+from .structures import ClassMap, Detections, DetectorOutput, Preprocessing, Queries
+from .training.config import Training
+from .verbs import benchmark, distill, evaluate, export, predict, pretrain, quantize, train
+
+__version__: str
+__all__ = [
+    "ClassMap",
+    "Detections",
+    "Detector",
+    "DetectorOutput",
+    "Preprocessing",
+    "Queries",
+    "Recipe",
+    "Study",
+    "Training",
+    "UserError",
+    "benchmark",
+    "compress",
+    "create",
+    "distill",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "pretrain",
+    "quantize",
+    "read_recipe",
+    "train",
+]
