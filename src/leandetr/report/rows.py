@@ -106,12 +106,17 @@ def reference(row: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def slower_than_float(row: Row, rows: Sequence[Row]) -> bool:
-    """Whether a quantized row's speed-up is below 1 with its whole interval, where it has one."""
+    """Whether a quantized row's speed-up is surely below 1."""
     float_row = reference(row, rows)
     quantized = float_row is not None and row["name"].startswith(f"{float_row['name']}-")
+    return quantized and surely_slower(row)
+
+
+def surely_slower(row: Mapping[str, Any]) -> bool:
+    """Whether the speed-up, where it was measured, is below 1 with its whole interval, where it has one."""
     highest = row.get("speedup_high")
-    highest = highest if defined(highest) else row["speedup"]
-    return quantized and defined(highest) and highest < 1
+    highest = highest if defined(highest) else row.get("speedup")
+    return defined(highest) and highest < 1
 
 
 def note(row: Row, rows: Sequence[Row]) -> str:

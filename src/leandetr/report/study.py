@@ -25,6 +25,7 @@ from leandetr.report.rows import DASH, Column, accuracy, defined, millions, mill
 ACCURACIES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 LATENCY = ("latency_ms", "latency_p90_ms", "speedup", "speedup_low", "speedup_high")
 NOT_YET = "not yet"
+TIMES = "ms, p90 ms: median and 90th percentile of one image. speedup: against the float row on the same runtime. "
 TERMINAL = ("row", "seeds", "AP", "change", "AP50")  # what fits into 80 columns, with the first epochs
 
 Measured = tuple[float | None, float | None]  # mean and spread
@@ -138,9 +139,13 @@ def with_spread(mean: float | None, spread: float | None, signed: bool = False) 
     return (f"{mean:+.3f}" if signed else f"{mean:.3f}") + ("" if spread is None else f" ±{spread:.3f}")
 
 
+def _measured(rows: Sequence[StudyRow]) -> bool:
+    return any("latency_ms" in row for row in rows)
+
+
 def study_columns(rows: Sequence[StudyRow], epochs: Sequence[int]) -> list[Column]:
     """Accuracy, AP after the epochs that the study names, and what an evaluation and an artefact cost. The latency's columns
-    are there when it was measured."""
+    are there when it was measured, the notes' when a quantized row is slower than its float row."""
 
     def ap(row: StudyRow) -> str:
         return with_spread(row["ap"], row["spread"]["ap"]) if row["seeds"] else NOT_YET
@@ -163,17 +168,19 @@ def study_columns(rows: Sequence[StudyRow], epochs: Sequence[int]) -> list[Colum
         Column("large", lambda row: accuracy(row["ap_large"])),
         Column("evaluation s", lambda row: numbers.number(row["evaluate_seconds"], 1)),
     ]
-    if any("latency_ms" in row for row in rows):
+    if _measured(rows):
         columns += [
             Column("ms", lambda row: milliseconds(row.get("latency_ms"))),
             Column("p90 ms", lambda row: milliseconds(row.get("latency_p90_ms"))),
             Column("speedup", lambda row: numbers.speedup(row) if "speedup" in row else DASH),
         ]
-    return [
-        *columns,
+    columns += [
         Column("MB", lambda row: millions(row["size_bytes"])),
         Column("M params", lambda row: millions(row["parameters"])),
     ]
+    if any(map(numbers.surely_slower, rows)):
+        columns.append(Column("note", lambda row: numbers.SLOWER if numbers.surely_slower(row) else "", numeric=False))
+    return columns
 
 
 def legend(rows: Sequence[StudyRow]) -> str:
@@ -186,7 +193,7 @@ def legend(rows: Sequence[StudyRow]) -> str:
         "AP: COCO average precision, a fraction, the mean over the seeds that are done, ± their sample standard deviation "
         f"(none for one seed). change: mean difference in AP to {most}{others}, seed by seed. "
         "epoch N: AP on the validation images after that epoch, where AP itself is that of the best epoch. evaluation s: "
-        "seconds for all validation images. MB: 10^6 bytes of the written artefact. "
+        f"seconds for all validation images. {TIMES if _measured(rows) else ''}MB: 10^6 bytes of the written artefact. "
         f"{DASH}: undefined or not measured."
     )
 
