@@ -43,6 +43,7 @@ from leandetr.errors import UserError
 from leandetr.evaluation import coco
 from leandetr.files import write_json, write_text
 from leandetr.quantization import quantize, scheme_config
+from leandetr.report.rows import SLOWER, surely_slower
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "detr-r50": {"name": "detr", "image_size": (480, 640)},
@@ -224,7 +225,7 @@ def markdown(results: dict[str, Any]) -> str:
     for row in sorted(results["rows"], key=lambda row: row["runtime"], reverse=True):
         ap = "–" if row["ap"] is None else f"{row['ap']:.3f}"
         speed = f"{row['speedup']:.2f}× ({row['speedup_low']:.2f}–{row['speedup_high']:.2f})"
-        speed += ", slower than float" if row["speedup_high"] < 1 else ""
+        speed += f", {SLOWER}" if surely_slower(row) else ""
         times = f"{row['latency_ms']:.1f} | {row['latency_p90_ms']:.1f}"
         size = f"{row['size_bytes'] / 1e6:.2f} | {row['size_ratio']:.2f}×"
         lines.append(f"| {row['runtime']} | {row['artifact']} | {ap} | {times} | {speed} | {size} |")

@@ -110,6 +110,7 @@ def benchmark(
     from leandetr import verbs
     from leandetr.deployment.benchmark import environment
     from leandetr.files import write_json
+    from leandetr.report.rows import surely_slower
 
     found = verbs.benchmark(models, data.source(), engine, repeats, threads)
     if json:
@@ -117,7 +118,7 @@ def benchmark(
     table = Table(Column("artifact", overflow="fold"), "runtime", "latency ms", "p90 ms", "speed-up", "MB")
     for row in found:
         ratio = f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
-        slower = f", slower than {row['reference']}" if row["speedup_high"] < 1 and row is not found[0] else ""
+        slower = f", slower than {row['reference']}" if surely_slower(row) and row is not found[0] else ""
         size = f"{row['size_bytes'] / 1e6:.2f}"
         table.add_row(
             row["artifact"], row["runtime"], f"{row['latency_ms']:.1f}", f"{row['latency_p90_ms']:.1f}", ratio + slower, size

@@ -106,6 +106,7 @@ def quantize(
     """
     from leandetr import verbs
     from leandetr.quantization.cost import theoretical_cost
+    from leandetr.report.rows import SLOWER, surely_slower
 
     named = [f"{name}={value}" for name, value in (("bits", bits), ("group_size", group_size)) if value is not None]
     settings = read_settings(named + (set_ or []))
@@ -123,7 +124,7 @@ def quantize(
             f"{found['drop']:.4f} of {found['max_ap_drop']:g} allowed ({found['evaluations']} measurements); "
             f"{found['latency_ms']:.1f} ms against {found['float_latency_ms']:.1f} on {found['engine']}, "
             f"{found['speedup']:.2f} [{found['speedup_low']:.2f}, {found['speedup_high']:.2f}]"
-            f"{', slower than float' if found['speedup_high'] < 1 else ''}"
+            f"{f', {SLOWER}' if surely_slower(found) else ''}"
         )
         return
     detector = verbs.quantize(model, source, scheme, out, calibration, options, low_bit)

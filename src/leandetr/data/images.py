@@ -64,6 +64,7 @@ def decode(path: Path) -> tuple[Image.Image, int]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB: 16 bits are scaled to 8, what is transparent is laid on white."""
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion turns all above 255 white
         pixels = np.clip(np.asarray(image), 0, 65535)
         image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
@@ -74,6 +75,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def swaps_sides(orientation: int) -> bool:
+    """Whether an image of this EXIF orientation is shown with its width and height exchanged."""
     return orientation in (5, 6, 7, 8)
 
 

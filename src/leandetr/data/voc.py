@@ -20,6 +20,7 @@ LISTS = (("train", "val"), ("trainval", "test"), ("train", "test"))
 
 
 def is_voc(folder: Path) -> bool:
+    """Whether a folder is laid out as Pascal VOC's are."""
     return (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()
 
 

@@ -19,6 +19,7 @@ NOT_LABELS = {"classes.txt"}  # labelling tools put the names beside the labels
 
 
 def is_yolo(folder: Path) -> bool:
+    """Whether a folder is laid out as YOLO's are, with its `data.yaml`."""
     return (folder / "data.yaml").is_file() and _images(folder, "train") is not None
 
 

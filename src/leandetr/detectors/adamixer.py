@@ -118,6 +118,8 @@ class AdaMixerObjectDetectionOutput(ModelOutput):
 
 
 class AdaMixerPreTrainedModel(SetPredictionPreTrainedModel):
+    """What transformers asks of every model of the family."""
+
     config: AdaMixerConfig
     config_class = AdaMixerConfig
     _no_split_modules = ("ConvBackbone", "AdaMixerDecoderLayer")

@@ -21,10 +21,14 @@ from leandetr.structures import Target
 
 
 class Detr(Family):
+    """DETR: as `Family` has it, classes by softmax."""
+
     head = "softmax"
 
 
 class ConditionalDetr(Family):
+    """Conditional DETR: the box head answers offsets from reference points that all layers share."""
+
     def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         hidden = self.normed(model, run)
         centre = inverse_sigmoid(run.output.reference_points.transpose(0, 1))  # (B, N, 2), the same for all layers
@@ -33,6 +37,8 @@ class ConditionalDetr(Family):
 
 
 class DeformableDetr(Family):
+    """Deformable DETR: every layer answers offsets from the reference points that entered it."""
+
     arguments: ClassVar[dict[str, str]] = {**Family.arguments, "reference": "reference_points"}
 
     def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,6 +140,8 @@ class DFine(RtDetr):
 
 
 class Deimv2(DFine):
+    """DEIMv2: D-FINE with its backbone at another place."""
+
     def backbone(self, model: PreTrainedModel) -> nn.Module:
         return model.model.conv_encoder.model
 
@@ -194,6 +202,8 @@ class SmcaDetr(Family):
 
 
 class SwinDetr(SmcaDetr):
+    """SwinDETR: the structure of SMCA-DETR's code, classes by softmax."""
+
     head = "softmax"
 
 

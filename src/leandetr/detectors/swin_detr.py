@@ -80,6 +80,8 @@ class SwinDetrConfig(SetPredictionConfig):
 
 
 class SwinDetrPreTrainedModel(SetPredictionPreTrainedModel):
+    """What transformers asks of every model of the family."""
+
     config: SwinDetrConfig
     _no_split_modules = ("SwinStage", "DetrEncoderLayer", "DetrDecoderLayer")
 
