@@ -2,13 +2,14 @@
 
 import json
 import resource
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from leandetr.errors import UserError
-from leandetr.files import MARKER, claim_folder, claiming, errors_of_writing, read_json, write_json, writing, writing_files
+from leandetr.files import MARKER, claim_folder, claiming, errors_of_writing, read_json, write_json, writing, writing_files, writing_folder
 
 
 @pytest.fixture
@@ -47,13 +48,22 @@ def test_a_file_replaces_the_old_one_only_when_whole(tmp_path):
     assert names(path.parent) == ["a.json"]
 
 
+def test_a_file_never_replaces_a_folder(tmp_path):
+    write_json(tmp_path / "kept" / "a.json", 1)
+    for folder in (tmp_path / "kept", Path(".")):
+        with pytest.raises(UserError, match="is a folder"):
+            write_json(folder, 2)
+    assert read_json(tmp_path / "kept" / "a.json") == 1
+    assert names(tmp_path) == ["kept"]
+
+
 def test_a_folder_replaces_the_old_one_only_when_whole(tmp_path):
     for number in (1, 2):
-        with writing(tmp_path / "made") as temporary:
+        with writing_folder(tmp_path / "made") as temporary:
             temporary.mkdir()
             (temporary / f"{number}.txt").write_text("whole")
     with pytest.raises(ZeroDivisionError):
-        broken_off(writing(tmp_path / "made"), lambda temporary: temporary.mkdir())
+        broken_off(writing_folder(tmp_path / "made"), lambda temporary: temporary.mkdir())
     assert names(tmp_path / "made") == ["2.txt"]
     assert names(tmp_path) == ["made"]
 

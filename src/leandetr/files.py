@@ -17,17 +17,34 @@ MARKER = "leandetr.json"
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, for a file or a folder; renamed to `path` when the block ends well, removed when not.
+    """A temporary name beside the file `path`; renamed to `path` when the block ends well, removed when not.
 
-    An existing file or folder under `path` is replaced. Raises UserError where the disk is full or the place is not writable.
+    An existing file under `path` is replaced. Raises UserError where `path` is a folder, and where the disk is full or the
+    place is not writable.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder and a file is to be written; name a file in it")
+    with _renamed(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """As `writing`, a temporary name for a folder, which the block makes. An existing folder is replaced with all it holds:
+    whether it may be, the caller has asked before."""
+    with _renamed(Path(folder)) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with errors_of_writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            if path.is_dir() and not path.is_symlink():
+            if temporary.is_dir() and path.is_dir():
                 shutil.rmtree(path)
             os.replace(temporary, path)
         finally:

@@ -120,7 +120,7 @@ def test_encoder_layers_is_the_sum_of_mean_squares_of_the_attentions_answers(bui
 
 def test_equal_encoders_have_no_loss_and_widths_are_adapted(build, batch):
     student, teacher = build("detr"), build("detr", d_model=64)
-    same = Distiller(student, student, build_terms(["aq-detr"], student, student))(**batch)
+    same = Distiller(student, build("detr"), build_terms(["aq-detr"], student, student))(**batch)
     assert same.logs["encoder-layers/attention"] == 0
     terms = build_terms(["encoder-layers"], student, teacher)
     Distiller(student, teacher, terms)(**batch).loss.backward()

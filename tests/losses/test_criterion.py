@@ -14,6 +14,7 @@ from transformers import (
 from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetectionLoss
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
+from leandetr.detectors.create import create
 from leandetr.losses import Assignment, SetCriterion, box_losses, mean_over_ranks
 
 LAYERS, IMAGES, QUERIES, CLASSES = 3, 3, 8, 5
@@ -48,6 +49,17 @@ def test_equals_transformers_with_auxiliary_layers(kind, head, reference, counts
     ours = SetCriterion.from_config(config, head)(logits, predicted, labels)
     theirs, _, _ = reference(logits[-1], labels, "cpu", predicted[-1], config, logits, predicted)
     torch.testing.assert_close(sum(ours.values()), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["smca_detr", "adamixer", "detr", "deformable_detr"])
+def test_equals_the_loss_that_the_family_is_trained_with(classes, labels, name):
+    torch.manual_seed(0)
+    small = {"d_model": 64, "decoder_layers": 3, "num_queries": 12, "decoder_ffn_dim": 64}
+    found = create(name, classes, (128, 128), backbone="resnet18", overrides=small).eval()
+    with torch.no_grad():
+        out = found(torch.randn(2, 3, 128, 128), torch.ones(2, 128, 128, dtype=torch.int64), labels=labels(2, 1))
+        ours = SetCriterion.from_config(found.config, found.head)(out.logits, out.boxes, labels(2, 1))
+    torch.testing.assert_close(sum(ours.values()), out.loss, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("head", ["softmax", "sigmoid"])

@@ -24,7 +24,7 @@ from leandetr.data.convert import formats_of
 from leandetr.data.images import read_image
 from leandetr.data.transforms import eval_transform
 from leandetr.errors import UserError
-from leandetr.files import writing
+from leandetr.files import writing_folder
 from leandetr.structures import Preprocessing
 
 SPLITS = ("train", "val")
@@ -108,7 +108,7 @@ def write_crops(splits: dict[str, Split], out: Path) -> Path:
         return out
     sets = {name: CocoDataset(split, eval_transform(Preprocessing())) for name, split in splits.items()}
     names = sets["train"].class_map.names
-    with writing(out) as temporary:
+    with writing_folder(out) as temporary:
         for name, dataset in sets.items():
             known = dataset.annotations
             titles = [re.sub(r"[^\w-]+", "_", title) for title in names]

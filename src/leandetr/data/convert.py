@@ -16,7 +16,7 @@ from leandetr.data.labelled import Labelled, LabelledImage, tracked
 from leandetr.data.voc import is_voc, read_voc
 from leandetr.data.yolo import is_yolo, read_yolo
 from leandetr.errors import UserError, unknown
-from leandetr.files import MARKER, claim_folder, write_json, writing
+from leandetr.files import MARKER, claim_folder, write_json, writing_folder
 
 READERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Labelled]]] = {
     "voc": (is_voc, read_voc),
@@ -59,7 +59,7 @@ def convert(source: Path | str, out: Path | str, format: str | None = None) -> P
         claim_folder(out, made_from)
         if foreign := sorted({path.name for path in out.iterdir()} - {MARKER, "annotations", *SPLITS}):
             raise UserError(f"{out} holds {foreign[0]}, which a new conversion would remove; move it or name another folder")
-    with writing(out) as temporary:
+    with writing_folder(out) as temporary:
         claim_folder(temporary, made_from)
         for split in SPLITS:
             images = getattr(labelled, split)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from leandetr.errors import UserError
-from leandetr.files import read_json, write_json, writing
+from leandetr.files import read_json, write_json, writing_folder
 
 CLASSES = ("disc", "square", "triangle", "star", "ring", "cross")
 GENERATOR = "leandetr data shapes"
@@ -44,7 +44,7 @@ def write_shapes(folder: Path, train: int = 800, val: int = 200, size: tuple[int
     _refuse_foreign(folder)
     info = {"description": "synthetic shapes", "generator": GENERATOR, "seed": seed, "size": list(size)}
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
-    with writing(folder) as temporary:
+    with writing_folder(folder) as temporary:
         for stream, (split, count) in enumerate({"train": train, "val": val}.items()):
             (temporary / split).mkdir(parents=True)
             images, annotations = [], []

@@ -69,7 +69,7 @@ class AdaMixerConfig(SetLossConfig):
     sampling_points: int = 32
     mixing_points: int = 128
     class_cost: float = 2
-    cls_loss_coefficient: float = 2
+    class_loss_coefficient: float = 2
     focal_alpha: float = 0.25
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -37,7 +37,7 @@ class SetLossConfig(PreTrainedConfig):
     class_cost: float = 1
     bbox_cost: float = 5
     giou_cost: float = 2
-    cls_loss_coefficient: float = 1
+    class_loss_coefficient: float = 1
     bbox_loss_coefficient: float = 5
     giou_loss_coefficient: float = 2
 
@@ -256,13 +256,13 @@ def focal_set_loss(logits, labels, device, pred_boxes, config, outputs_class, ou
 
 
 def _weighted(compute, logits, labels, device, pred_boxes, config, outputs_class, outputs_coord):
-    """transformers computes the parts; its own sum ignores `cls_loss_coefficient` and would count the focal loss once, where
+    """transformers computes the parts; its own sum ignores `class_loss_coefficient` and would count the focal loss once, where
     the papers count it twice. In float32 also under autocast, where box corners would be rounded out of order."""
     _, parts, auxiliary = compute(
         logits.float(), labels, device, pred_boxes.float(), config, outputs_class.float(), outputs_coord.float()
     )
     weights = {
-        "loss_ce": config.cls_loss_coefficient,
+        "loss_ce": config.class_loss_coefficient,
         "loss_bbox": config.bbox_loss_coefficient,
         "loss_giou": config.giou_loss_coefficient,
     }

@@ -58,7 +58,7 @@ class SmcaDetrConfig(SetPredictionConfig):
     scale: str = "independent"
     smooth: float = 8
     class_cost: float = 2
-    cls_loss_coefficient: float = 2
+    class_loss_coefficient: float = 2
     focal_alpha: float = 0.25
 
     def __post_init__(self, **kwargs) -> None:

@@ -29,7 +29,8 @@ class Teacher:
     """
 
     def __init__(self, detector: Detector, student: Detector) -> None:
-        self.detector = detector.eval()
+        # autocast would keep half-precision copies of weights that want gradients, and hand them to a call in another precision
+        self.detector = detector.eval().requires_grad_(False)
         self.view = View(student.preprocessing, detector.preprocessing)
         self.columns = class_columns(student.class_map, detector.class_map, detector.head)
 

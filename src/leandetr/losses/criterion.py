@@ -63,10 +63,10 @@ class SetCriterion:
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, head: str) -> SetCriterion:
-        """With the weights that the family's loss in transformers takes from its configuration.
+        """With the weights of the family's own loss: a group of queries is weighted as the main queries are.
 
-        That loss weights the classes of Conditional and DAB-DETR with 1 and never reads their `cls_loss_coefficient`; a group
-        of queries is weighted as the main queries are.
+        transformers' loss weights the classes of Conditional and DAB-DETR with 1 and never reads their
+        `cls_loss_coefficient`.
         """
 
         def first(default: float, *names: str) -> float:
