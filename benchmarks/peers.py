@@ -32,18 +32,20 @@ from torch.utils.data import DataLoader, Subset
 from leandetr.data.coco import CocoDataset, class_map_of, collate, find_split
 from leandetr.data.transforms import eval_transform
 from leandetr.deployment.benchmark import environment, measure
-from leandetr.deployment.metadata import KEY
+from leandetr.deployment.metadata import KEY, scheme_of
 from leandetr.deployment.onnx import export_onnx
 from leandetr.deployment.openvino import import_openvino, onnx_metadata, read_onnx
-from leandetr.deployment.runtimes import OnnxRuntime, OpenVinoRuntime, PyTorchRuntime, Runtime
+from leandetr.deployment.runtime import Runtime
+from leandetr.deployment.runtimes import OnnxRuntime, OpenVinoRuntime, PyTorchRuntime
 from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.evaluation import coco
 from leandetr.files import write_json, write_text
-from leandetr.quantization import quantize, scheme_config
+from leandetr.quantization import Dynamic, Scheme, SmoothQuant, Static, Unified, WeightOnly, quantize
 from leandetr.report.rows import SLOWER, surely_slower
+from leandetr.verbs.calibration import with_calibration
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "detr-r50": {"name": "detr", "image_size": (480, 640)},
@@ -62,7 +64,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }
 
-OURS = ("weight-only", "dynamic", "static")
+OURS: dict[str, Scheme] = {
+    "weight-only": WeightOnly(),
+    "weight-only-int4": WeightOnly(bits=4),
+    "dynamic": Dynamic(),
+    "smoothquant-static": SmoothQuant(activations="static", alpha="auto"),
+    "static": Static(),
+    "unified": Unified(),
+}
 PEERS = ("ort-dynamic", "ort-static", "nncf", "nncf-transformer", "torch-compile", "torchao-weight-only", "torchao-dynamic")
 FLOAT, EAGER = "float", "pytorch"
 
@@ -106,9 +115,8 @@ class Builder:
         return next(make for prefix, make in makers.items() if candidate.startswith(prefix))(candidate)
 
     def ours(self, scheme: str) -> list[Runtime]:
-        options = {"calibration_images": self.images} if scheme == "static" else {}
         batches = DataLoader(self.dataset, batch_size=8, collate_fn=collate)
-        quantized = quantize(self.detector, scheme_config(scheme, **options), batches)
+        quantized = quantize(self.detector, with_calibration(OURS[scheme], lambda _: self.images), batches)
         return self.engines(export_onnx(quantized, self.folder / f"{scheme}.onnx"))
 
     def onnxruntime(self, candidate: str) -> list[Runtime]:
@@ -201,6 +209,8 @@ def compare(
             runtimes += made
         except Exception as error:  # whatever a peer raises is a result too
             failures[candidate] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    if FLOAT in failures:
+        raise UserError(f"an engine cannot run the float model ({failures[FLOAT]}); name another detector")
     references = [
         next(
             index
@@ -251,6 +261,8 @@ def main() -> None:
     parser.add_argument("--against", choices=("engine", "eager"), default="engine")
     parser.add_argument("--candidates", nargs="*", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
     arguments = parser.parse_args()
+    if min(arguments.calibration, arguments.repeats, arguments.threads) < 1:
+        parser.error("--calibration, --repeats and --threads: give 1 or more")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     try:
@@ -259,8 +271,12 @@ def main() -> None:
             detector = create(class_map=classes, **PUBLISHED[arguments.model]).eval()
         else:
             detector = load(arguments.model)
+            if scheme_of(detector) is not None:
+                raise UserError(f"{arguments.model} is quantized already; name the float detector it was made from")
         if detector.preprocessing.size is None:
             raise UserError(f"{arguments.model} keeps the aspect ratio of photographs; name a detector of a fixed size")
+        if arguments.out.is_file():
+            raise UserError(f"{arguments.out} is a file; name a folder")
         arguments.out.mkdir(parents=True, exist_ok=True)
         results = compare(
             detector,

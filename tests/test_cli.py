@@ -13,6 +13,7 @@ import torch
 import typer
 import yaml
 
+import leandetr
 from leandetr import cli
 from leandetr.data.shapes import write_shapes
 from leandetr.detectors.create import create
@@ -146,7 +147,7 @@ def test_an_image_that_cannot_be_read_is_named(refused, data, tmp_path, spoil, w
     ("arguments", "sentence"),
     [
         (["--model", "rtdetr"], "unknown model|rtdetr: no such folder"),
-        (["--image-size", "16", "64"], "image size 16 64: detr needs at least 32 pixels, the coarsest stride"),
+        (["--image-size", "16", "64"], "image size 16 64: detr needs at least 32 pixels; the nearest valid size is 32 64"),
         (["--model", "swin_detr", "--backbone", "swin_tiny", "--set", "model.stages=[2,5]"], r"stages .*\[2, 5\]"),
         (["--backbone", "resnet19"], "unknown backbone 'resnet19': did you mean 'resnet1"),
         (["--set", "model.decoder_layer=3"], "model.decoder_layer: .*did you mean model.decoder_layers"),
@@ -232,6 +233,8 @@ def test_a_model_that_cannot_be_evaluated(refused, shapes, saved, tmp_path, spoi
             "unknown .*'statik': did you mean 'static'",
         ),
         (["quantize", "{saved}", "--scheme", "dynamic", "--set", "wieghts=3", "--out", "{out}"], "wieghts"),
+        (["quantize", "{saved}", "--scheme", "dynamic", "--epochs", "3", "--out", "{out}"], "--epochs: dynamic is not trained"),
+        (["quantize", "{saved}", "--scheme", "static", "--engine", "openvino", "--out", "{out}"], "--engine: .* --max-ap-drop"),
         (
             [
                 "distill",
@@ -301,14 +304,19 @@ def test_a_model_that_cannot_be_evaluated(refused, shapes, saved, tmp_path, spoi
         (["evaluate", "{saved}", "--data", "{data}", "--split", "test"], "test"),
         (["evaluate", "/nowhere/model", "--data", "{data}"], "/nowhere/model: no such folder; "),
         (["evaluate", "/nowhere/model.onnx", "--data", "{data}"], "/nowhere/model.onnx"),
+        (["quantize", "{saved}", "--scheme", "static", "--out", "{out}"], "no data: give --data FOLDER"),
+        (
+            ["export", "{saved}", "--image-size", "0", "64", "--out", "{out}.onnx"],
+            "image size 0 64: detr needs at least 32 pixels",
+        ),
         (["analyze", "similarity", "{saved}", "--data", "{data}", "--out", "{out}"], "has no distillation queries"),
         (["analyze", "stability", "{saved}", "--out", "{out}"], "no data: give --data FOLDER"),
         (["analyze", "masks", "{saved}", "--data", "{data}", "--out", "{out}"], "class"),
     ],
     ids=[
-        *("scheme", "option", "method", "weight", "tau", "backbone", "key", "images"),
+        *("scheme", "option", "not trained", "no budget", "method", "weight", "tau", "backbone", "key", "images"),
         *("negative-weight", "other-teacher", "queries", "format", "split", "folder", "file"),
-        *("no-queries", "no-data", "other-classes"),
+        *("no-calibration", "size", "no-queries", "no-data", "other-classes"),
     ],
 )
 def test_other_commands_name_what_they_do_not_know(refused, shapes, saved, tmp_path, arguments, sentence):
@@ -352,6 +360,40 @@ def test_vocs_numbers_stand_beside_cocos(run, shapes, tmp_path):
     assert "VOC" not in run(*arguments)[1]
 
 
+def test_every_number_of_an_evaluation_is_written_and_what_is_undefined_is_null(run, shapes, tmp_path):
+    truth = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    first, *others = truth["categories"]
+    truth["annotations"] = [entry | {"category_id": first["id"], "area": 100} for entry in truth["annotations"]]
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text("[]")
+    numbers = tmp_path / "numbers.json"
+    given = ["--annotations", tmp_path / "val.json", "--images", shapes / "val", "--voc", "--json", numbers]
+    assert run("evaluate", tmp_path / "found.json", *given, "--split", "train")[0] == 0
+    written = json.loads(numbers.read_text())
+    assert (written["ap"], written["ap_small"], written["ap_large"]) == (0, 0, None)
+    for per_class in (written["per_class"], written["voc"]["per_class"]):
+        assert per_class == {first["name"]: 0} | {other["name"]: None for other in others}
+
+
+def test_a_sound_data_set_is_summed_up(run, shapes, tmp_path):
+    status, out, _ = run("data", "check", shapes, "--json", tmp_path / "found.json")
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert (status, written["train"]["images"], written["val"]["faults"]) == (0, 2, [])
+    assert "train: 2 images, " in out
+
+
+def test_the_version_is_said(run):
+    status, out, _ = run("--version")
+    assert (status, out.strip()) == (0, leandetr.__version__)
+
+
+def test_an_openvino_model_has_the_size_of_both_files(run, saved, tmp_path):
+    pytest.importorskip("openvino")
+    status, out, _ = run("export", saved, "--to", "openvino", "--out", tmp_path / "m.xml")
+    size = sum((tmp_path / name).stat().st_size for name in ("m.xml", "m.bin"))
+    assert (status, out.split()[-2:]) == (0, [f"{size / 1e6:.2f}", "MB"])
+
+
 def test_a_recipe_with_an_unknown_key(refused, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(
@@ -386,7 +428,7 @@ def test_trained_evaluated_and_started_again(run, shapes, tmp_path):
     status, out, err = run("evaluate", tmp_path / "out", "--data", shapes, "--json", tmp_path / "numbers.json")
     assert status == 0, err
     numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert len(numbers) == 12
+    assert len(numbers) == 13  # COCO's twelve, and every class's
     assert -1 <= numbers["ap"] <= 1
     assert "AP of disc" in out
 

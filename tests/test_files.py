@@ -9,7 +9,17 @@ import torch
 from safetensors.torch import save_file
 
 from leandetr.errors import UserError
-from leandetr.files import MARKER, claim_folder, claiming, errors_of_writing, read_json, write_json, writing, writing_files, writing_folder
+from leandetr.files import (
+    MARKER,
+    claim_folder,
+    claiming,
+    errors_of_writing,
+    read_json,
+    write_json,
+    writing,
+    writing_files,
+    writing_folder,
+)
 
 
 @pytest.fixture

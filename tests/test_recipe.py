@@ -65,6 +65,13 @@ def test_changes_by_name_win(recipe):
         ({"data.folder": "somewhere"}, "data: give either folder or shapes"),
         ({"teacher.checkpoint": "there"}, "teacher: give either checkpoint or model"),
         ({"student": {"checkpoint": "there"}}, "student: give model"),
+        ({"techer": {}, "teacher": {}}, "unknown key 'techer': did you mean 'teacher'"),
+        ({"student": {"checkpoint": "there", "set": {"a": 1}, "image_size": [8, 8]}}, "its own set and image_size: leave out"),
+        ({"student.training.seed": 1}, "student: training.seed: .* leave it out"),
+        ({"quantization": [{"scheme": "low-bit", "training": {"seed": 1}}]}, "quantization.0: training.seed: .* leave it out"),
+        ({"student.training.keep_epochs": [51]}, "keep_epochs: there is no epoch 51 of 50"),
+        ({"seed": -1}, "seed: input should be greater than or equal to 0"),
+        ({"student.training.lr": float("inf")}, "student.training.lr: input should be a finite number"),
         ({"seed.deep": 1}, "seed.deep: seed is a value, not a section"),
     ],
 )
@@ -81,12 +88,20 @@ def test_what_is_not_understood_is_one_sentence_with_the_key(recipe, change, sen
         ("- a", "is no recipe"),
         ("", "is no recipe"),
         ("image_size: [64, 64]", "recipe.yaml: data: field required"),
+        ("extends: 5", "extends: 5 is no file; name one"),
+        ("extends: [5]", r"extends: \[5\] is no file; name one"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_named(recipe, text, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         read_recipe(recipe(text))
     assert "recipe.yaml" in str(caught.value)
+
+
+def test_a_recipe_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes("data: {folder: Bär}".encode("latin-1"))
+    with pytest.raises(UserError, match=r"recipe.yaml is not text in UTF-8"):
+        read_recipe(tmp_path / "recipe.yaml")
 
 
 def test_a_recipe_that_is_not_there():
@@ -134,6 +149,7 @@ def test_a_variant_is_the_student_with_its_changes(recipe):
         ({"teacher": None, "variants": [{"name": "a", "distillation": {}}]}, "distillation needs a teacher"),
         ({"variants": [{"name": "a", "against": "b"}]}, "a is held against b, which is none"),
         ({"seeds": [1, 1]}, "seeds: a seed is there twice"),
+        ({"seeds": [0, 2**32]}, "seeds.1: input should be less than 4294967296"),
         ({"epochs": [4], "student.training.epochs": 3}, "epochs: alone is not evaluated after epoch 4"),
         ({"epochs": [2], "student.training.evaluate_every": 3}, "every 3 of 50"),
         ({"gallery": 3}, "unknown key 'gallery'"),
@@ -150,6 +166,13 @@ def test_a_variant_of_another_model_has_none_of_the_students_configuration_value
     found = read_recipe(recipe(STUDY | {"variants": [other]}), {"student.training.epochs": 7})
     assert found.variants[0].student.set == {"d_model": 64}
     assert found.variants[0].student.training.epochs == 7
+
+
+def test_a_checkpoint_inherits_nothing_of_what_a_new_model_is_built_from(recipe):
+    teacher = {"model": "detr", "backbone": "resnet18", "weights": "hub", "set": {"d_model": 64}, "image_size": [96, 96]}
+    own = {"name": "own", "teacher": {"model": None, "checkpoint": "there"}, "distillation": {}}
+    found = read_recipe(recipe(STUDY | {"teacher": teacher, "variants": [own]})).variants[0].teacher
+    assert (found.checkpoint, found.backbone, found.weights, found.set, found.image_size) == ("there", None, None, {}, None)
 
 
 def test_a_file_stands_over_those_that_it_extends(recipe, tmp_path):

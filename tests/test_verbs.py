@@ -14,10 +14,12 @@ from leandetr.data.transforms import eval_transform
 from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.create import create
 from leandetr.detectors.query_sets import add_distillation_queries
+from leandetr.distillation import build_terms
 from leandetr.distillation.teacher import Teacher
 from leandetr.errors import UserError
-from leandetr.quantization.config import Dynamic, Static
+from leandetr.quantization.config import Dynamic, Static, WeightOnly
 from leandetr.training.config import Training
+from leandetr.verbs.calibration import with_calibration
 
 SMALL = {
     "d_model": 32,
@@ -99,10 +101,10 @@ def test_a_bad_photograph_leaves_no_predictions_and_the_folder_goes_on_being_our
     whole.write_bytes(source.read_bytes())
     bad.write_bytes(source.read_bytes()[:3000])
     with pytest.raises(UserError, match=r"b\.jpg cannot be decoded"):
-        verbs.predict(model, [whole.parent], tmp_path / "out")
+        verbs.predict(model, [whole, bad], tmp_path / "out")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.jpg", "leandetr.json"]
     bad.write_bytes(source.read_bytes())
-    verbs.predict(model, [whole.parent], tmp_path / "out")
+    verbs.predict(model, [whole, bad], tmp_path / "out")
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 2
 
 
@@ -123,7 +125,12 @@ def test_openvino_alone_is_written(model, photographs, tmp_path):
 
 @pytest.mark.parametrize(
     ("to", "name", "sentence"),
-    [("openvin", "m.xml", "unknown format 'openvin': did you mean 'openvino'"), ("openvino", "m.bin", r"ends in \.xml")],
+    [
+        ("openvin", "m.xml", "unknown format 'openvin': did you mean 'openvino'"),
+        ("openvino", "m.bin", r"ends in \.xml"),
+        ("onnx", "m.pt", r"m\.pt: an ONNX file ends in \.onnx; name it so"),
+        ("onnx", "m.xml", "add --to openvino"),
+    ],
 )
 def test_exports_that_cannot_be_are_refused_before_any_work(model, tmp_path, monkeypatch, to, name, sentence):
     monkeypatch.setattr(verbs.artefacts, "export_onnx", None)
@@ -150,6 +157,18 @@ def test_calibration_takes_what_is_asked_for_or_there(shapes, tmp_path, scheme, 
     assert record.get("calibration_images") == expected
     for override in record["overrides"].values():
         assert override["calibration_images"] == 2
+
+
+def test_more_calibration_images_than_there_are_are_refused(shapes, model, tmp_path):
+    with pytest.raises(UserError, match="has 3 images, and calibration asks for 4"):
+        verbs.quantize(model, shapes, Static(), tmp_path / "int8", 4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_override_that_reads_no_images_still_reads_none():
+    config = Static(overrides={"*fc1": WeightOnly(bits=4), "*fc2": Static(calibration_images=9)})
+    changed = with_calibration(config, lambda _: 5)
+    assert [changed.calibration_images, *(own.calibration_images for own in changed.overrides.values())] == [5, 0, 5]
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +218,7 @@ def test_latencies_are_held_against_the_first(model, graph, photographs):
     first, second = verbs.benchmark([model, graph], photographs, repeats=2)
     assert (first["runtime"], second["runtime"]) == ("pytorch", "onnxruntime")
     assert first["speedup"] == 1
+    assert second["speedup"] is None  # on another engine
     assert second["size_bytes"] == graph.stat().st_size
 
 
@@ -217,6 +237,16 @@ def test_a_cached_teacher_is_asked_once_for_all_trainings(shapes, tmp_path, monk
     again = Training(**short, views=2, seed=1)
     verbs.distill(shapes, tmp_path / "teacher", "detr", tmp_path / "b", training=again, **given)
     assert (tmp_path / "b" / "config.json").exists()
+
+
+def test_the_seed_of_a_saved_student_is_that_of_its_adapters_too(model):
+    def adapter():
+        student = verbs.fitting.build_student(None, str(model), None, None, None, {}, seed=3)
+        teacher = create("detr", student.class_map, (96, 128), "test_resnet", overrides=SMALL | {"d_model": 64})
+        (term, _), *_ = build_terms(["features"], student, teacher)
+        return term.levels.adapter.weight
+
+    assert torch.equal(adapter(), adapter())
 
 
 def test_another_distillation_is_not_taken_for_the_first(shapes, model, tmp_path, monkeypatch):

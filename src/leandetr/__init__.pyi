@@ -1,3 +1,4 @@
+from .deployment.runtimes import open_runtime
 from .detectors.create import create
 from .detectors.detector import Detector
 from .detectors.load import load
@@ -27,6 +28,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "open_runtime",
     "predict",
     "pretrain",
     "quantize",

@@ -24,20 +24,20 @@ def above(detections: Detections, threshold: float) -> Detections:
 def draw(
     image: Image.Image, detections: Detections, class_names: Sequence[str], longest: int, scores: bool = False
 ) -> Image.Image:
-    """A copy whose longer side has `longest` pixels, with a box an object, coloured by class; the label says the score too
-    where `scores`."""
+    """A copy whose longer side has `longest` pixels, with a box an object, coloured by class, the best on top; the label says
+    the score too where `scores`."""
     scale = longest / max(image.size)
     canvas = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
     if not len(detections.labels):
         return canvas
-    labels = detections.labels.tolist()
-    boxes = sv.Detections(
-        xyxy=(detections.boxes.detach().float() * scale).cpu().numpy(), class_id=detections.labels.cpu().numpy().astype(int)
-    )
+    order = detections.scores.argsort(stable=True)
+    values, classes, corners = (part[order] for part in (detections.scores, detections.labels, detections.boxes))
+    labels = classes.tolist()
+    boxes = sv.Detections(xyxy=(corners.detach().float() * scale).cpu().numpy(), class_id=classes.cpu().numpy().astype(int))
     palette = sv.ColorPalette.from_hex(list(COLOURS))
     canvas = sv.BoxAnnotator(color=palette, thickness=2).annotate(canvas, boxes)
     texts = [class_names[label] for label in labels]
     if scores:
-        texts = [f"{text} {score:.2f}" for text, score in zip(texts, detections.scores.tolist())]
+        texts = [f"{text} {score:.2f}" for text, score in zip(texts, values.tolist())]
     annotator = sv.LabelAnnotator(color=palette, text_color=sv.Color.BLACK, text_scale=0.35, text_padding=2)
     return annotator.annotate(canvas, boxes, labels=texts)

@@ -129,14 +129,14 @@ def claim_folder(path: Path, made_from: Any) -> None:
 
 @contextmanager
 def claiming(path: Path, made_from: Any) -> Iterator[None]:
-    """`claim_folder` while the block runs; where the block meets a user's error before it has made anything, the folder is
+    """`claim_folder` while the block runs; where the block meets an error before it has made anything, the folder is
     given back, so that the mended command can have it."""
     path = Path(path)
     was_there, was_ours = path.exists(), (path / MARKER).exists()
     claim_folder(path, made_from)
     try:
         yield
-    except UserError:
+    except Exception:
         if not was_ours and os.listdir(path) == [MARKER]:
             (path / MARKER).unlink(missing_ok=True)
             if not was_there:

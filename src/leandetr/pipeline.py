@@ -14,7 +14,8 @@ from typing import Any
 
 from leandetr.checks import check_benchmark, check_distillation, check_fit, check_model
 from leandetr.data.coco import class_map_of, find_split
-from leandetr.deployment.runtimes import Runtime, open_runtime
+from leandetr.deployment.runtime import Runtime
+from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.files import read_json, write_json

@@ -25,7 +25,7 @@ from leandetr.data.coco import class_map_of, find_split
 from leandetr.data.shapes import write_shapes
 from leandetr.deployment.benchmark import environment, measure
 from leandetr.deployment.metadata import count_parameters
-from leandetr.deployment.runtimes import Runtime
+from leandetr.deployment.runtime import Runtime
 from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
@@ -229,7 +229,7 @@ class Steps:
 
         def work() -> str:
             options = quantization.options
-            calibration = None if "calibration_images" in options else self.recipe.calibration
+            calibration = None if "calibration_images" in options else self._calibration()
             plan = None if training is None else low_bit_training(quantization, training, teacher or detector)
             found = verbs.quantize(
                 detector.path, self.data, quantization.scheme, folder, calibration, options, plan, self.until
@@ -290,6 +290,13 @@ class Steps:
         training = model.training.model_copy(update={"seed": seed})
         shared = {"backbone": model.backbone, "weights": model.weights, "overrides": model.set, "training": training}
         return shared | {"image_size": self._size(model), "until": self.until}
+
+    def _calibration(self) -> int:
+        """The recipe's calibration images; of its default only so many as there are."""
+        asked = self.recipe.calibration
+        if "calibration" in self.recipe.model_fields_set:
+            return asked
+        return min(asked, len(read_json(find_split(self.data, "train").annotations)["images"]))
 
     def _size(self, model: Model) -> tuple[int, int]:
         return model.image_size or self.recipe.image_size

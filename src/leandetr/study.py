@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from leandetr.checks import check_benchmark, check_distillation, check_fit, check_model, check_quantizations, from_outside
 from leandetr.data.coco import class_map_of, find_split
 from leandetr.deployment.benchmark import environment
-from leandetr.deployment.runtimes import Runtime, open_runtime
+from leandetr.deployment.runtime import Runtime
+from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
 from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.distillation.predictions import Predictions
+from leandetr.errors import UserError
 from leandetr.files import write_json
 from leandetr.quantization.config import scheme_config
 from leandetr.recipe import Benchmark, Model, Quantization, Study, Variant
@@ -29,6 +31,7 @@ from leandetr.report.study import LATENCY, combine, study_table, write_study
 from leandetr.steps import Made, Steps, millions
 from leandetr.training.callbacks import ap_by_epoch
 from leandetr.training.fit import OutOfTime
+from leandetr.training.trainer import Diverged
 from leandetr.verbs import open_teacher
 
 
@@ -49,6 +52,7 @@ class StudyRun:
         self.rows = planned_rows(study, self.teachers)
         self.found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}  # row, engine -> seed -> metrics
         self.first: dict[tuple[str, str], Made] = {}  # row, engine -> the first seed's artefact
+        self.failed: dict[str, Diverged] = {}
         self.measured: dict[str, Any] | None = None
         for model in (*self.teachers.values(), *(variant.student for variant in study.variants)):
             check_model(model)
@@ -63,7 +67,8 @@ class StudyRun:
 
     def run(self, until: float = math.inf) -> dict[str, Any]:
         """Do what there is time for until `until` of `time.monotonic()`, and return what `results.json` holds; its `left` says
-        what remains to be done, "" where nothing does."""
+        what remains to be done, "" where nothing does. Raises UserError in the end where a training has diverged; the same
+        call tries it again."""
         self.steps.claim()
         self.steps.prepare()
         self.steps.rehearsed(self._rehearsal)
@@ -71,24 +76,41 @@ class StudyRun:
         self._work()  # finds what earlier calls have finished, so that the table has it from the start
         self.steps.until = until
         self._work()
-        return self._written()
+        results = self._written()
+        if self.failed:
+            raise UserError(f"{self._failures()}; the other rows are in {self.out / 'report.md'}")
+        return results
 
     def _work(self) -> None:
         """Go through all steps in order, past those that there is no time for."""
         study, teachers = self.study, {}
         for name, model in self.teachers.items():
-            with suppress(OutOfTime):
+            with self._attempt(name):
                 teachers[name] = self.steps.teacher(name, model, study.seeds[0])
                 if not from_outside(model):
                     self._evaluate(name, teachers[name], study.seeds[0])
         for seed in study.seeds:
             for variant in study.variants:
                 if variant.distillation is None or self.teacher_of[variant.name] in teachers:
-                    with suppress(OutOfTime):
+                    with self._attempt(f"{variant.name}-seed-{seed}"):
                         self._variant(variant, seed, teachers)
         if study.benchmark is not None and not self._missing():
-            with suppress(OutOfTime):
+            with self._attempt("benchmark"):
                 self._measure(study.benchmark)
+
+    @contextmanager
+    def _attempt(self, name: str) -> Iterator[None]:
+        """Leave out what there is no time for; note a training that diverges, and go on with the next."""
+        try:
+            yield
+        except OutOfTime:
+            return
+        except Diverged as error:
+            self.failed[name] = error
+            self.steps.console.print(f"{name}: {error}", markup=False, soft_wrap=True)
+
+    def _failures(self) -> str:
+        return "; ".join(f"{name}: {error}" for name, error in self.failed.items())
 
     def _variant(self, variant: Variant, seed: int, teachers: Mapping[str, Made]) -> None:
         """Train a variant with one seed, quantize it, evaluate what came of it."""
@@ -102,9 +124,10 @@ class StudyRun:
         for row, quantization in variant.quantized().items():
             shared = learns_from_shared(quantization, self.study)
             if not shared or "teacher" in teachers:
-                with suppress(OutOfTime):
+                name = f"{row}-seed-{seed}"
+                with self._attempt(name):
                     teacher = teachers["teacher"] if shared else None
-                    self._evaluate(row, self.steps.quantized(f"{row}-seed-{seed}", trained, quantization, seed, teacher), seed)
+                    self._evaluate(row, self.steps.quantized(name, trained, quantization, seed, teacher), seed)
 
     def _evaluate(self, row: str, detector: Made, seed: int) -> None:
         """The accuracy of a detector on every engine, into the table."""
@@ -146,7 +169,8 @@ class StudyRun:
             return ""
         if not missing:
             return "The benchmark is left; the same command does it."
-        return f"{len(missing)} of {planned} results are left, the next is {missing[0]}; the same command goes on."
+        left = f"{len(missing)} of {planned} results are left, the next is {missing[0]}; the same command goes on."
+        return f"{left} Failed: {self._failures()}." if self.failed else left
 
     def _written(self) -> dict[str, Any]:
         """Write the table as far as it goes."""

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from leandetr.data.check import check, faults_table
+from leandetr.data.check import check, faults_table, summarise
 from leandetr.data.coco import Split, find_split
 from leandetr.errors import UserError
 
@@ -36,6 +36,24 @@ def box(number, bbox, image_id=1, category_id=1):
 
 
 CATEGORIES = [{"id": 1, "name": "cell"}]
+
+
+def test_a_summary_counts_what_is_sound(faulty):
+    boxes = [
+        box(1, [0, 0, 4, 9]),
+        box(2, [0, 0, 8, 3]),
+        box(3, [0, 0, 6, 5], category_id=2),
+        box(4, [1]),
+        box(5, [0] * 4, 7),
+        {},
+    ]
+    classes = [*CATEGORIES, {"id": 2, "name": "platelet"}, {"id": 3, "name": "none"}]
+    coco = {"images": [image(1, "a.jpg"), image(2, "b.jpg"), {}], "annotations": boxes, "categories": classes}
+    found = summarise(faulty(coco))
+    assert (found.images, found.empty, found.boxes) == (2, 1, {"cell": 2, "platelet": 1, "none": 0})
+    assert found.median_box == (6, 5)
+    assert str(found) == "2 images, 1 without boxes; 3 boxes, median 6 x 5 pixels\n  cell 2, platelet 1, none 0"
+    assert str(summarise(faulty({"images": [image(1, "a.jpg")]}))) == "1 images, 1 without boxes; 0 boxes"
 
 
 @pytest.mark.parametrize(

@@ -257,6 +257,38 @@ def test_folders_are_data_as_they_are(yolo, voc, tmp_path, monkeypatch):
         find_split(yolo, "train")
 
 
+@pytest.mark.parametrize(
+    ("path", "train", "val", "found"),
+    [
+        ("", "images/night", "images/day", True),
+        ("path: ../elsewhere\n", "images/night", "./images/day", True),
+        ("path: /nowhere\n", "images/night/", "images/day", True),
+        ("", "../images/night", "/nowhere/images", False),
+    ],
+)
+def test_a_yolo_yaml_says_where_its_images_are(yolo, tmp_path, monkeypatch, path, train, val, found):
+    """As Ultralytics reads it; where it names what is not there, the usual folders are taken."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "elsewhere" if ".." in path else yolo
+    write_yolo(root, "images/night", "images/day")
+    file = yolo / "own.yml"
+    file.write_text(f"{path}train: {train}\nval: {val}\nnames: [zebra, cat]\n")
+    (root / "labels" / "day" / "c.txt").write_text("1 0.5 0.5 1 1\n")
+    expected = {"c.png": [("cat", [0, 0, WIDTH, HEIGHT])] if found else []}
+    assert {Path(name).name: boxes for name, boxes in named_boxes(file, "val").items()} == expected
+    assert named_boxes(convert(file, tmp_path / "out"), "val") == expected
+    assert check(find_split(file, "train")) == []
+    if found:
+        (root / "labels" / "day" / "c.txt").write_text("0 0.5 0.5 1 1\n")
+        assert list(named_boxes(file, "val").values()) == [[("zebra", [0, 0, WIDTH, HEIGHT])]]
+
+
+def test_a_yolo_folder_without_its_yaml_says_so(yolo):
+    (yolo / "data.yaml").unlink()
+    with pytest.raises(UserError, match=r"yolo is laid out like a YOLO folder but has no data\.yaml; write one"):
+        find_split(yolo, "train")
+
+
 def test_layouts_are_recognised_or_named(yolo, voc, tmp_path):
     with pytest.raises(UserError, match=r"is not a Pascal VOC folder .* or a YOLO folder .*did you mean .*VOC2007\?"):
         convert(tmp_path, tmp_path / "out")
@@ -266,8 +298,10 @@ def test_layouts_are_recognised_or_named(yolo, voc, tmp_path):
         convert(yolo, tmp_path / "out", "voc")
     with pytest.raises(UserError, match="nowhere does not exist"):
         convert(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(UserError, match=r"data\.yaml is a file"):
-        convert(yolo / "data.yaml", tmp_path / "out")
+    with pytest.raises(UserError, match=r"a\.txt is a file; name the folder"):
+        convert(yolo / LABEL, tmp_path / "out")
+    with pytest.raises(UserError, match=r"data\.yaml is a file; name a Pascal VOC folder"):
+        convert(yolo / "data.yaml", tmp_path / "out", "voc")
     (yolo / "Annotations").mkdir()
     (yolo / "JPEGImages").mkdir()
     with pytest.raises(UserError, match="has the files of voc and yolo; choose one with `leandetr data convert --format`"):
@@ -317,7 +351,7 @@ LABEL = "labels/train/a.txt"
         ("data.yaml", "names: [yes, no]", r"data\.yaml: the name of class 0 is read as True; write a text, in quotes"),
         ("data.yaml", "names: [cat, cat]", r"data\.yaml gives the name 'cat' to two classes"),
         ("data.yaml", b"names: [\xff]", r"data\.yaml is not UTF-8 text"),
-        ("images/val/c.png", None, r"has no images in images/val or val/images or valid/images"),
+        ("images/val/c.png", None, r"images/val has no images; put those of the val split there"),
         ("images/train/a.png", None, r"labels/train/a\.txt has no image in .*images/train"),
         ("images/train/a.png", "text", r"a\.png cannot be read as an image"),
         (LABEL, "0 0.5 0.5 1", r"a\.txt, line 1: '0 0\.5 0\.5 1' is not a box; write five numbers"),
@@ -337,7 +371,7 @@ def test_what_is_wrong_with_yolo_is_said_in_one_sentence(yolo, tmp_path, file, t
 
 def test_a_yolo_split_without_a_folder_of_labels_is_refused(yolo, tmp_path):
     (yolo / "labels" / "val").rmdir()
-    with pytest.raises(UserError, match="has no folder labels/val/"):
+    with pytest.raises(UserError, match=r"labels/val does not exist; put the label files of .*images/val there"):
         convert(yolo, tmp_path / "out")
 
 

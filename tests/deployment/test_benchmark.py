@@ -34,11 +34,11 @@ class Pretended:
     metadata = SimpleNamespace(scheme=None)
     transform = eval_transform(preprocessing)
 
-    def __init__(self, name, seconds, clock, calls):
-        self.name, self.artifact, self.seconds, self.clock, self.calls = name, f"{name}.onnx", seconds, clock, calls
+    def __init__(self, model, seconds, clock, calls, name="engine"):
+        self.name, self.artifact, self.seconds, self.clock, self.calls = name, f"{model}.onnx", seconds, clock, calls
 
     def __call__(self, batch):
-        self.calls.append((self.name, tuple(batch["pixel_values"].shape)))
+        self.calls.append((self.artifact, tuple(batch["pixel_values"].shape)))
         self.clock[0] += self.seconds * random.uniform(0.9, 1.1)
 
 
@@ -62,17 +62,26 @@ def test_ratios_are_those_of_the_times(split, clock):
     assert fast["latency_ms"] == pytest.approx(1, rel=0.05)
     assert fast["latency_p90_ms"] == pytest.approx(1.08, abs=0.02)
     assert fast["reference"] == "float"
-    assert (fast["artifact"], fast["runtime"], fast["size_bytes"], fast["parameters"]) == ("fast.onnx", "fast", 12, 3)
+    assert (fast["artifact"], fast["runtime"], fast["size_bytes"], fast["parameters"]) == ("fast.onnx", "engine", 12, 3)
+
+
+def test_there_is_no_ratio_between_two_engines_unless_asked_for(split, clock):
+    runtimes = [Pretended(name, 1e-3, clock, [], engine) for name, engine in (("a", "pytorch"), ("b", "onnxruntime"))]
+    assert measure(runtimes, split, repeats=5, against=[0, 0])[1]["speedup"] > 0
+    first, second = measure(runtimes, split, repeats=5)
+    assert first["speedup"] == 1
+    assert second["latency_ms"] > 0
+    assert {second[key] for key in ("speedup", "speedup_low", "speedup_high", "reference")} == {None}
 
 
 def test_everyone_has_a_turn_in_every_round_on_the_same_photograph(split, clock):
     calls = []
-    measure([Pretended(name, 1e-3, clock, calls) for name in "abc"], split, repeats=12)
+    measure([Pretended(model, 1e-3, clock, calls) for model in "abc"], split, repeats=12)
     rounds = [calls[start : start + 3] for start in range(0, len(calls), 3)]
     assert len(rounds) == WARM_UP + 12
-    assert all({name for name, _ in turn} == set("abc") for turn in rounds)
+    assert all({artifact for artifact, _ in turn} == {"a.onnx", "b.onnx", "c.onnx"} for turn in rounds)
     assert all(len({shape for _, shape in turn}) == 1 for turn in rounds)
-    assert len({tuple(name for name, _ in turn) for turn in rounds}) > 1
+    assert len({tuple(artifact for artifact, _ in turn) for turn in rounds}) > 1
     warm = {shape for turn in rounds[:WARM_UP] for _, shape in turn}
     assert warm == {shape for turn in rounds for _, shape in turn}
     assert len(warm) > 4

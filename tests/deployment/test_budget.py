@@ -1,5 +1,7 @@
 """The search over real measures: what judges is not what calibrates, and what is saved is what was chosen."""
 
+from dataclasses import replace
+
 import pytest
 
 from leandetr.data.coco import class_map_of, find_split
@@ -7,6 +9,7 @@ from leandetr.data.shapes import write_shapes
 from leandetr.deployment import budget as module
 from leandetr.deployment.budget import Budget, quantize_within
 from leandetr.errors import UserError
+from leandetr.files import read_json, write_json
 from leandetr.quantization import Static
 
 
@@ -61,6 +64,33 @@ def test_all_in_integers_is_the_answer_where_that_is_faster_and_keeps_to_the_bud
     assert {layer["choice"] for layer in found["layers"]} == {"static"}
     assert found["latency_ms"] == 1.0
     assert found["drop"] > 0
+
+
+def test_layers_of_the_overrides_are_as_these_say_and_take_from_the_budget(build, split, judged):
+    detector = build("detr", noise=0.12)
+    detector.class_map = class_map_of(split)
+    scheme = Static(calibration_images=4, overrides={"*encoder*fc1": "weight-only", "*decoder.layers.0.mlp.fc2": "static"})
+    quantized, found = quantize_within(detector, scheme, split, Budget(0.015, evaluations=60))
+    plans = quantized.config.quantization_config.layers
+    assert {plan["input"] for name, plan in plans.items() if "encoder" in name and name.endswith("fc1")} == {"float"}
+    assert [name for name, plan in plans.items() if name.endswith("fc2") and plan["input"] != "float"] == [
+        "model.decoder.layers.0.mlp.fc2"
+    ]
+    assert not any(scheme.overridden(layer["name"]) for layer in found["layers"])
+    assert found["drop"] == pytest.approx(0.01)
+    with pytest.raises(UserError, match="overrides alone lose"):
+        quantize_within(detector, scheme, split, Budget(0.005))
+
+
+def test_images_without_objects_judge_nothing(build, split, judged, tmp_path):
+    detector = build("detr", noise=0.12)
+    detector.class_map = class_map_of(split)
+    coco = read_json(split.annotations)
+    first = coco["images"][0]["id"]
+    coco["annotations"] = [annotation for annotation in coco["annotations"] if annotation["image_id"] == first]
+    write_json(tmp_path / "first.json", coco)
+    with pytest.raises(UserError, match="hold no object"):
+        quantize_within(detector, Static(calibration_images=4), replace(split, annotations=tmp_path / "first.json"), Budget())
 
 
 @pytest.mark.parametrize("wrong", [{"max_ap_drop": -0.1}, {"max_ap_drop": 5}, {"target_latency_ms": 0}])

@@ -83,11 +83,18 @@ def test_what_cannot_be_traced_leaves_no_file_and_the_old_one_alone(build, tmp_p
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
 
+def test_a_size_that_the_family_cannot_take_is_refused_with_the_nearest(build, tmp_path):
+    with pytest.raises(
+        UserError, match="image size 100 130: rt_detr_v2 needs multiples of 32; the nearest valid size is 96 128"
+    ):
+        export_onnx(build("rt_detr_v2"), tmp_path / "m.onnx", image_size=(100, 130))
+
+
 def test_a_file_of_other_weights_is_reported(artefact, build, tmp_path, monkeypatch, caplog):
     _, path = artefact("conditional_detr")
     monkeypatch.setattr(exporting, "_to_onnx", lambda *_: onnx_ir.load(path))
     export_onnx(build("conditional_detr", seed=2), tmp_path / "other.onnx")
-    assert "other.onnx: only 0 % of its queries" in caplog.text
+    assert "other.onnx: ONNX Runtime and PyTorch agree on 0 % of the boxes" in caplog.text
 
 
 class TestAgreement:

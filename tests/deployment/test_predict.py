@@ -10,16 +10,20 @@ from PIL import Image
 
 from leandetr.data.transforms import eval_transform
 from leandetr.deployment.predict import predict_images
+from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.runtimes import PyTorchRuntime
 from leandetr.errors import UserError
 from leandetr.structures import ClassMap, Detections, Preprocessing
 
 
-class Fixed:
+class Fixed(Runtime):
     """A runtime that always finds two objects, one of them hardly."""
 
     preprocessing, class_map = Preprocessing(size=(32, 32)), ClassMap(("cat", "dog"), (4, 70))
     transform = eval_transform(preprocessing)
+
+    def __init__(self):
+        """Of no artefact."""
 
     def __call__(self, batch):
         (target,) = batch["labels"]
@@ -69,10 +73,36 @@ def test_a_real_detector_on_photographs(build, shared, tmp_path):
     assert len(list((tmp_path / "out").glob("*.jpg"))) == 2
 
 
+def test_boxes_and_ids_are_those_of_the_entry_that_the_path_ends_like(photograph, tmp_path):
+    first = photograph("a/x.png", size=(120, 80))
+    photograph("b/x.png", size=(120, 80))
+    images = [
+        {"id": 11, "file_name": "a/x.png", "height": 160, "width": 240},
+        {"id": 22, "file_name": "b/x.png", "height": 80, "width": 120},
+    ]
+    truth = {"images": images, "annotations": [], "categories": [{"id": 7, "name": "dog"}]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    file = predict_images(Fixed(), [first], tmp_path / "out", form="coco", annotations=tmp_path / "truth.json")
+    (row,) = json.loads(file.read_text())
+    assert (row["image_id"], row["bbox"]) == (11, [0, 0, 120, 80])
+    truth["images"] = [image | {"file_name": "x.png"} for image in images]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    with pytest.raises(UserError, match="lists 2 images"):
+        predict_images(Fixed(), [first], tmp_path / "again", form="coco", annotations=tmp_path / "truth.json")
+
+
+def test_a_folders_file_that_is_no_image_is_left_out_with_a_warning(photograph, tmp_path, caplog):
+    folder = photograph("a.png").parent
+    (folder / "broken.jpg").write_bytes(b"no image")
+    file = predict_images(Fixed(), [folder], tmp_path / "out", pictures=False)
+    assert [Path(row["file"]).name for row in json.loads(file.read_text())] == ["a.png"]
+    assert "broken.jpg is not an image" in caplog.text
+
+
 def bad_image(folder, photograph):
     photograph("a.png")
     (folder / "broken.jpg").write_bytes(b"no image")
-    return [folder]
+    return [folder / "broken.jpg"]
 
 
 def no_images(folder, photograph):

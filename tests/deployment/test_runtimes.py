@@ -4,10 +4,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
+import leandetr
+from leandetr.data.transforms import eval_transform
 from leandetr.deployment.metadata import KEY, Metadata, describe
 from leandetr.deployment.openvino import convert_openvino
 from leandetr.deployment.runtimes import OpenVinoRuntime, open_runtime
@@ -51,6 +55,26 @@ def test_an_answer_is_the_raw_step_and_the_one_post_processing(saved, batch):
         sizes = torch.tensor([[480, 640], [480, 640]])
         expected = postprocess(*runtime.run(given["pixel_values"], None), detector.head, sizes)
         assert all(torch.equal(mine.boxes, theirs.boxes) for mine, theirs in zip(expected, runtime(given), strict=True))
+
+
+def test_one_photograph_in_any_form_has_one_answer(saved, photograph):
+    """As every engine's answer to a batch, without what scores too little."""
+    detector, sources = saved
+    path = photograph()
+    for source in (sources["onnxruntime"], sources["pytorch"]):
+        runtime = leandetr.open_runtime(source)
+        found = runtime.predict(path, threshold=0)
+        assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+        pixels = eval_transform(detector.preprocessing)(Image.open(path), torch.zeros(0, 4), torch.zeros(0), 0)[0]
+        (expected,) = postprocess(*runtime.run(pixels[None], None), detector.head, torch.tensor([[80, 120]]))
+        torch.testing.assert_close(found.boxes, expected.boxes)
+        for given in (str(path), Image.open(path), np.asarray(Image.open(path))):
+            assert torch.equal(runtime.predict(given, threshold=0).boxes, found.boxes)
+        middle = float(found.scores[3])
+        assert len(runtime.predict(path, threshold=middle).scores) == int((found.scores >= middle).sum()) < len(found.scores)
+    for wrong in (np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), None):
+        with pytest.raises(UserError, match="an image cannot be"):
+            runtime.predict(wrong)
 
 
 def test_size_is_what_was_written(saved):

@@ -74,9 +74,11 @@ def test_a_spoiled_folder_is_refused_in_one_sentence(saved, spoil, sentence):
         ("nowhere", "nowhere: no such folder"),
         ("runs/model.pth", "runs/model.pth is a pickle"),
         ("{tmp}/missing", "missing: no such folder"),
+        ("{tmp}/model.onnx", "model.onnx is a file, not a saved detector; give the folder"),
     ],
 )
 def test_what_is_no_folder_is_refused(tmp_path, source, sentence):
+    (tmp_path / "model.onnx").write_bytes(b"graph")
     with pytest.raises(UserError, match=sentence):
         load(source.format(tmp=tmp_path))
 

@@ -96,6 +96,8 @@ def test_crowd_boxes_are_neither_found_nor_missed():
         ({"bbox": "everywhere"}, "results format"),
         ({"score": math.nan}, "finite score"),
         ({"score": None}, "results format"),
+        ({"image_id": [1]}, "results format"),
+        ({"category_id": {}}, "results format"),
         ({"category_id": 12}, "they have 12, it has 3, 80"),
     ],
 )

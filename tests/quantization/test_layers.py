@@ -20,6 +20,7 @@ BITS = {"input_bits": 8, "output_bits": 8}
 PLANS = {
     "weight-only": (LayerPlan(), {"DequantizeLinear"}),
     "dynamic": (LayerPlan(input="dynamic"), {"DynamicQuantizeLinear", "MatMulInteger"}),
+    "dynamic, per row": (LayerPlan(input="dynamic-rows"), {"ReduceMax", "MatMulInteger"}),
     "static": (LayerPlan(input="grid", **BITS), {"QuantizeLinear", "DequantizeLinear"}),
     "static, 4 bits": (
         LayerPlan(weight_bits=4, input="grid", input_bits=4),
@@ -80,6 +81,8 @@ def onnx_runtime(path, x: Tensor, fuse: bool = False) -> Tensor:
         ("weight-only", "convolution"),
         ("dynamic", "linear"),
         ("dynamic", "linear without bias"),
+        ("dynamic, per row", "linear"),
+        ("dynamic, per row", "linear without bias"),
         ("static", "linear"),
         ("static", "convolution"),
         ("static", "depthwise"),
@@ -123,7 +126,8 @@ def test_onnx_runtime_chooses_its_integer_kernel(tmp_path, kind):
     [torch.randn(6, 16), torch.rand(6, 16) + 1, -torch.rand(6, 16) - 1, torch.zeros(6, 16)],
     ids=["mixed signs", "positive", "negative", "zeros"],
 )
-def test_the_dynamic_grid_is_that_of_onnx(tmp_path, x):
+@pytest.mark.parametrize("per_row", [False, True], ids=["as a whole", "row by row"])
+def test_the_dynamic_grid_is_that_of_onnx(tmp_path, x, per_row):
     class Product(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -131,11 +135,33 @@ def test_the_dynamic_grid_is_that_of_onnx(tmp_path, x):
             self.scale = nn.Buffer(torch.rand(8) / 100)
 
         def forward(self, x: Tensor) -> Tensor:
-            return dynamic_linear(x, self.weight, self.scale)
+            return dynamic_linear(x, self.weight, self.scale, per_row)
 
     module = Product()
     exported(module, x, tmp_path / "product.onnx")
     torch.testing.assert_close(onnx_runtime(tmp_path / "product.onnx", x, fuse=True), module(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_does_not_depend_on_the_others():
+    layer, rows = nn.Linear(48, 32), torch.randn(5, 48) * torch.tensor([1e-3, 1, 1, 1, 1e3])[:, None]
+    quantized = built(layer, LayerPlan(input="dynamic-rows"))
+    torch.testing.assert_close(quantized(rows[:1]), quantized(rows)[:1])
+    error = (quantized(rows) - layer(rows)).norm(dim=1) / layer(rows).norm(dim=1)
+    assert error.max() < 0.02
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(256, 8), lambda: nn.Conv2d(256, 8, 1)], ids=["linear", "convolution"])
+def test_no_sum_of_an_almost_dead_channel_leaves_int32(tmp_path, make):
+    """Its bias is large in units of its products, and engines add both in int32, where too much changes the sign."""
+    torch.manual_seed(0)
+    layer = make()
+    with torch.no_grad():
+        layer.weight[0] = layer.weight[0].abs() * 1e-7
+        layer.bias[0] = 5
+    quantized = built(layer, LayerPlan(input="grid", input_bits=8), reach=4.0)
+    x = torch.rand(4, 256, *[1] * (layer.weight.ndim - 2)) * 4
+    exported(quantized, x, tmp_path / "layer.onnx")
+    torch.testing.assert_close(onnx_runtime(tmp_path / "layer.onnx", x, fuse=True)[:, 0], layer(x)[:, 0], rtol=1e-3, atol=1e-3)
 
 
 def test_openvino_computes_the_same(tmp_path):

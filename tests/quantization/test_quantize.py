@@ -189,6 +189,13 @@ def test_no_more_images_are_read_than_asked(tiny_detector, batches):
     assert len(read) == 2
 
 
+def black() -> dict[str, torch.Tensor]:
+    """Black photographs as a detector sees them: another number in every channel, and padding."""
+    mask = torch.ones(4, 128, 128, dtype=torch.int64)
+    mask[:, 96:] = 0
+    return {"pixel_values": torch.tensor([-2.1, -2.0, -1.8])[:, None, None] * mask[:, None], "pixel_mask": mask}
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -197,9 +204,7 @@ def test_no_more_images_are_read_than_asked(tiny_detector, batches):
         (lambda detector, batches: quantize(detector, WeightOnly(bits=4, calibration_images=4), []), "calibration"),
         (lambda detector, batches: quantize(detector, Static(calibration_images=9), batches), "9"),
         (
-            lambda detector, batches: quantize(
-                detector, Static(calibration_images=4), [batches[0] | {"pixel_values": torch.zeros(4, 3, 128, 128)}]
-            ),
+            lambda detector, batches: quantize(detector, Static(calibration_images=4), [batches[0] | black()]),
             "empty",
         ),
         (lambda detector, batches: quantize(quantize(detector, WeightOnly()), WeightOnly()), "quantized already"),

@@ -24,8 +24,9 @@ def batches():
         (SmoothQuant(calibration_images=2), 1e-4),
         (SmoothQuant(activations="dynamic", calibration_images=2), 1e-2),
         (Dynamic(), 1e-2),
+        (Dynamic(per_row=True), 1e-2),
     ],
-    ids=["8 bits", "4 bits", "smoothed", "smoothed dynamic", "dynamic"],
+    ids=["8 bits", "4 bits", "smoothed", "smoothed dynamic", "dynamic", "dynamic per row"],
 )
 def test_outputs_are_those_of_the_quantized_detector(tiny_detector, batches, scheme, tolerance):
     pytest.importorskip("torchao")

@@ -46,3 +46,15 @@ def test_the_size_is_met_and_the_model_saved(tiny_detector, batches, tmp_path):
         torch.testing.assert_close(load(tmp_path / "quantized")(images).boxes, quantized(images).boxes, rtol=0, atol=0)
     with pytest.raises(UserError, match="the smallest is"):
         quantize(detector, Unified(size=0.01, calibration_images=4), batches)
+
+
+def test_layers_of_the_overrides_count_in_the_size(tiny_detector, batches):
+    detector = tiny_detector("detr", backbone="test_resnet")
+    config = Unified(size=0.5, calibration_images=4, overrides={"*mlp.fc1": "float"})
+    quantized = quantize(detector, config, batches)
+    layers = quantized.config.quantization_config.layers
+    assert layers
+    assert not any(name.endswith("mlp.fc1") for name in layers)
+    assert bytes_of(quantized.model) / bytes_of(detector.model) <= 0.5
+    with pytest.raises(UserError, match="the smallest is"):
+        quantize(detector, Unified(size=0.4, calibration_images=4, overrides={"*backbone*": "float"}), batches)

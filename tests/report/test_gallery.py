@@ -33,6 +33,13 @@ def test_a_box_is_drawn_in_its_class_colour_at_its_place(grey_image):
     assert (drawn[round(55 * scale), round(80 * scale)] == 128).all()
 
 
+def test_the_best_box_is_drawn_on_top(grey_image):
+    best, worse = (0.9, 0, [20, 30, 60, 50]), (0.5, 1, [20, 30, 60, 50])
+    both = draw(grey_image, detections(best, worse), ["a", "b"], LONGEST, scores=True)
+    alone = draw(grey_image, detections(best), ["a", "b"], LONGEST, scores=True)
+    assert both.tobytes() == alone.tobytes()
+
+
 def test_an_image_without_objects_is_only_resized(grey_image):
     drawn = draw(grey_image, detections(), [], LONGEST)
     assert drawn.size == (LONGEST, round(LONGEST * 0.6))

@@ -18,7 +18,8 @@ def row(name, high=None, **more):
 @pytest.fixture
 def report(tmp_path):
     def written(*rows):
-        results = {"rows": rows, "epochs": [], "left": "", "steps": [], "environment": {}, "command": "c", "recipe": "r"}
+        results = {"rows": rows, "epochs": [], "left": "", "steps": [], "environment": {}, "command": "c"}
+        results["recipe"] = "data: {folder: ../data/groceries}"
         write_study(results, tmp_path)
         lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
         table = list(takewhile(lambda line: line.startswith("|"), lines[2:]))
@@ -43,3 +44,30 @@ def test_without_latencies_there_is_no_word_of_them(report):
     table, lines, _ = report(row("a"))
     assert "speedup" not in table[0]
     assert not any("against the float row" in line for line in lines)
+
+
+def test_it_is_named_after_its_data_and_engines_come_first(report):
+    table, lines, page = report(row("a", runtime="pytorch"), row("a"))
+    assert lines[0] == "# Study on groceries"
+    assert "<h1>Study on groceries</h1>" in page
+    assert [line.split()[3] for line in table[2:]] == ["onnxruntime", "pytorch"]
+
+
+@pytest.mark.parametrize(
+    ("against", "said"),
+    [
+        (
+            {"a": None, "a-quick": "a", "a-quick-static": "a", "b": None, "b-static": "b"},
+            "in AP to the row that a name begins with, seed by seed",
+        ),
+        ({"a": None, "b": "a", "c": "a", "d": "c"}, "in AP to a, d to c, seed by seed"),
+        ({"a": None, "b": "a", "b-static": "b"}, "in AP to the row that a name begins with, else to a, seed by seed"),
+        ({"a": None}, ""),
+    ],
+)
+def test_the_legend_says_what_a_change_is_to(report, against, said):
+    _, lines, _ = report(*(row(name, against=other) for name, other in against.items()))
+    (legend,) = (line for line in lines if line.startswith("AP: "))
+    assert said in legend
+    assert ("change: " in legend) == bool(said)
+    assert "epoch N" not in legend

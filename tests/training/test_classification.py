@@ -121,5 +121,7 @@ def test_faults_leave_no_folder_behind(images, tmp_path):
         with pytest.raises(UserError, match=fault):
             verbs.pretrain(images, backbone, tmp_path / "b", (32, 32))
         assert not (tmp_path / "b").exists()
+    with pytest.raises(UserError, match="images of 0 x 32 cannot be; give --image-size"):
+        verbs.pretrain(images, "test_resnet", tmp_path / "b", (0, 32))
     with pytest.raises(UserError, match="does not exist"):
         verbs.pretrain(tmp_path / "nothing", "test_resnet", tmp_path / "b", (32, 32))

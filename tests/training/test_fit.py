@@ -1,15 +1,20 @@
 """What a training promises: the best detector by AP, and after a kill the weights of a training that was never killed."""
 
 import json
+import math
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from leandetr.detectors.load import load
+from leandetr.distillation import Distiller, build_terms
 from leandetr.errors import UserError
 from leandetr.training import fit as fitting
 from leandetr.training import trainer as training
+from leandetr.training.callbacks import LogFile, ap_by_epoch
 from leandetr.training.fit import fit, forget_checkpoints
 from leandetr.training.trainer import DetectionTrainer, last_checkpoint
 
@@ -143,7 +148,7 @@ def test_best_by_ap_is_kept_with_its_averaged_weights(prepared, short, tmp_path,
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_chosen_epochs_are_kept_as_detectors(prepared, short, tmp_path, ema):
-    config = short(epochs=3, keep_epochs=[1, 3, 7], ema=ema)
+    config = short(epochs=3, keep_epochs=[1, 3], ema=ema)
     detector, train, val = prepared()
     fit(detector, train, val, config, tmp_path / "kept", "kept")
     assert sorted(path.name for path in (tmp_path / "kept").glob("epoch-*")) == ["epoch-1", "epoch-3"]
@@ -205,3 +210,47 @@ def test_a_full_disk_is_one_sentence_and_the_last_whole_checkpoint_stays(prepare
     with pytest.raises(UserError, match=r"cannot write .*checkpoint-8: No space left on device"):
         fit(detector, train, val, short(), tmp_path, "full")
     assert last_checkpoint(tmp_path).name == "checkpoint-4"
+
+
+@pytest.mark.parametrize("name", ["detr", "rt_detr_v2"])
+def test_a_training_that_diverges_is_one_sentence(prepared, short, tmp_path, name):
+    detector, train, val = prepared(name)
+    with pytest.raises(UserError) as caught:
+        fit(detector, train, val, short(lr=1e6), tmp_path, "wild")
+    assert re.fullmatch(r"the loss is not a number at step \d; lower training.lr or training.clip", str(caught.value))
+
+
+@pytest.mark.parametrize(("stop", "writes"), [(2, [2]), (4, [4]), (6, [4, 6])])
+def test_a_training_that_stops_writes_each_checkpoint_once(prepared, short, tmp_path, monkeypatch, stop, writes):
+    class Stop(fitting.StopAt):
+        def on_step_end(self, args, state, control, **kwargs):
+            self.until = -math.inf if state.global_step == stop else math.inf
+            super().on_step_end(args, state, control, **kwargs)
+
+    written, save = [], DetectionTrainer._save
+    monkeypatch.setattr(fitting, "StopAt", Stop)
+    monkeypatch.setattr(DetectionTrainer, "_save", lambda self, *a: (written.append(self.state.global_step), save(self, *a)))
+    detector, train, val = prepared()
+    with pytest.raises(fitting.OutOfTime):
+        fit(detector, train, val, short(), tmp_path, "stopped")
+    assert written == writes
+    assert last_checkpoint(tmp_path).name == f"checkpoint-{stop}"
+
+
+def test_a_line_that_a_kill_has_cut_is_left_out_of_the_log(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 4, "eval_ap": 0.1, "epoch": 1.0}\n{"step": 8, "lo')
+    state = SimpleNamespace(is_world_process_zero=True, global_step=8)
+    for ap in (0.2, 0.3):
+        LogFile(log).on_log(None, state, None, {"eval_ap": ap, "epoch": 10 * ap})
+    assert ap_by_epoch(tmp_path) == {1: 0.1, 2: 0.2, 3: 0.3}
+    assert len(log.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(("weight", "warnings"), [(1e5, 1), (1e-3, 0)])
+def test_a_term_that_drowns_the_others_is_said_once(prepared, short, tmp_path, capsys, weight, warnings):
+    (student, train, val), (teacher, _, _) = prepared(), prepared(d_model=48)
+    terms = build_terms(["logits"], student, teacher, {"logits": weight})
+    fit(Distiller(student, teacher, terms), train, val, short(), tmp_path, "drowned")
+    said = re.findall(r"drowned: warning: the term logits is (?:99.\d|100.0)% of the loss", capsys.readouterr().err)
+    assert len(said) == warnings

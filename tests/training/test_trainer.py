@@ -1,10 +1,13 @@
 """What the training engine promises: who learns how fast, what is evaluated, and that cutting a batch changes nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from leandetr.errors import UserError
-from leandetr.training.trainer import DetectionTrainer, last_checkpoint
+from leandetr.training import trainer as engine
+from leandetr.training.trainer import DetectionTrainer, Diverged, last_checkpoint
 
 STILL = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 
@@ -96,3 +99,44 @@ def test_half_written_checkpoints_are_removed_and_the_newest_whole_one_found(tmp
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-16"
     assert not (tmp_path / "checkpoint-100").exists()
     assert last_checkpoint(tmp_path / "absent") is None
+
+
+def test_one_process_takes_one_gpu_and_only_a_precision_that_it_has(short, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(engine, "TrainingArguments", lambda **named: SimpleNamespace(n_gpu=2, **named))
+    arguments = engine._arguments(short(precision="auto"), tmp_path, 8)
+    assert arguments._n_gpu == 1
+    assert not arguments.bf16
+
+
+def test_validation_images_are_read_by_the_trainings_workers(prepared, short, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(engine, "predict_dataset", lambda *a: given.append(a[3:]) or [])
+    detector, train, val = prepared()
+    DetectionTrainer(detector, train, val, short(workers=3), tmp_path, []).measure()
+    assert given == [(2, 3)]
+
+
+def test_an_evaluation_that_answers_nan_is_a_training_that_diverged(prepared, short, tmp_path):
+    detector, train, val = prepared()
+    trainer = DetectionTrainer(detector, train, val, short(ema=0), tmp_path, [])
+    with torch.no_grad():
+        detector.model.bbox_predictor.layers[0].weight.fill_(torch.nan)
+    with pytest.raises(Diverged, match="the loss is not a number at step 0"):
+        trainer.evaluate()
+
+
+def test_a_checkpoint_that_is_being_rewritten_is_not_taken_for_whole(prepared, short, tmp_path, monkeypatch):
+    detector, train, val = prepared()
+    trainer = DetectionTrainer(detector, train, val, short(max_steps=1), tmp_path, [])
+    trainer.train()
+    assert last_checkpoint(tmp_path).name == "checkpoint-1"
+
+    def killed(folder, *_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer._save_checkpoint(trainer.model, None)
+    assert last_checkpoint(tmp_path) is None

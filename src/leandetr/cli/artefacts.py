@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
@@ -36,17 +36,25 @@ def evaluate(
 
     found = verbs.detections_of(model, data.source(), split, engine, queries)
     metrics = evaluate_results(*found)
-    numbers, shown = metrics.as_dict(), metrics.as_dict() | {f"AP of {k}": v for k, v in metrics.per_class.items()}
+    numbers = metrics.as_dict() | {"per_class": metrics.per_class}
+    shown = metrics.as_dict() | {f"AP of {k}": v for k, v in metrics.per_class.items()}
     if voc:
         numbers["voc"] = voc_metrics(*found)
         shown["VOC AP50"] = numbers["voc"]["ap50"]
         shown |= {f"VOC AP50 of {k}": v for k, v in numbers["voc"]["per_class"].items()}
     if json:
-        write_json(json, numbers)
+        write_json(json, _defined(numbers))
     table = Table("metric", "value")
     for name, value in shown.items():
         table.add_row(name, f"{value:.3f}" if value >= 0 else "–")
     out_console.print(table)
+
+
+def _defined(numbers: Any) -> Any:
+    """The numbers with None for COCO's -1, which no mean should take for an AP."""
+    if isinstance(numbers, dict):
+        return {name: _defined(value) for name, value in numbers.items()}
+    return numbers if numbers >= 0 else None
 
 
 @app.command()
@@ -70,14 +78,17 @@ def export(
     from leandetr import verbs
 
     path = verbs.export(model, out, to, image_size, queries, end_to_end, opset)
-    out_console.print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+    files = [path] if to == "onnx" else [path, path.with_suffix(".bin")]
+    out_console.print(f"{path}  {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
 
 
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="Saved detector, hub id, published .pth, .onnx, .xml, or torchvision's NAME.")],
     sources: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
-    out: Annotated[Path, typer.Option(help="Folder for the drawn pictures and predictions.json.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the drawn pictures and predictions.json; by default runs/predict-MODEL.")
+    ] = None,
     threshold: Annotated[float, typer.Option(help="Least score of a box.", min=0, max=1)] = 0.3,
     form: Annotated[str, typer.Option("--format", help="plain, or coco for COCO's results format.")] = "plain",
     annotations: Annotated[Path | None, typer.Option(help="COCO JSON whose image ids the coco format uses.")] = None,
@@ -89,14 +100,24 @@ def predict(
     Example: `leandetr predict student.onnx photo.jpg --out pictures`
     """
     from leandetr import verbs
+    from leandetr.files import read_json
 
-    out_console.print(str(verbs.predict(model, sources, out, threshold, form, annotations, engine, queries)))
+    out = out or Path("runs", f"predict-{Path(model).stem}")
+    file = verbs.predict(model, sources, out, threshold, form, annotations, engine, queries)
+    rows = read_json(file)
+    if form == "plain":
+        boxes = sum(len(row["detections"]) for row in rows)
+        out_console.print(f"{file}: {boxes} boxes of a score of {threshold:g} or more on {len(rows)} images")
+    else:
+        out_console.print(f"{file}: {len(rows)} detections")
 
 
 @app.command()
 @with_groups
 def benchmark(
-    models: Annotated[list[str], typer.Argument(help="Saved detectors, .onnx and .xml files; ratios are to the first.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Saved detectors, .onnx and .xml files; ratios are to the first, on its engine.")
+    ],
     data: OneSplit,
     engine: Engine = None,
     repeats: Annotated[int, typer.Option(help="Interleaved rounds.", min=5)] = 50,
@@ -117,7 +138,9 @@ def benchmark(
         write_json(json, {"environment": environment(), "rows": found})
     table = Table(Column("artifact", overflow="fold"), "runtime", "latency ms", "p90 ms", "speed-up", "MB")
     for row in found:
-        ratio = f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
+        ratio = "–"
+        if row["speedup"] is not None:
+            ratio = f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
         slower = f", slower than {row['reference']}" if surely_slower(row) and row is not found[0] else ""
         size = f"{row['size_bytes'] / 1e6:.2f}"
         table.add_row(

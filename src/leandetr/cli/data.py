@@ -34,38 +34,38 @@ def data_shapes(
 @data_app.command("check")
 def data_check(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder in COCO's, Pascal VOC's or YOLO's layout.", metavar="DATA")
+        Path | None, typer.Argument(help="Folder in COCO's, Pascal VOC's or YOLO's layout, or a YOLO YAML.", metavar="DATA")
     ] = None,
     annotations: Annotated[Path | None, typer.Option(help="In place of the folder: COCO JSON.")] = None,
     images: Annotated[Path | None, typer.Option(help="In place of the folder: folder of the images.")] = None,
     json: Json = None,
 ) -> None:
-    """List every fault of a data set with counts and examples; exit status 1 if there is any.
+    """What a data set holds, and every fault with counts and examples; exit status 1 if there is any.
 
     Example: `leandetr data check DATA`
     """
     from dataclasses import asdict
 
-    from leandetr.data.check import check, faults_table
+    from leandetr.data.check import check, faults_table, summarise
     from leandetr.files import write_json
     from leandetr.verbs import split_of
 
     source = OneSplit(folder, annotations, images).source()
-    found = {split: check(split_of(source, split)) for split in (("train", "val") if folder else ("train",))}
-    for split, faults in found.items():
-        if faults:
-            out_console.print(f"[bold]{split}[/bold]", faults_table(faults))
-        else:
-            out_console.print(f"{split}: no faults")
+    splits = {name: split_of(source, name) for name in (("train", "val") if folder else ("train",))}
+    found = {name: (summarise(split), check(split)) for name, split in splits.items()}
+    for name, (summary, faults) in found.items():
+        out_console.print(f"{name}: {summary}", markup=False, highlight=False)
+        out_console.print(faults_table(faults) if faults else "  no faults")
     if json:
-        write_json(json, {split: [asdict(fault) for fault in faults] for split, faults in found.items()})
-    if any(found.values()):
+        written = {name: asdict(summary) | {"faults": list(map(asdict, faults))} for name, (summary, faults) in found.items()}
+        write_json(json, written)
+    if any(faults for _, faults in found.values()):
         raise typer.Exit(1)
 
 
 @data_app.command("convert")
 def data_convert(
-    source: Annotated[Path, typer.Argument(help="Pascal VOC or YOLO folder.")],
+    source: Annotated[Path, typer.Argument(help="Pascal VOC or YOLO folder, or a YOLO YAML.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     form: Annotated[str | None, typer.Option("--format", help="voc or yolo; recognised by default.")] = None,
 ) -> None:

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import warnings
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +22,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 out_console, err_console = Console(), Console(stderr=True, highlight=False)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        out_console.print(version("leandetr"), highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What `leandetr` takes before a command."""
 
 
 def main() -> None:

@@ -54,11 +54,19 @@ def with_groups(command: Callable) -> Callable:
     return call
 
 
+def changed(group: Any) -> list[str]:
+    """Those options of a group that have another value than by default, as they are typed."""
+    fields = dataclasses.fields(group)
+    return [f"--{field.name.replace('_', '-')}" for field in fields if getattr(group, field.name) != field.default]
+
+
 @dataclass
 class OneSplit:
     """Images to look at: a split of a data folder, or an annotation file with its images."""
 
-    data: Annotated[Path | None, typer.Option("--data", help="Folder in COCO's, Pascal VOC's or YOLO's layout.")] = None
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder in COCO's, Pascal VOC's or YOLO's layout, or a YOLO YAML.")
+    ] = None
     annotations: Annotated[Path | None, typer.Option(help="In place of --data: COCO JSON.")] = None
     images: Annotated[Path | None, typer.Option(help="In place of --data: folder of the images.")] = None
 
@@ -74,7 +82,9 @@ class OneSplit:
 class BothSplits:
     """Images to train on and to choose the best by: a data folder, or the two splits one by one."""
 
-    data: Annotated[Path | None, typer.Option("--data", help="Folder in COCO's, Pascal VOC's or YOLO's layout.")] = None
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder in COCO's, Pascal VOC's or YOLO's layout, or a YOLO YAML.")
+    ] = None
     annotations: Annotated[Path | None, typer.Option(help="In place of --data: COCO JSON of the training images.")] = None
     images: Annotated[Path | None, typer.Option(help="In place of --data: folder of the training images.")] = None
     val_annotations: Annotated[Path | None, typer.Option(help="COCO JSON of the validation images.")] = None
@@ -131,11 +141,12 @@ def _source(
     data: Path | None, annotations: Path | None, images: Path | None, val_annotations: Path | None, val_images: Path | None
 ) -> Any:
     from leandetr.data.coco import Split
+    from leandetr.verbs.data import NO_DATA
 
     if data is not None:
         return data
     if annotations is None or images is None:
-        raise UserError("no data: give --data FOLDER, or --annotations FILE with --images FOLDER")
+        raise UserError(NO_DATA)
     splits = {"train": Split(annotations, images)}
     if val_annotations is not None and val_images is not None:
         splits["val"] = Split(val_annotations, val_images)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from leandetr.cli.main import app, out_console
-from leandetr.cli.options import BothSplits, Out, Schedule, nested, numbers, read_settings, with_groups
+from leandetr.cli.options import BothSplits, Out, Schedule, changed, nested, numbers, read_settings, with_groups
 from leandetr.errors import UserError
 
 
@@ -68,8 +68,8 @@ class Limits:
         from leandetr.deployment.budget import Budget
 
         if self.max_ap_drop is None:
-            if self.target_latency_ms is not None:
-                raise UserError("--target-latency-ms: say what may be lost for it with --max-ap-drop")
+            if given := changed(self):
+                raise UserError(f"{given[0]}: say what may be lost with --max-ap-drop, or leave it out")
             return None
         if scheme != "static":
             raise UserError(f"--max-ap-drop: the search is over layers on calibrated grids, not {scheme}; give --scheme static")
@@ -112,8 +112,8 @@ def quantize(
     settings = read_settings(named + (set_ or []))
     options = {key: value for key, value in settings.items() if not key.startswith("training.")}
     trained = scheme == "low-bit" and teaching.train
-    if teaching.teacher is not None and not trained:
-        raise UserError(f"--teacher: {scheme} is not trained here; leave it out, or choose low-bit with --train")
+    if not trained and (given := [*changed(schedule), *changed(teaching)]) and given != ["--train"]:
+        raise UserError(f"{given[-1]}: {scheme} is not trained here; leave it out, or choose low-bit with --train")
     low_bit = teaching.low_bit(schedule, settings) if trained else None
     source = data.source() if data.given() else {}
     if (budget := limits.budget(scheme)) is not None:

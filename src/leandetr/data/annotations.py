@@ -31,12 +31,14 @@ class Split:
 
 def find_split(data: Path | str, split: Literal["train", "val"]) -> Split:
     """The split of a folder with `annotations/instances_{split}.json` and `{split}/`, or COCO's `{split}2017` for either; or of
-    a Pascal VOC or YOLO folder as it is (`recognised.py`).
+    a Pascal VOC or YOLO folder as it is, or of a YOLO YAML file (`recognised.py`).
 
     Raises:
-        UserError: there is no such folder, it lacks one of the two, or is a faulty VOC or YOLO folder.
+        UserError: there is no such folder, it lacks one of the two, or is a faulty VOC or YOLO data set.
     """
     data = Path(data)
+    if data.is_file() and formats_of(data):
+        return Split(annotations=recognised_annotations(data, split), images=data.parent)
     if not data.is_dir():
         fault = "is a file" if data.exists() else "does not exist"
         raise UserError(f"{data} {fault}; give the folder that holds annotations/ and {split}/")

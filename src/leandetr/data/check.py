@@ -1,4 +1,4 @@
-"""Every fault of a data set in COCO's layout, not just the first one."""
+"""Every fault of a data set in COCO's layout, not just the first one, and what the set holds."""
 
 import os
 from collections import Counter
@@ -23,6 +23,7 @@ FIELDS = {
     "annotations": ("image_id", "category_id"),
     "categories": ("id", "name"),
 }
+MOST = 8  # classes that a summary names
 NAMES = ("file_name", "name")  # the fields that hold text; the others hold whole numbers
 
 
@@ -33,6 +34,49 @@ class Fault:
     kind: str
     count: int = 0
     examples: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the sound entries of a split hold.
+
+    images: their number; empty: that of those without a box. boxes: class name -> number of boxes, the most frequent first.
+    median_box: (width, height) in pixels; None without boxes.
+    """
+
+    images: int
+    empty: int
+    boxes: dict[str, int]
+    median_box: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        said = f"{self.images} images, {self.empty} without boxes; {sum(self.boxes.values())} boxes"
+        if self.median_box is None:
+            return said
+        width, height = self.median_box
+        shown = ", ".join(f"{name} {count}" for name, count in list(self.boxes.items())[:MOST])
+        more = f" and {len(self.boxes) - MOST} more classes" if len(self.boxes) > MOST else ""
+        return f"{said}, median {width:.0f} x {height:.0f} pixels\n  {shown}{more}"
+
+
+def summarise(split: Split) -> Summary:
+    """What a split holds; malformed entries and boxes that are none are left out. Raises as `check`."""
+    coco = _read(split)
+    images, annotations, categories = (_sound(coco, section) for section in SECTIONS)
+    names = {category["id"]: category["name"] for category in categories}
+    known = {image["id"] for image in images}
+    listed = [entry for entry in annotations if entry["image_id"] in known and entry["category_id"] in names]
+    corners = np.array([box_of(entry) for entry in listed]).reshape(-1, 4)
+    good = np.isfinite(corners).all(axis=1) & (corners[:, 2:] > 0).all(axis=1)
+    boxes = [entry for entry, is_good in zip(listed, good) if is_good]
+    counts = Counter(dict.fromkeys(names.values(), 0))
+    counts.update(names[entry["category_id"]] for entry in boxes)
+    return Summary(
+        images=len(images),
+        empty=len(known - {entry["image_id"] for entry in boxes}),
+        boxes=dict(counts.most_common()),
+        median_box=tuple(np.median(corners[good, 2:], axis=0).tolist()) if boxes else None,
+    )
 
 
 def check(split: Split, examples: int = 3) -> list[Fault]:
@@ -47,11 +91,7 @@ def check(split: Split, examples: int = 3) -> list[Fault]:
     Raises:
         UserError: the annotations cannot be read or are no JSON dictionary: there is nothing to check.
     """
-    coco = read_json(split.annotations)
-    if not isinstance(coco, dict):
-        raise UserError(
-            f"{split.annotations} is not COCO: it holds no dictionary; write it in COCO's format or name another file"
-        )
+    coco = _read(split)
     faults: dict[str, Fault] = {}
     for kind, example in _occurrences(coco, split.images):
         fault = faults.setdefault(kind, Fault(kind))
@@ -59,6 +99,15 @@ def check(split: Split, examples: int = 3) -> list[Fault]:
         if len(fault.examples) < examples:
             fault.examples.append(example)
     return list(faults.values())
+
+
+def _read(split: Split) -> dict[str, Any]:
+    coco = read_json(split.annotations)
+    if not isinstance(coco, dict):
+        raise UserError(
+            f"{split.annotations} is not COCO: it holds no dictionary; write it in COCO's format or name another file"
+        )
+    return coco
 
 
 def faults_table(faults: list[Fault]) -> Table:
@@ -82,8 +131,7 @@ def _occurrences(coco: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]
             yield "empty list", f"{section!r}"
         malformed = [(number, why) for number, entry in enumerate(entries) if (why := _malformed(entry, FIELDS[section]))]
         yield from (("malformed entry", f"{section}[{number}]: {why}") for number, why in malformed)
-        bad = {number for number, _ in malformed}
-        sound[section] = [entry for number, entry in enumerate(entries) if number not in bad]
+        sound[section] = _sound(coco, section)
 
     images, annotations, categories = (sound[section] for section in SECTIONS)
     numbered = [annotation for annotation in annotations if "id" in annotation]
@@ -98,6 +146,11 @@ def _occurrences(coco: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]
         yield from ((kind, f"{value} occurs {count} times") for value, count in counts.items() if count > 1)
     yield from _box_faults(images, annotations, categories)
     yield from _image_faults(images, folder)
+
+
+def _sound(coco: dict[str, Any], section: str) -> list[dict[str, Any]]:
+    entries = coco.get(section)
+    return [entry for entry in entries if not _malformed(entry, FIELDS[section])] if isinstance(entries, list) else []
 
 
 def _malformed(entry: Any, keys: tuple[str, ...]) -> str | None:

@@ -14,13 +14,14 @@ from typing import Any
 
 from leandetr.data.labelled import Labelled, LabelledImage, tracked
 from leandetr.data.voc import is_voc, read_voc
-from leandetr.data.yolo import is_yolo, read_yolo
+from leandetr.data.yolo import is_yolo, places_of_yolo, read_yolo
 from leandetr.errors import UserError, unknown
 from leandetr.files import MARKER, claim_folder, write_json, writing_folder
 
-READERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Labelled]]] = {
-    "voc": (is_voc, read_voc),
-    "yolo": (is_yolo, read_yolo),
+Reader = tuple[Callable[[Path], bool], Callable[[Path], Labelled], Callable[[Path], list[Path]]]
+READERS: dict[str, Reader] = {  # whether it is one, what it holds, where that lies
+    "voc": (is_voc, read_voc, lambda folder: [folder]),
+    "yolo": (is_yolo, read_yolo, places_of_yolo),
 }
 DESCRIPTIONS = {
     "voc": "a Pascal VOC folder (Annotations/ and JPEGImages/)",
@@ -40,8 +41,8 @@ def convert(source: Path | str, out: Path | str, format: str | None = None) -> P
     converted into the same folder again, which replaces it.
 
     Args:
-        source: a Pascal VOC folder (`Annotations/`, `JPEGImages/`, `ImageSets/Main/`; see `read_voc` for the splits) or a YOLO
-            folder (`data.yaml`, `images/{train,val}/`, `labels/{train,val}/`; see `read_yolo`).
+        source: a Pascal VOC folder (`Annotations/`, `JPEGImages/`, `ImageSets/Main/`; see `read_voc` for the splits), a YOLO
+            folder (`data.yaml`, `images/{train,val}/`, `labels/{train,val}/`), or the YAML file of one (see `read_yolo`).
         out: a new or empty folder, or one that this made from the same source.
         format: "voc" or "yolo"; recognised by default, and only needed where the source has the files of both.
 
@@ -75,24 +76,31 @@ def read_labelled(source: Path, format: str | None = None) -> Labelled:
     return READERS[_format(source, format)][1](source)
 
 
-def formats_of(folder: Path) -> list[str]:
-    """Which of the layouts that `convert` reads a folder has."""
-    return [format for format, (recognised, _) in READERS.items() if recognised(folder)]
+def places_of(source: Path) -> list[Path]:
+    """The files and folders in which what `read_labelled` reads lies."""
+    return READERS[_format(source, None)][2](source)
+
+
+def formats_of(source: Path) -> list[str]:
+    """Which of the layouts that `convert` reads a folder or YAML file has."""
+    return [format for format, (recognised, *_) in READERS.items() if recognised(source)]
 
 
 def _format(source: Path, format: str | None) -> str:
     if format is not None and format not in READERS:
         raise unknown("format", format, READERS)
-    if not source.is_dir():
-        fault = "is a file" if source.exists() else "does not exist"
-        raise UserError(f"{source} {fault}; name the folder of a Pascal VOC or YOLO data set")
     found = formats_of(source)
+    if not found and not source.is_dir():
+        fault = "is a file" if source.exists() else "does not exist"
+        raise UserError(f"{source} {fault}; name the folder of a Pascal VOC or YOLO data set, or the YAML file of a YOLO one")
     if format in found:
         return format
     if format is None and len(found) == 1:
         return found[0]
     if format is None and found:
         raise UserError(f"{source} has the files of {' and '.join(found)}; choose one with `leandetr data convert --format`")
+    if source.is_file():
+        raise UserError(f"{source} is a file; name {DESCRIPTIONS[format]}")
     inner = [path for path in sorted(source.iterdir()) if path.is_dir() and formats_of(path)]
     mend = f"did you mean {inner[0]}?" if inner else "name the folder that holds them"
     layouts = [format] if format else list(READERS)

@@ -55,12 +55,12 @@ def decode(path: Path) -> tuple[Image.Image, int]:
             image.load()
             return to_rgb(image), image.getexif().get(ExifTags.Base.Orientation, 1)
     except FileNotFoundError as error:
-        raise UserError(f"the image {path} does not exist; restore it or remove it from the annotations") from error
+        raise UserError(f"the image {path} does not exist; restore it or leave it out") from error
     except (
         Exception
     ) as error:  # Pillow's readers raise whatever the bytes lead them to: OSError, SyntaxError, struct.error, ...
         reason = "is not an image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be decoded ({error})"
-        raise UserError(f"{path} {reason}; replace the file or remove it from the annotations") from error
+        raise UserError(f"{path} {reason}; replace the file or leave it out") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

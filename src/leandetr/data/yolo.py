@@ -1,4 +1,4 @@
-"""YOLO folders: `data.yaml` with the classes' names, and a text file an image with a line `class cx cy w h` an object.
+"""YOLO data sets: a YAML file with the classes' names, and a text file an image with a line `class cx cy w h` an object.
 
 Centre and size of a box are relative to the image as it is seen, after its EXIF turn, which is how the trainers of such folders
 load it. An image without a text file, or with an empty one, has no objects.
@@ -7,6 +7,7 @@ load it. An image without a text file, or with an empty one, has no objects.
 """
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,38 +15,65 @@ from leandetr.data.labelled import Labelled, LabelledImage, LabelledObject, imag
 from leandetr.errors import UserError
 
 FOLDERS = {"train": ("images/train", "train/images"), "val": ("images/val", "val/images", "valid/images")}
+YAML = (".yaml", ".yml")
 TOLERANCE = 1e-3  # by which a relative number may exceed 1: rounding, not pixels
 NOT_LABELS = {"classes.txt"}  # labelling tools put the names beside the labels
 
 
-def is_yolo(folder: Path) -> bool:
-    """Whether a folder is laid out as YOLO's are, with its `data.yaml`."""
-    return (folder / "data.yaml").is_file() and _images(folder, "train") is not None
+def is_yolo(source: Path) -> bool:
+    """Whether this is the YAML file of a YOLO data set, a folder with its `data.yaml`, or one that only lacks that."""
+    if source.is_file():
+        return source.suffix in YAML
+    images = (source / name for name in ("images", *(usual for split in FOLDERS.values() for usual in split)))
+    return (source / "data.yaml").is_file() or any(folder.is_dir() and _labels(folder).is_dir() for folder in images)
 
 
-def read_yolo(folder: Path) -> Labelled:
-    """The images of `images/{train,val}` with `labels/{train,val}` (or `{train,val,valid}/images` with `.../labels`).
+def read_yolo(source: Path) -> Labelled:
+    """The images of a YAML file's `train` and `val` with their labels, which lie beside them in `labels` in place of `images`.
 
-    Only `names` is read from data.yaml, a list or a mapping from class numbers; its order is kept. Its paths are not used:
-    they are often those of the machine it was written on.
+    `train` and `val` are relative to the YAML file's `path`, or to its own folder. Where they name no folder that is there (as
+    they may be those of the machine it was written on), `images/{train,val}` or `{train,val,valid}/images` is taken. The order
+    of `names`, a list or a mapping from class numbers, is kept.
+
+    Args:
+        source: the YAML file, or a folder with a `data.yaml`.
 
     Raises:
         UserError: no names or unusable ones, no folder of a split's images or labels, no images, a label file without an image,
             a line that is not five numbers, a class number without a name, a box that is not relative or has no area.
     """
-    names = _names(folder / "data.yaml")
-    train, val = (_read_split(folder, split, names) for split in FOLDERS)
+    file, content = _content(source)
+    names = _names(file, content)
+    train, val = (_read_split(file, content, split, names) for split in FOLDERS)
     return Labelled(list(names.values()), train, val)
 
 
-def _names(file: Path) -> dict[int, str]:
-    """Class number -> name, in the order of the numbers."""
+def places_of_yolo(source: Path) -> list[Path]:
+    """The files and folders that `read_yolo` reads; raises what it raises of the YAML file and the images' folders."""
+    file, content = _content(source)
+    images = [_images(file, content, split) for split in FOLDERS]
+    return [file, *images, *map(_labels, images)]
+
+
+def _content(source: Path) -> tuple[Path, dict[str, Any]]:
+    """The YAML file and what it says."""
+    file = source if source.is_file() else source / "data.yaml"
+    if not file.is_file():
+        raise UserError(
+            f"{source} is laid out like a YOLO folder but has no data.yaml; write one with the classes, as in "
+            "names: [cat, dog], or name the YAML file itself"
+        )
     try:
         content = yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file} is not YAML ({reason}); correct it") from error
-    given = content.get("names") if isinstance(content, dict) else None
+    return file, content if isinstance(content, dict) else {}
+
+
+def _names(file: Path, content: dict[str, Any]) -> dict[int, str]:
+    """Class number -> name, in the order of the numbers."""
+    given = content.get("names")
     if isinstance(given, list):
         given = dict(enumerate(given))
     if not isinstance(given, dict) or not given:
@@ -66,27 +94,42 @@ def _is_count(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 0
 
 
-def _images(folder: Path, split: str) -> Path | None:
-    return next((folder / name for name in FOLDERS[split] if (folder / name).is_dir()), None)
+def _images(file: Path, content: dict[str, Any], split: str) -> Path:
+    """The folder of a split's images."""
+    base, root, named = file.parent, content.get("path"), content.get(split)
+    roots = [base / root, base] if isinstance(root, str) else [base]
+    folders = [root / named for root in roots] if isinstance(named, str) and named else []
+    found = next((folder for folder in (*folders, *(base / usual for usual in FOLDERS[split])) if folder.is_dir()), None)
+    if found is None:
+        usual = " or ".join(FOLDERS[split])
+        raise UserError(f"{file} names no folder of images as {split!r}, and there is no {usual} beside it; correct the name")
+    return found
 
 
-def _read_split(folder: Path, split: str, names: dict[int, str]) -> list[LabelledImage]:
-    images = _images(folder, split)
-    files = image_files(images) if images is not None else []
+def _labels(images: Path) -> Path:
+    """The same path with its last `images` become `labels`."""
+    place = max((index for index, part in enumerate(images.parts) if part == "images"), default=None)
+    if place is None:
+        raise UserError(f"{images} is not below a folder `images`, beside which labels lie in `labels`; move both there")
+    return Path(*images.parts[:place], "labels", *images.parts[place + 1 :])
+
+
+def _read_split(file: Path, content: dict[str, Any], split: str, names: dict[int, str]) -> list[LabelledImage]:
+    images = _images(file, content, split)
+    files, labels = image_files(images), _labels(images)
     if not files:
-        raise UserError(f"{folder} has no images in {' or '.join(FOLDERS[split])}; put those of the {split} split there")
-    labels = folder / images.relative_to(folder).as_posix().replace("images", "labels")
+        raise UserError(f"{images} has no images; put those of the {split} split there")
     if not labels.is_dir():
-        raise UserError(f"{folder} has no folder {labels.relative_to(folder)}/; put the label files of {images} there")
+        raise UserError(f"{labels} does not exist; put the label files of {images} there")
     stems = {file.relative_to(images).with_suffix("") for file in files}
     for label in sorted(labels.rglob("*.txt")):
         if label.name not in NOT_LABELS and label.relative_to(labels).with_suffix("") not in stems:
             raise UserError(f"{label} has no image in {images}; restore the image or remove the label file")
     read = []
-    for file in tracked(files, split, len(files)):
-        name = file.relative_to(images)
-        _, size = image_sizes(file)
-        read.append(LabelledImage(file, name.as_posix(), size, _objects((labels / name).with_suffix(".txt"), size, names)))
+    for image in tracked(files, split, len(files)):
+        name = image.relative_to(images)
+        _, size = image_sizes(image)
+        read.append(LabelledImage(image, name.as_posix(), size, _objects((labels / name).with_suffix(".txt"), size, names)))
     return read
 
 

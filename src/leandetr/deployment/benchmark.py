@@ -21,13 +21,14 @@ import torch
 from numpy.typing import NDArray
 
 from leandetr.data.coco import CocoDataset, Split, collate
-from leandetr.deployment.runtimes import Runtime
+from leandetr.deployment.runtime import Runtime
 from leandetr.structures import Batch
 
 PHOTOGRAPHS = 8  # different ones, in turn
 WARM_UP = PHOTOGRAPHS  # rounds that are not counted: engines prepare for every new size once
 BOOTSTRAP = 2000  # resamples of the rounds
 INTERVAL = (2.5, 97.5)  # percentiles
+NO_RATIO = {"speedup": None, "speedup_low": None, "speedup_high": None}
 PACKAGES = ("leandetr", "torch", "transformers", "onnxruntime", "openvino")
 
 
@@ -36,8 +37,8 @@ class Measurement(TypedDict):
 
     latency_ms, latency_p90_ms: median and 90th percentile of one photograph, in milliseconds. speedup: the reference's latency
     over this one's, with the ends of its 95 % interval. reference: what the speed-up is against, "float" where that is a float
-    artefact, else its name. size_bytes: of the written artefact. parameters: their number.
-    theoretical_speedup: over float by the bits of its products alone, not measured; None for float.
+    artefact, else its name. All four are None without a reference. size_bytes: of the written artefact. parameters: their
+    number. theoretical_speedup: over float by the bits of its products alone, not measured; None for float.
     unpacked, unpack_seconds: how many integer weights the engine got as floats, and what that cost when it was loaded.
     """
 
@@ -45,10 +46,10 @@ class Measurement(TypedDict):
     runtime: str
     latency_ms: float
     latency_p90_ms: float
-    speedup: float
-    speedup_low: float
-    speedup_high: float
-    reference: str
+    speedup: float | None
+    speedup_low: float | None
+    speedup_high: float | None
+    reference: str | None
     size_bytes: int
     parameters: int
     theoretical_speedup: float | None
@@ -57,7 +58,7 @@ class Measurement(TypedDict):
 
 
 def measure(
-    runtimes: Sequence[Runtime], split: Split, repeats: int = 50, against: Sequence[int] | None = None, seed: int = 0
+    runtimes: Sequence[Runtime], split: Split, repeats: int = 50, against: Sequence[int | None] | None = None, seed: int = 0
 ) -> list[Measurement]:
     """Measure all runtimes in one interleaved run.
 
@@ -65,10 +66,11 @@ def measure(
         runtimes: what to measure; runtimes that are one object are measured once each time they are listed.
         split: where the photographs come from.
         repeats: counted rounds; 30 or more where a ratio is to be claimed.
-        against: for every runtime the index of the one its speed-up is relative to; the first by default.
+        against: for every runtime the index of the one its speed-up is relative to, None for none; by default the first, for
+            those on its engine.
         seed: of the order in the rounds and of the bootstrap.
     """
-    against = against or [0] * len(runtimes)
+    against = against or [0 if runtime.name == runtimes[0].name else None for runtime in runtimes]
     batches = [_photographs(runtime, split) for runtime in runtimes]
     rng = np.random.default_rng(seed)
     seconds = np.zeros((repeats, len(runtimes)))
@@ -85,8 +87,8 @@ def measure(
             runtime=runtime.name,
             latency_ms=float(np.median(taken) * 1e3),
             latency_p90_ms=float(np.percentile(taken, 90) * 1e3),
-            **_ratio(seconds[:, reference], taken, rng),
-            reference=runtimes[reference].artifact if runtimes[reference].metadata.scheme else "float",
+            **(NO_RATIO if reference is None else _ratio(seconds[:, reference], taken, rng)),
+            reference=None if reference is None else _called(runtimes[reference]),
             size_bytes=runtime.size_bytes,
             parameters=runtime.parameters,
             theoretical_speedup=runtime.theoretical_speedup,
@@ -120,6 +122,10 @@ def _photographs(runtime: Runtime, split: Split) -> list[Batch]:
     """Batches of one photograph, prepared as the runtime wants them."""
     dataset = CocoDataset(split, runtime.transform, runtime.class_map)
     return [collate([dataset[index]]) for index in range(min(PHOTOGRAPHS, len(dataset)))]
+
+
+def _called(reference: Runtime) -> str:
+    return reference.artifact if reference.metadata.scheme else "float"
 
 
 def _ratio(reference: NDArray, taken: NDArray, rng: np.random.Generator) -> dict[str, float]:

@@ -73,7 +73,8 @@ def quantize_within(detector: Detector, scheme: Static, split: Split, budget: Bu
 
     Args:
         detector: float.
-        scheme: how the layers in integers are quantized, and with how many calibration images.
+        scheme: how the layers in integers are quantized, and with how many calibration images. Layers of its overrides are as
+            these say; what that loses is taken from the budget.
         split: photographs with boxes; those that calibrate and those that judge are both taken from it, evenly spread.
 
     Returns:
@@ -82,7 +83,8 @@ def quantize_within(detector: Detector, scheme: Static, split: Split, budget: Bu
         "evaluations", "layers": [{"name", "choice", "errors": {candidate: error}, "milliseconds": {candidate: ms}}]}
 
     Raises:
-        UserError: too few photographs, an unknown engine, or a target that cannot be met within the budget.
+        UserError: too few photographs, none with an object among those that judge, an unknown engine, overrides that lose more
+            than the budget, or a target that cannot be met within it.
     """
     dataset = CocoDataset(split, eval_transform(detector.preprocessing), detector.class_map)
     if len(dataset) < 2:
@@ -91,12 +93,14 @@ def quantize_within(detector: Detector, scheme: Static, split: Split, budget: Bu
     calibration = spread(range(len(dataset)), scheme.calibration_images)
     unseen = sorted(set(range(len(dataset))) - set(calibration))
     judges = Subset(dataset, spread(unseen, min(budget.held_out, len(unseen))))
+    if not any(not annotation["iscrowd"] for annotation in _truth(dataset, judges)["annotations"]):
+        raise UserError(f"{split.annotations}: the {len(judges)} images that are to judge hold no object; raise --held-out")
     batches = list(DataLoader(Subset(dataset, calibration), batch_size=8, collate_fn=collate))
     options: dict[str, Scheme] = {INTEGERS: scheme, **STORED}
     errors, sizes = measure_layers(detector, options, batches)
 
     def quantized(assignment: Assignment) -> Detector:
-        if set(assignment.values()) == {FLOAT}:
+        if set(assignment.values()) == {FLOAT} and not scheme.overrides:
             return plain
         own = {INTEGERS: replace(scheme, overrides={}), FLOAT: FLOAT, **STORED}
         overrides = {**scheme.overrides, **{layer: own[choice] for layer, choice in assignment.items()}}
@@ -113,19 +117,25 @@ def quantize_within(detector: Detector, scheme: Static, split: Split, budget: Bu
 
     integers = quantize(detector, scheme, batches)
     costs = layer_costs({FLOAT: plain, INTEGERS: integers}, batches[0]["pixel_values"][:1], budget.engine)
+    costs = {layer: found for layer, found in costs.items() if not scheme.overridden(layer)}
     rest = _rest(detector, split, costs, budget)
+    given_ap = ap(dict.fromkeys(costs, FLOAT))
+    float_ap = _ap(plain, dataset, judges) if scheme.overrides else given_ap
+    left = budget.max_ap_drop - (float_ap - given_ap)
+    if left < 0:
+        raise UserError(f"the overrides alone lose more than {budget.max_ap_drop:g} AP; allow more loss or leave some out")
     found = search(
         costs,
         errors,
         ap,
-        budget.max_ap_drop,
+        left,
         None if budget.target_latency_ms is None else budget.target_latency_ms - rest,
         evaluations=budget.evaluations,
     )
-    stored = _store(found, quantized(found.assignment), errors, sizes, ap, budget)
+    stored = _store(found, quantized(found.assignment), errors, sizes, ap, left - found.drop, budget.evaluations)
     finals = {"mixed": stored.assignment}
     everything = dict.fromkeys(costs, INTEGERS)
-    if found.float_ap - ap(everything) <= budget.max_ap_drop:
+    if float_ap - ap(everything) <= budget.max_ap_drop:
         finals["all"] = everything
     detectors = {name: quantized(assignment) for name, assignment in finals.items()}
     whole = whole_latencies({FLOAT: detector} | detectors, split, budget.engine)
@@ -139,9 +149,9 @@ def quantize_within(detector: Detector, scheme: Static, split: Split, budget: Bu
         "engine": budget.engine,
         "max_ap_drop": budget.max_ap_drop,
         "images": len(judges),
-        "float_ap": found.float_ap,
+        "float_ap": float_ap,
         "ap": best_ap,
-        "drop": found.float_ap - best_ap,
+        "drop": float_ap - best_ap,
         **{key: whole[best][key] for key in ("latency_ms", "speedup", "speedup_low", "speedup_high")},
         "float_latency_ms": whole[FLOAT]["latency_ms"],
         "evaluations": len(known),
@@ -155,9 +165,15 @@ def spread(choices: Sequence[int], count: int) -> list[int]:
 
 
 def _store(
-    found: Found, chosen: Detector, errors: Table, sizes: Table, ap: Callable[[Assignment], float], budget: Budget
+    found: Found,
+    chosen: Detector,
+    errors: Table,
+    sizes: Table,
+    ap: Callable[[Assignment], float],
+    left: float,
+    evaluations: int,
 ) -> Found:
-    """The second pass: how the layers that were left float hold their weights."""
+    """The second pass: how the layers that were left float hold their weights, for at most `left` AP more."""
     fixed = {layer: choice for layer, choice in found.assignment.items() if choice != FLOAT}
     costs = {
         layer: {FLOAT: bytes_of(chosen.model.get_submodule(layer))}
@@ -167,8 +183,7 @@ def _store(
     }
     if not costs:
         return found
-    left = budget.max_ap_drop - found.drop
-    best = search(costs, errors, lambda stored: ap(fixed | stored), left, evaluations=budget.evaluations)
+    best = search(costs, errors, lambda stored: ap(fixed | stored), left, evaluations=evaluations)
     order = {layer: (fixed | best.assignment)[layer] for layer in found.assignment}
     return replace(best, assignment=order)
 

@@ -32,6 +32,7 @@ from leandetr.deployment.end_to_end import EndToEnd
 from leandetr.deployment.metadata import KEY, Metadata, describe, scheme_of
 from leandetr.deployment.rewrites import forget_types, own_zero_points, pad_in_convolutions, select_tokens
 from leandetr.deployment.runtimes import OnnxRuntime, PlainDetector
+from leandetr.detectors.create import check_size, size_divisor
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.files import writing
@@ -63,7 +64,7 @@ def export_onnx(
 
     Args:
         detector: any of the families; it is left as it is. Of one in low-bit training the file holds what `finish` makes.
-        path: where the file goes; an existing one is replaced once the new one has been checked.
+        path: where the file goes, ending in .onnx; an existing one is replaced once the new one has been checked.
         image_size: fixed (height, width) that photographs are resized to. By default that of the detector's preprocessing; if
             this keeps the aspect ratio, height and width stay free and the graph takes a padding mask.
         dynamic_batch: any number of images in a call, else always one.
@@ -74,14 +75,18 @@ def export_onnx(
     of the queries agree, as happens with untrained weights, whose scores tie: which of them become queries is then arbitrary.
 
     Raises:
-        UserError: the model cannot be exported like this, or ONNX Runtime cannot run the file.
+        UserError: another ending, a size that the family cannot take, the model cannot be exported like this, or ONNX Runtime
+            cannot run the file.
     """
     path = Path(path)
+    check_onnx(path)
     _check_opset(path, detector, opset)
     if in_training(detector):
         detector = finish(detector)
     preprocessing = detector.preprocessing
     if image_size is not None:
+        kind, backbone = detector.config.model_type, detector.config.to_dict().get("backbone_config")
+        check_size(kind, image_size, size_divisor(kind, backbone or {}))
         preprocessing = replace(preprocessing, size=tuple(image_size), shortest_edge=None, longest_edge=None)
     if end_to_end and preprocessing.size is None:
         raise UserError(f"{path}: an end-to-end file resizes to one size, which this detector has not; add --image-size")
@@ -102,7 +107,12 @@ def export_onnx(
     finally:
         detector.train(training)
     if share < AGREEING:
-        logger.warning("%s: only %.0f %% of its queries on random pixels are PyTorch's; evaluate the file", path, 100 * share)
+        logger.warning(
+            "%s: ONNX Runtime and PyTorch agree on %.0f %% of the boxes of a random image, as happens with near-equal scores "
+            "of an untrained model; compare `leandetr evaluate` of both",
+            path,
+            100 * share,
+        )
     return path
 
 
@@ -129,6 +139,13 @@ def _rows(logits: Tensor, boxes: Tensor, head: str) -> np.ndarray:
 
 class _ExportError(Exception):
     """What a family cannot do, without the name of the file."""
+
+
+def check_onnx(path: Path) -> None:
+    """Raises UserError where `path` is no name for an ONNX file."""
+    if path.suffix != ".onnx":
+        mend = "add --to openvino" if path.suffix == ".xml" else "name it so"
+        raise UserError(f"{path}: an ONNX file ends in .onnx; {mend}")
 
 
 def _check_opset(path: Path, detector: Detector, opset: int) -> None:

@@ -1,8 +1,4 @@
-"""Three engines behind one call: a batch goes in, one `Detections` an image comes out.
-
-Evaluation, benchmark and prediction take any of them and never ask which. They share the preprocessing (done when the batch is
-made, as `preprocessing` says) and the post-processing; only `run` differs.
-"""
+"""The engines: PyTorch, ONNX Runtime and OpenVINO as `Runtime`s, which differ in `run`."""
 
 from __future__ import annotations
 
@@ -15,70 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from leandetr.data.transforms import DetectionTransform, eval_transform, untouched_transform
 from leandetr.deployment.integer_kernels import clamp_bytes, multiply_matrices
 from leandetr.deployment.metadata import KEY, Metadata, describe
 from leandetr.deployment.openvino import core, onnx_metadata, read_onnx
+from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.unpacking import unpack_onnx, unpack_openvino
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
-from leandetr.detectors.postprocess import postprocess
 from leandetr.detectors.query_sets import answer_with
 from leandetr.detectors.teachers import TorchvisionDetector, load_torchvision, names_torchvision
 from leandetr.errors import UserError, unknown
-from leandetr.structures import Batch, ClassMap, Detections, Preprocessing
-
-
-class Runtime:
-    """What all engines share.
-
-    Attributes:
-        name: the engine, as tables show it.
-        artifact: the file, folder or hub id that it runs.
-        size_bytes: of the artefact's weights and graph, as written.
-        metadata: what the artefact says about itself.
-        unpacked, unpack_seconds: how many integer weights were made floats when it was loaded, and how long that took.
-    """
-
-    name: str
-    unpacked: int = 0
-    unpack_seconds: float = 0.0
-
-    def __init__(self, artifact: str, size_bytes: int, metadata: Metadata) -> None:
-        self.artifact, self.size_bytes, self.metadata = artifact, size_bytes, metadata
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        return self.metadata.preprocessing
-
-    @property
-    def class_map(self) -> ClassMap:
-        return self.metadata.class_map
-
-    @property
-    def parameters(self) -> int:
-        return self.metadata.parameters
-
-    @property
-    def theoretical_speedup(self) -> float | None:
-        return self.metadata.theoretical_speedup
-
-    @property
-    def transform(self) -> DetectionTransform:
-        """What makes a photograph the pixels that this takes."""
-        make = untouched_transform if self.metadata.end_to_end else eval_transform
-        return make(self.preprocessing)
-
-    def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """pixel_values (B, 3, H, W) and, where the size is not fixed, pixel_mask (B, H, W) -> logits (B, N, C), boxes (B, N, 4)
-        in (cx, cy, w, h) of [0, 1], on the CPU."""
-        raise NotImplementedError
-
-    def __call__(self, batch: Batch) -> list[Detections]:
-        mask = batch["pixel_mask"] if self.preprocessing.size is None else None
-        logits, boxes = self.run(batch["pixel_values"], mask)
-        sizes = torch.stack([target["orig_size"] for target in batch["labels"]])
-        return postprocess(logits, boxes, self.metadata.head, sizes)
+from leandetr.structures import Batch, Detections
 
 
 class PlainDetector(nn.Module):

@@ -63,6 +63,7 @@ MODELS: dict[str, Recipe] = {
 
 REAL_TIME = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
 HEADS = ("decoder_attention_heads", "decoder_self_attention_heads", "decoder_cross_attention_heads")
+COARSEST = 32  # pixels: the stride of the coarsest feature map
 GIVEN = ("num_labels", "id2label", "label2id", "backbone_config", "model_type")  # by the data, --backbone and --model
 
 
@@ -130,7 +131,7 @@ def configure(
         if key.startswith("backbone_config.")
     }
     vit = recipe.model_type in VITS
-    _check_size(name, image_size, size_divisor(recipe.model_type, inner))
+    check_size(name, image_size, size_divisor(recipe.model_type, inner))
     if vit and weights is not None:
         raise UserError(f"weights {weights}: {name} has them in whole checkpoints alone; name one of those as the model")
     # DETR's own lineage always freezes the norms of its backbone; RT-DETR only where they have been trained before.
@@ -148,15 +149,15 @@ def size_divisor(model_type: str, inner: dict[str, Any]) -> int:
     return window_divisor(model_type, inner) if model_type in VITS else FAMILIES[model_type].size_divisor
 
 
-def _check_size(name: str, size: tuple[int, int], divisor: int) -> None:
-    valid = tuple(max(divisor, round(side / divisor) * divisor) for side in size)
+def check_size(name: str, size: tuple[int, int], divisor: int) -> None:
+    """Raises UserError for a (height, width) that a model cannot take, with the nearest that it can."""
+    least = math.ceil(COARSEST / divisor) * divisor
+    valid = tuple(max(least, round(side / divisor) * divisor) for side in size)
     if valid != tuple(size):
+        needs = f"multiples of {divisor}" if any(side % divisor for side in size) else f"at least {least} pixels"
         raise UserError(
-            f"image size {size[0]} {size[1]}: {name} needs multiples of {divisor}; "
-            f"the nearest valid size is {valid[0]} {valid[1]}"
+            f"image size {size[0]} {size[1]}: {name} needs {needs}; the nearest valid size is {valid[0]} {valid[1]}"
         )
-    if min(size) < 32:
-        raise UserError(f"image size {size[0]} {size[1]}: {name} needs at least 32 pixels, the coarsest stride; use 32 32")
 
 
 def _config(

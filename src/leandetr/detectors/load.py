@@ -32,8 +32,8 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Dete
         overrides: configuration values in place of the saved ones, such as weights of the loss.
 
     Raises:
-        UserError: no such folder; a pickle; a truncated file; another architecture; an unknown configuration key; weights whose
-            names or shapes are not the configuration's (names the first three).
+        UserError: no such folder; a file of another kind; a pickle; a truncated file; another architecture; an unknown
+            configuration key; weights whose names or shapes are not the configuration's (names the first three).
     """
     path = Path(source)
     if path.suffix in PUBLISHED and path.is_file():
@@ -45,6 +45,11 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Dete
     if path.suffix in PICKLES:
         raise UserError(
             f"{source} is a pickle, which can run code when it is read; save the model with save_pretrained and name the folder"
+        )
+    if path.is_file():
+        raise UserError(
+            f"{source} is a file, not a saved detector; give the folder with config.json and model.safetensors "
+            "(exported files are for evaluate, predict and benchmark)"
         )
     if path.is_dir():
         _check_folder(path)

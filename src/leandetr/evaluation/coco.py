@@ -164,6 +164,7 @@ def _checked(results: Iterable[dict[str, Any]], images: set[int], categories: di
     for number, entry in enumerate(results):
         try:
             image, category = entry["image_id"], entry["category_id"]
+            hash((image, category))
             box, score = [float(value) for value in entry["bbox"]], float(entry["score"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(

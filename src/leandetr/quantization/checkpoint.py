@@ -86,6 +86,7 @@ class QuantizationRecord(QuantizationConfigMixin):
 INPUTS = {
     "float": "float inputs",
     "dynamic": "inputs quantized at run time",
+    "dynamic-rows": "inputs quantized row by row at run time",
     "grid": "inputs on calibrated grids",
     "given": "inputs that come on a calibrated grid",
 }

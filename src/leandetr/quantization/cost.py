@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from leandetr.detectors.attention import AttentionSlots
 from leandetr.detectors.detector import Detector
-from leandetr.quantization.modules import DYNAMIC_INPUT, FLOAT_INPUT, GriddedActivation, QuantizedLayer
+from leandetr.quantization.modules import AT_RUN_TIME, FLOAT_INPUT, GriddedActivation, QuantizedLayer
 from leandetr.quantization.trainable import TrainableActivation, TrainableLayer
 
 FLOAT_BITS = 32
@@ -77,7 +77,7 @@ def theoretical_cost(detector: Detector, image_size: tuple[int, int] | None = No
         products = positions * prod(shape)
         if layer.plan.input == FLOAT_INPUT:
             return
-        if layer.plan.input == DYNAMIC_INPUT:
+        if layer.plan.input in AT_RUN_TIME:
             unseen += products
         counted[max(layer.plan.weight_bits, layer.plan.input_bits or 8)] += products
 

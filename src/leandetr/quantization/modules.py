@@ -30,9 +30,12 @@ from leandetr.quantization.rounding import InputMoment
 
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 
-FLOAT_INPUT, DYNAMIC_INPUT, GRID_INPUT, GIVEN_INPUT = "float", "dynamic", "grid", "given"
+FLOAT_INPUT, DYNAMIC_INPUT, ROWS_INPUT, GRID_INPUT, GIVEN_INPUT = "float", "dynamic", "dynamic-rows", "grid", "given"
+AT_RUN_TIME = (DYNAMIC_INPUT, ROWS_INPUT)
 
-INT32_REACH = 2.0**31 - 129  # the largest float32 that int32 still holds
+#: of a bias in units of its sum of products. An engine adds both in int32, and the products' half of it is enough for 33,000
+#: inputs of 255 * 127.
+INT32_REACH = 2.0**30
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class LayerPlan:
     Args:
         weight_bits: 2 to 8.
         group_size: how many weights along the input dimension share a scale; None where an output channel does.
-        input: "float"; "dynamic", a grid taken at run time (Linear only); "grid", rounded to a calibrated grid by the layer;
-            "given", already on that grid because the module before it put it there.
+        input: "float"; "dynamic", a grid taken at run time, or "dynamic-rows", one for every row (Linear only); "grid", rounded
+            to a calibrated grid by the layer; "given", already on that grid because the module before it put it there.
         smoothed: whether 1/s of SmoothQuant stays with the layer: on its input, or on its weights where its input is float.
         input_bits, output_bits: widths of the calibrated grids on its input and on its output, None without one.
     """
@@ -131,7 +134,7 @@ class QuantizedLayer(nn.Module):
         weight = layer.weight.detach().flatten(1)
         scale = weight.abs().amax(1) / top
         if self.bias is not None and self.input is not None:
-            # a channel that is almost dead has a scale in whose units its bias would not fit into int32
+            # a channel that is almost dead has a scale in whose units its bias would be beyond the reach
             scale = torch.maximum(scale, layer.bias.abs() / (self.input.scale * INT32_REACH))
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         return torch.clamp(torch.round(weight / scale[:, None]), -top, top).to(torch.int8).reshape(self.shape), scale
@@ -172,9 +175,9 @@ class QuantizedLinear(QuantizedLayer):
     """(..., in) -> (..., out)."""
 
     def product(self, x: Tensor) -> Tensor:
-        if self.plan.input != DYNAMIC_INPUT:
+        if self.plan.input not in AT_RUN_TIME:
             return F.linear(x, self.float_weight().to(x.dtype), self.float_bias())
-        x = dynamic_linear(x, self.integers(), self.weight_scale)
+        x = dynamic_linear(x, self.integers(), self.weight_scale, self.plan.input == ROWS_INPUT)
         return x if self.bias is None else x + self.bias
 
 

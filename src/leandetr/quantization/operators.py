@@ -7,6 +7,7 @@
 | `dequantize_groups` | packed integers times one scale a group | DequantizeLinear in blocks on an int4 initializer |
 | `unpack` | packed integers as int8 | an int8 initializer, which is what integer kernels take |
 | `dynamic_linear` | integer product, grid taken from the input | DynamicQuantizeLinear, MatMulInteger, Cast, Mul |
+| the same, per row | integer product, a grid a row | Abs, ReduceMax, Div, Round, Add, Cast, MatMulInteger, Cast, Mul |
 
 PyTorch computes the integers that an engine computes and keeps them in float32, so both differ by the rounding of sums alone.
 
@@ -17,6 +18,7 @@ An exporter knows no packed tensors: it writes the two operators that read them 
 from collections.abc import Callable, Sequence
 
 import ml_dtypes
+import numpy as np
 import onnx
 import onnx_ir
 import torch
@@ -28,6 +30,7 @@ from torch.nn import functional as F
 from leandetr.quantization.packing import unpack as unpack_integers
 
 STORAGE = (0, 255)  # what QuantizeLinear clamps to by itself: activations are stored in uint8
+ROW_TOP, ROW_ZERO = 127, 128  # of a row's own grid: its largest integer, and where uint8 has its 0
 
 
 @torch.library.custom_op("leandetr::fake_quantize", mutates_args=())
@@ -94,23 +97,31 @@ def _(packed, bits, shape):
 
 
 @torch.library.custom_op("leandetr::dynamic_linear", mutates_args=())
-def dynamic_linear(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
-    """Integer product of x, quantized now and as a whole, and an integer weight.
+def dynamic_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, per_row: bool) -> Tensor:
+    """Integer product of x, quantized now, and an integer weight.
 
-    The grid is ONNX's DynamicQuantizeLinear: it spans the range of x widened to hold 0, in 256 steps,
+    As a whole, the grid is ONNX's DynamicQuantizeLinear: it spans the range of x widened to hold 0, in 256 steps,
 
         scale = (max - min) / 255,    zero_point = round(-min / scale)
 
-    so it depends on everything in x: an image's result depends on the images beside it in a batch.
+    so it depends on everything in x: an image's result depends on the images beside it in a batch. With `per_row` each row has
+    a grid of its own, around 0 because engines know one zero point a matrix,
+
+        scale = max |row| / 127,      zero_point = 128
 
     Args:
         x: (..., in) float32.
         weight: (out, in) int8.
         weight_scale: (out,) float32.
+        per_row: whether each of the (...) rows has its own grid.
 
     Returns:
         (..., out) float32.
     """
+    if per_row:
+        scale = x.abs().amax(-1, keepdim=True) / ROW_TOP
+        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        return F.linear(torch.round(x / scale), weight.to(x.dtype)) * weight_scale * scale
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
     scale = (high - low) / 255
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
@@ -120,7 +131,7 @@ def dynamic_linear(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
 
 
 @dynamic_linear.register_fake
-def _(x, weight, weight_scale):
+def _(x, weight, weight_scale, per_row):
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
@@ -152,10 +163,19 @@ def _onnx_dequantize(q, scale):
 _TORCH = {onnx_ir.DataType.INT8: torch.int8, onnx_ir.DataType.INT32: torch.int32}
 
 
-def _onnx_dynamic_linear(x, weight, weight_scale):
-    integers, scale, zero_point = op.DynamicQuantizeLinear(x)
+def _onnx_dynamic_linear(x, weight, weight_scale, per_row: bool):
+    if per_row:
+        scale = op.Div(op.ReduceMax(op.Abs(x), [-1], keepdims=1), float(ROW_TOP))
+        scale = op.Where(op.Equal(scale, 0.0), 1.0, scale)
+        integers = op.Cast(op.Add(op.Round(op.Div(x, scale)), float(ROW_ZERO)), to=onnx_ir.DataType.UINT8)  # fast, unlike int8
+        zero_point = op.Constant(value=onnx_ir.tensor(np.array(ROW_ZERO, np.uint8)))
+    else:
+        integers, scale, zero_point = op.DynamicQuantizeLinear(x)
     product = op.MatMulInteger(integers, op.Transpose(weight, perm=[1, 0]), zero_point)
-    return op.Mul(op.Cast(product, to=onnx_ir.DataType.FLOAT), op.Mul(scale, weight_scale))
+    product = op.Cast(product, to=onnx_ir.DataType.FLOAT)
+    if per_row:  # one after the other: of their product ONNX Runtime would take the first row's for all rows
+        return op.Mul(op.Mul(product, weight_scale), scale)
+    return op.Mul(product, op.Mul(scale, weight_scale))
 
 
 DOMAIN = "leandetr"

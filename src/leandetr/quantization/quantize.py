@@ -22,7 +22,7 @@ from leandetr.quantization.flow import watch
 from leandetr.quantization.fold import fold_batch_norms, merge_parallel
 from leandetr.quantization.groups import group_size_of
 from leandetr.quantization.lowbit import place_trained
-from leandetr.quantization.modules import DYNAMIC_INPUT, GRID_INPUT, LayerPlan, is_quantizable, names_of
+from leandetr.quantization.modules import DYNAMIC_INPUT, GRID_INPUT, ROWS_INPUT, LayerPlan, is_quantizable, names_of
 from leandetr.quantization.observers import Observer, grid_of, observer_of
 from leandetr.quantization.operands import operand_settings
 from leandetr.quantization.placement import Placement, place
@@ -216,7 +216,7 @@ def _decide(
 def _plain_plan(layer: nn.Module, setting: Scheme) -> LayerPlan:
     """The plan of a layer without calibrated grids."""
     if isinstance(setting, Dynamic) and isinstance(layer, nn.Linear):
-        return LayerPlan(input=DYNAMIC_INPUT)
+        return LayerPlan(input=ROWS_INPUT if setting.per_row else DYNAMIC_INPUT)
     group_size = _group_size(layer, setting)
     return LayerPlan() if group_size is None else LayerPlan(weight_bits=setting.bits, group_size=group_size)
 
@@ -236,7 +236,7 @@ def _images(batches: Iterable[Batch], asked: int, device: torch.device) -> Itera
     for batch in batches:
         pixels, mask = (batch[key][: asked - found].to(device) for key in ("pixel_values", "pixel_mask"))
         found += len(pixels)
-        content = content or bool(pixels.min() < pixels.max())
+        content = content or _has_content(pixels, mask)
         if found == asked and not content:
             raise UserError(
                 f"all {asked} calibration images are empty (every pixel alike); give images like those to be detected on"
@@ -248,6 +248,12 @@ def _images(batches: Iterable[Batch], asked: int, device: torch.device) -> Itera
     if found == 0:
         raise UserError("this scheme needs calibration images and there are none; give images of the training split")
     raise UserError(f"{asked} calibration images were asked for and there are {found}; give more or lower calibration_images")
+
+
+def _has_content(pixels: Tensor, mask: Tensor) -> bool:
+    """Whether some channel of some image differs from pixel to pixel, padding (right and bottom) left out."""
+    real = torch.where(mask[:, None].bool(), pixels, pixels[:, :, :1, :1])
+    return bool((real.amax((2, 3)) > real.amin((2, 3))).any())
 
 
 def _blank(detector: Detector) -> tuple[Tensor, Tensor]:

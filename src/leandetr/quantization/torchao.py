@@ -12,8 +12,9 @@ from torch import nn
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.modules import (
-    DYNAMIC_INPUT,
+    AT_RUN_TIME,
     FLOAT_INPUT,
+    ROWS_INPUT,
     QuantizedConv2d,
     QuantizedLayer,
     QuantizedLinear,
@@ -25,10 +26,10 @@ def to_torchao(detector: Detector) -> Detector:
     """A copy of a detector quantized as weight-only or dynamic, or smoothed and then so, whose Linear layers hold torchao's
     tensors with the same integers.
 
-    Outputs agree with the detector's to 1e-4 where weights alone are integers. Dynamic layers take their grids as ours do,
-    over the whole input, and may round a value that lies between two steps to the other one: agreement is to one step there.
-    Convolutions, for which torchao has no such tensors, become float. The copy is for running: it no longer is a quantized
-    checkpoint of this package; save the detector it was made from.
+    Outputs agree with the detector's to 1e-4 where weights alone are integers. Dynamic layers take their grids over what ours
+    do, the whole input or a row, and may round a value that lies between two steps to the other one: agreement is to one step
+    there. Convolutions, for which torchao has no such tensors, become float. The copy is for running: it no longer is a
+    quantized checkpoint of this package; save the detector it was made from.
 
     Raises:
         UserError: torchao is not installed; the detector is not quantized, or has calibrated grids.
@@ -40,7 +41,7 @@ def to_torchao(detector: Detector) -> Detector:
     if getattr(detector.config, "quantization_config", None) is None:
         raise UserError("the model is not quantized; quantize it as weight-only or dynamic before converting it to torchao")
     for name, module in detector.model.named_modules():
-        if isinstance(module, QuantizedLayer) and module.plan.input not in (FLOAT_INPUT, DYNAMIC_INPUT):
+        if isinstance(module, QuantizedLayer) and module.plan.input not in (FLOAT_INPUT, *AT_RUN_TIME):
             raise UserError(
                 f"{name} has a calibrated grid, which torchao's tensors lack; convert a weight-only or dynamic model"
             )
@@ -63,14 +64,17 @@ def _linear(layer: QuantizedLinear, torchao: ModuleType, rounding_inputs: type) 
     linear = nn.Linear(inputs, outputs, bias=layer.bias is not None, device="meta")
     integers = layer.integers().detach()
     if layer.plan.group_size is None:
-        per_tensor = {"granularity": torchao.PerTensor(), "mapping_type": torchao.MappingType.ASYMMETRIC}
+        if layer.plan.input == ROWS_INPUT:
+            grid = {"granularity": torchao.PerRow(), "mapping_type": torchao.MappingType.SYMMETRIC}
+        else:
+            grid = {"granularity": torchao.PerTensor(), "mapping_type": torchao.MappingType.ASYMMETRIC}
         weight = torchao.Int8Tensor(
             integers,
             layer.weight_scale[:, None],
             [1, inputs],
             torch.float32,
             act_pre_scale=layer.input_factor if layer.plan.smoothed else None,
-            act_quant_kwargs=rounding_inputs(**per_tensor) if layer.plan.input == DYNAMIC_INPUT else None,
+            act_quant_kwargs=rounding_inputs(**grid) if layer.plan.input in AT_RUN_TIME else None,
         )
     else:
         scale = layer.weight_scale.float()

@@ -39,19 +39,22 @@ def candidates(images: int) -> dict[str, Scheme]:
 
 
 def quantize_unified(detector: Detector, config: Unified, batches: Iterable[Batch]) -> Detector:
-    """As `quantize`. Raises UserError where no tolerance meets the size."""
+    """As `quantize`; layers of the overrides are as these say, and count in the size. Raises UserError where no tolerance meets
+    it."""
     schemes = candidates(config.calibration_images)
     errors, sizes = measure(detector, schemes, batches)
-    plain = quantize(detector, WeightOnly(overrides={"*": FLOAT}))
-    floats = {layer: bytes_of(plain.model.get_submodule(layer)) for layer in errors}
+    plain = quantize(detector, WeightOnly(overrides={"*": FLOAT, **config.overrides}), batches)
+    free = {layer: found for layer, found in errors.items() if not config.overridden(layer)}
+    floats = {layer: bytes_of(plain.model.get_submodule(layer)) for layer in free}
     rest = bytes_of(plain.model) - sum(floats.values())
     tolerance = config.tolerance
     if tolerance is None:
-        tolerance = _smallest_tolerance(errors, sizes, floats, rest, config, bytes_of(detector.model))
-    chosen = choose(errors, sizes, tolerance, config.prefer)
+        tolerance = _smallest_tolerance(free, sizes, floats, rest, config, bytes_of(detector.model))
+    chosen = choose(free, sizes, tolerance, config.prefer)
     settings = {layer: FLOAT if name is None else schemes[name] for layer, name in chosen.items()}
     if config.attention:
-        settings |= dict.fromkeys(_attentions_on_grids(plain.model, config, chosen), replace(schemes["static"], attention=True))
+        attentions = _attentions_on_grids(plain.model, config, chosen, errors)
+        settings |= dict.fromkeys(attentions, replace(schemes["static"], attention=True))
     quantized = quantize(detector, WeightOnly(overrides=settings | dict(config.overrides)), batches)
     record = quantized.config.quantization_config
     record.scheme = config.to_dict() | {"tolerance": tolerance}
@@ -63,7 +66,9 @@ def quantize_unified(detector: Detector, config: Unified, batches: Iterable[Batc
     return quantized
 
 
-def _attentions_on_grids(model: PreTrainedModel, config: Unified, chosen: Mapping[str, str | None]) -> list[str]:
+def _attentions_on_grids(
+    model: PreTrainedModel, config: Unified, chosen: Mapping[str, str | None], layers: Iterable[str]
+) -> list[str]:
     """The attentions that can be opened, all of whose layers are on calibrated grids, by choice or by an override."""
 
     def on_grid(layer: str) -> bool:
@@ -72,8 +77,8 @@ def _attentions_on_grids(model: PreTrainedModel, config: Unified, chosen: Mappin
 
     found = []
     for name in open_attention(model):
-        layers = [layer for layer in chosen if layer.startswith(f"{name}.")]
-        if layers and all(map(on_grid, layers)):
+        inside = [layer for layer in layers if layer.startswith(f"{name}.")]
+        if inside and all(map(on_grid, inside)):
             found.append(name)
     return found
 

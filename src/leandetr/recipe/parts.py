@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from leandetr.training.config import Training
+from leandetr.training.config import Seed, Training
 
 
 class Part(BaseModel):
@@ -20,7 +20,7 @@ class Shapes(Part):
     train: int = Field(1000, ge=1)
     val: int = Field(200, ge=1)
     size: tuple[int, int] = (128, 128)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Data(Part):
@@ -45,9 +45,12 @@ class Pretraining(Part):
     """
 
     folder: Path
-    image_size: tuple[int, int]
+    image_size: tuple[PositiveInt, PositiveInt]
     bits: str | None = None
     training: Training = Training()
+
+
+NEW_MODEL = ("backbone", "weights", "set", "image_size")  # what a checkpoint has of its own
 
 
 class Model(Part):
@@ -71,6 +74,10 @@ class Model(Part):
             raise ValueError("give either checkpoint or model")
         if self.pretraining is not None and (self.model is None or self.backbone is None):
             raise ValueError("pretraining is of a new detector's backbone: give model and backbone, or leave it out")
+        given = [key for key in NEW_MODEL if getattr(self, key)]
+        if self.checkpoint is not None and given:
+            raise ValueError(f"a checkpoint has its own {' and '.join(given)}: leave out those of a new model")
+        check_seed(self.training)
         return self
 
 
@@ -82,6 +89,11 @@ class Distillation(Part):
     weights: dict[str, float] = {}
     options: dict[str, dict[str, Any]] = {}
     cache: Path | None = None
+
+
+def check_seed(training: Training) -> None:
+    if "seed" in training.model_fields_set:
+        raise ValueError("training.seed: every training has the recipe's seed, or those of a study's seeds; leave it out")
 
 
 def check_views(student: Model, distillation: Distillation) -> None:
@@ -115,6 +127,8 @@ class Quantization(Part):
             raise ValueError("distillation and stages are those of a training: give training too")
         if self.distillation is not None and self.distillation.cache is not None:
             raise ValueError("distillation.cache: low-bit training keeps no answers; leave it out")
+        if self.training is not None:
+            check_seed(self.training)
         return self
 
 
@@ -143,7 +157,7 @@ class Recipe(Job):
     gallery: validation images in the report.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     teacher: Model
     student: Model
     distillation: Distillation = Distillation()

@@ -38,13 +38,18 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}; give the path of a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8; save it as such") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}); mend it") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is no recipe: it must be a mapping with data, teacher and student")
     extended = values.pop("extends", [])
+    extended = [extended] if isinstance(extended, str) else extended
+    if not (isinstance(extended, list) and all(isinstance(base, str) for base in extended)):
+        raise UserError(f"{path}: extends: {extended!r} is no file; name one, or a list of them")
     found: dict[str, Any] = {}
-    for base in [extended] if isinstance(extended, str) else extended:
+    for base in extended:
         found = merge(found, _read(path.parent / base, (*readers, path.resolve())))
     return merge(found, values)
 
@@ -74,8 +79,8 @@ def _set(values: dict[str, Any], path: list[str], value: Any, name: str) -> None
 
 
 def _sentence(error: ValidationError, source: str, model: type[BaseModel]) -> UserError:
-    """The first fault of a validation, with the nearest known key where a key is unknown."""
-    first = error.errors()[0]
+    """The first fault of a validation, an unknown key before any other, with the nearest known one."""
+    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _fields(model, first["loc"][:-1])

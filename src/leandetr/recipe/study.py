@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from leandetr.recipe.parts import Benchmark, Distillation, Job, Model, Part, Quantization, check_views
+from leandetr.recipe.parts import NEW_MODEL, Benchmark, Distillation, Job, Model, Part, Quantization, check_views
+from leandetr.training.config import Seed
 
 
 class Variant(Part):
@@ -50,7 +51,7 @@ class Study(Job):
     measure; without it accuracy is PyTorch's and nothing is exported.
     """
 
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[Seed] = Field([0], min_length=1)
     teacher: Model | None = None
     student: Model
     low_bit: dict[str, Any] = Field(default_factory=dict)
@@ -110,7 +111,8 @@ def _scheduled(quantization: Any, schedule: Any) -> Any:
 
 def merge(base: Any, changes: Any) -> Any:
     """`changes` over `base`: mappings key by key, anything else as a whole; None leaves the base. A model's configuration
-    values (`set`) begin anew where the changes name another `model`.
+    values (`set`) begin anew where the changes name another `model`, and of what a new one is built from nothing is left where
+    they name a `checkpoint`.
 
     >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": [4]})
     {'a': {'b': 1, 'c': 3}, 'd': [4]}
@@ -121,4 +123,6 @@ def merge(base: Any, changes: Any) -> Any:
         return changes
     if changes.get("model", base.get("model")) != base.get("model"):
         base = {key: value for key, value in base.items() if key != "set"}
+    if changes.get("checkpoint") is not None:
+        base = {key: value for key, value in base.items() if key not in (*NEW_MODEL, "pretraining")}
     return base | {key: merge(base.get(key), value) if value is not None else None for key, value in changes.items()}

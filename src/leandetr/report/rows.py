@@ -4,7 +4,7 @@ One place decides how a number is printed; the terminal table, `report.md` and `
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 DASH = "–"
@@ -99,10 +99,16 @@ def speedup(row: Row) -> str:
 def reference(row: Row, rows: Sequence[Row]) -> Row | None:
     """The row on the same runtime that this one is held against: a quantized row's float row, else the step before it."""
     same_runtime = {other["name"]: other for other in rows if other["runtime"] == row["runtime"]}
-    shorter = [name for name in same_runtime if row["name"].startswith(f"{name}-")]
-    if shorter:
-        return same_runtime[max(shorter, key=len)]
-    return same_runtime.get(STEP_BEFORE.get(row["name"], ""))
+    return same_runtime.get(beginning(row["name"], same_runtime) or STEP_BEFORE.get(row["name"], ""))
+
+
+def beginning(name: str, names: Iterable[str]) -> str:
+    """The longest of the names that this one goes on from after a dash; "" where there is none.
+
+    >>> beginning("detr-large-static", ["detr", "detr-large", "detr-large-static"])
+    'detr-large'
+    """
+    return max((other for other in names if name.startswith(f"{other}-")), key=len, default="")
 
 
 def slower_than_float(row: Row, rows: Sequence[Row]) -> bool:

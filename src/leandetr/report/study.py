@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+import yaml
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -183,19 +184,31 @@ def study_columns(rows: Sequence[StudyRow], epochs: Sequence[int]) -> list[Colum
     return columns
 
 
-def legend(rows: Sequence[StudyRow]) -> str:
+def legend(rows: Sequence[StudyRow], epochs: Sequence[int]) -> str:
+    against = {row["name"]: row["against"] for row in rows if row["against"] is not None}
     held: dict[str, list[str]] = {}
-    for name, against in {row["name"]: row["against"] for row in rows if row["against"] is not None}.items():
-        held.setdefault(against, []).append(name)
-    most = max(held, key=lambda name: len(held[name]), default="")
-    others = "".join(f", {' and '.join(names)} to {against}" for against, names in held.items() if against != most)
+    for name, other in against.items():
+        if other != numbers.beginning(name, set(against.values())):
+            held.setdefault(other, []).append(name)
+    to = ["the row that a name begins with"] if sum(map(len, held.values())) < len(against) else []
+    if held:
+        to.append(max(held, key=lambda name: len(held[name])))
+    others = "".join(f", {' and '.join(names)} to {other}" for other, names in held.items() if other != to[-1])
+    change = f"change: mean difference in AP to {', else to '.join(to)}{others}, seed by seed. " if to else ""
+    after = (
+        "epoch N: AP on the validation images after that epoch, where AP itself is that of the best epoch. " if epochs else ""
+    )
     return (
         "AP: COCO average precision, a fraction, the mean over the seeds that are done, ± their sample standard deviation "
-        f"(none for one seed). change: mean difference in AP to {most}{others}, seed by seed. "
-        "epoch N: AP on the validation images after that epoch, where AP itself is that of the best epoch. evaluation s: "
-        f"seconds for all validation images. {TIMES if _measured(rows) else ''}MB: 10^6 bytes of the written artefact. "
-        f"{DASH}: undefined or not measured."
+        f"(none for one seed). {change}{after}evaluation s: seconds for all validation images. "
+        f"{TIMES if _measured(rows) else ''}MB: 10^6 bytes of the written artefact. {DASH}: undefined or not measured."
     )
+
+
+def title(results: Mapping[str, Any]) -> str:
+    """What the study is of, by its recipe."""
+    folder = yaml.safe_load(results["recipe"])["data"].get("folder")
+    return f"Study on {Path(folder).name if folder else 'synthetic shapes'}"
 
 
 def study_table(results: Mapping[str, Any]) -> Table:
@@ -216,16 +229,16 @@ def study_table(results: Mapping[str, Any]) -> Table:
 
 def write_study(results: Mapping[str, Any], folder: Path) -> None:
     """Write `report.md` and `report.html` of a study into `folder`. Raises UserError where it cannot be written."""
-    rows = results["rows"]
+    rows = sorted(results["rows"], key=lambda row: row["runtime"] == "pytorch")  # what is deployed comes first
     columns = study_columns(rows, results["epochs"])
     cells = [[column.cell(row) for column in columns] for row in rows]
     steps = [(step["name"], numbers.duration(step["seconds"]), step["summary"]) for step in results["steps"]]
     environment = numbers.flat(results["environment"])
     parts = [
-        "# Study",
+        f"# {title(results)}",
         results["left"],
         text_table([column.title for column in columns], cells, [column.numeric for column in columns]),
-        legend(rows),
+        legend(rows, results["epochs"]),
         "## Steps",
         text_table(["step", "time", "result"], steps, numeric=[False, True, False]),
         "## Environment",
@@ -235,9 +248,10 @@ def write_study(results: Mapping[str, Any], folder: Path) -> None:
     ]
     write_text(folder / "report.md", "\n\n".join(part for part in parts if part) + "\n")
     page = TEMPLATES.get_template("study.html.j2").render(
+        title=title(results),
         left=results["left"],
         table={"columns": columns, "rows": cells},
-        legend=legend(rows),
+        legend=legend(rows, results["epochs"]),
         slower=numbers.SLOWER,
         plots=[ap_over_epochs(rows), ap_over_epochs(rows, width=380)],
         steps=steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Collection
 from contextlib import nullcontext
@@ -22,6 +23,8 @@ from leandetr.training.ema import MovingAverage
 LOG = "log.jsonl"
 #: logged number by which the best is kept -> its name
 MEASURES = {"eval_ap": "AP", "eval_top1": "top-1"}
+#: share of the loss above which a distillation term drowns the rest
+ALONE = 0.99
 
 
 class TellEpoch(TrainerCallback):
@@ -52,8 +55,9 @@ class EvaluateEvery(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         last = state.global_step >= state.max_steps
-        if not (last or math.isclose(state.epoch, round(state.epoch), abs_tol=1e-6)):
-            return  # stopped within an epoch
+        if not (last or _whole(state.epoch)):
+            control.should_save = False  # stopped within an epoch, with a checkpoint
+            return
         control.should_evaluate = last or round(state.epoch) % self.epochs == 0
         control.should_save = True
         control.should_log = True
@@ -67,7 +71,8 @@ class StopAt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if time.monotonic() >= self.until and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            control.should_save = not _whole(state.epoch)  # the end of an epoch is saved anyway
 
 
 class KeepEpochs(TrainerCallback):
@@ -78,8 +83,7 @@ class KeepEpochs(TrainerCallback):
         self.detector, self.average, self.epochs, self.folder = detector, average, epochs, folder
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        whole = math.isclose(state.epoch, round(state.epoch), abs_tol=1e-6)  # the last one may be cut short by max_steps
-        if whole and round(state.epoch) in self.epochs and args.should_save:
+        if _whole(state.epoch) and round(state.epoch) in self.epochs and args.should_save:
             with self.average.applied() if self.average else nullcontext():
                 self.detector.save(self.folder / f"epoch-{round(state.epoch)}")
 
@@ -92,27 +96,37 @@ class LogFile(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
-            with errors_of_writing(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            with errors_of_writing(self.path), self.path.open("a+b") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read() != b"\n":  # a kill cut the line
+                        file.write(b"\n")
+                file.write(json.dumps({"step": state.global_step, **logs}).encode() + b"\n")
 
 
 def ap_by_epoch(output: Path) -> dict[int, float]:
-    """AP after every evaluated epoch of a training whose log file is in `output`; {} where nothing was evaluated."""
+    """AP after every evaluated epoch of a training whose log file is in `output`; {} where nothing was evaluated. Lines that a
+    kill has cut are left out."""
     file, found = output / LOG, {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        logs = json.loads(line)
+    for line in file.read_bytes().splitlines() if file.exists() else ():
+        try:
+            logs = json.loads(line)
+        except ValueError:
+            continue
         if "eval_ap" in logs:  # a resumed training evaluates an epoch again where it was killed before the checkpoint
             found[round(logs["epoch"])] = logs["eval_ap"]
     return found
 
 
 class ProgressBar(TrainerCallback):
-    """Steps done, loss, best AP, time passed and time left, on stderr; a line an epoch where stderr is no terminal."""
+    """Steps done, loss, best AP, time passed and time left, on stderr; a line an epoch where stderr is no terminal. Says once,
+    in the first epoch, that a distillation term is nearly all of the loss."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self.console = Console(stderr=True)
         self.progress: Progress | None = None
+        self.warned = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
@@ -138,6 +152,8 @@ class ProgressBar(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.progress is None:
             return
+        if state.epoch <= 1 and not self.warned:
+            self._warn(logs)
         loss = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), None)
         said = f"loss {loss:.3f}" if loss is not None else ""
         measured = next(((word, logs[name]) for name, word in MEASURES.items() if name in logs), None)
@@ -150,7 +166,25 @@ class ProgressBar(TrainerCallback):
                 )
         self.progress.update(self.task, said=said)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def _warn(self, logs: dict[str, float]) -> None:
+        for key, share in logs.items():
+            term = key.removeprefix("share/")
+            if term not in (key, "detection") and share > ALONE:
+                self.warned = True
+                self.console.print(
+                    f"{self.title}: warning: the term {term} is {share:.1%} of the loss, and hardly anything else is learned; "
+                    "lower its weight",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
+    def stop(self) -> None:
+        """Leave the terminal as it was, however the training ended."""
         if self.progress:
             self.progress.stop()
             self.progress = None
+
+
+def _whole(epoch: float) -> bool:
+    """Whether an epoch is over; the last one may be cut short by max_steps."""
+    return math.isclose(epoch, round(epoch), abs_tol=1e-6)

@@ -92,7 +92,8 @@ class ClassificationTrainer(AveragingTrainer):
         """The share of the validation images whose likeliest class is theirs."""
         training, device, correct = self.kept.training, self.args.device, 0
         self.kept.eval()
-        for batch in DataLoader(self.shard(), self.config.batch_size, collate_fn=collate):
+        workers = self.config.loader_workers()
+        for batch in DataLoader(self.shard(), self.config.batch_size, num_workers=workers, collate_fn=collate):
             logits = self.kept(batch["pixel_values"].to(device)).logits
             correct += int((logits.argmax(-1).cpu() == batch["labels"]).sum())
         self.kept.train(training)

@@ -6,7 +6,9 @@ import math
 import os
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's generator takes
 
 
 class Training(BaseModel):
@@ -21,7 +23,7 @@ class Training(BaseModel):
     warmup: fraction of the training during which the rate rises linearly from zero.
     clip: largest norm of the gradient.
     ema: decay of the weights' moving average, which is what is evaluated and kept; 0 is off.
-    precision: "auto" takes bfloat16 where a GPU has it and float32 elsewhere.
+    precision: "auto" takes bfloat16 where a GPU has it and float32 elsewhere; boxes are float32 in each.
     augment: name of a training transform (`data/transforms.py`); "auto" takes "ssd" for fixed sizes and "detr" for others.
     views: every image has so many augmented views, which come in turn, one an epoch, and are the same for every seed; by
     default each epoch draws new ones. A cached teacher needs a number (or augment "none", which has one view).
@@ -35,7 +37,7 @@ class Training(BaseModel):
     max_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(8, ge=1)
     accumulate: int = Field(1, ge=1)
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
     backbone_lr: float = Field(0.1, ge=0)
     weight_decay: float = Field(1e-4, ge=0)
     grid_lr: float = Field(10.0, ge=0)
@@ -52,7 +54,13 @@ class Training(BaseModel):
     keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
     workers: int | None = Field(None, ge=0)
     tensorboard: bool = False
-    seed: int = 0
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _are_reached(self) -> Training:
+        if self.max_steps is None and max(self.keep_epochs, default=0) > self.epochs:
+            raise ValueError(f"keep_epochs: there is no epoch {max(self.keep_epochs)} of {self.epochs}; name earlier ones")
+        return self
 
     def passes(self, images: int, processes: int = 1) -> int:
         """Over so many training images, the last one maybe not whole."""

@@ -72,6 +72,7 @@ def run(
 
     Raises:
         OutOfTime: `until` came before the end; a checkpoint of the last step is in `output`.
+        Diverged: the loss is not a number; the last checkpoint stays in `output`.
     """
     output.mkdir(parents=True, exist_ok=True)
     resume = last_checkpoint(output)
@@ -80,15 +81,12 @@ def run(
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002 - transformers draws denoising noise from the global generators
     torch.manual_seed(config.seed)
-    callbacks = [
-        TellEpoch(train),
-        EvaluateEvery(config.evaluate_every),
-        LogFile(output / LOG),
-        StopAt(until),
-        ProgressBar(title),
-    ]
-    trainer = make(callbacks)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    bar = ProgressBar(title)
+    trainer = make([TellEpoch(train), EvaluateEvery(config.evaluate_every), LogFile(output / LOG), StopAt(until), bar])
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    finally:
+        bar.stop()
     trainer.accelerator.wait_for_everyone()
     if trainer.state.global_step < trainer.state.max_steps:
         raise OutOfTime(f"{title}: stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")

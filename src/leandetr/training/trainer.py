@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 from collections import defaultdict
@@ -25,10 +26,18 @@ from leandetr.files import errors_of_writing
 from leandetr.training.callbacks import KeepEpochs, UpdateAverage
 from leandetr.training.config import Training
 from leandetr.training.ema import MovingAverage
+from leandetr.training.precision import keep_boxes_precise
 
 COMPLETE = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
 GRID_NAMES = ("raw_step", "raw_zero_point")  # of the trained grids of low-bit layers
 SLOW_NAMES = ("reference_points", "sampling_offsets")  # Deformable DETR trains these ten times slower
+
+
+class Diverged(UserError):
+    """A training whose numbers are not finite any more."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss is not a number at step {step}; lower training.lr or training.clip")
 
 
 class AveragingTrainer(Trainer):
@@ -79,7 +88,15 @@ class AveragingTrainer(Trainer):
         return 1.0
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
-        output = model(**inputs)
+        step = self.state.global_step + 1
+        try:
+            output = model(**inputs)
+        except ValueError as error:
+            if "boxes1 must be in" in str(error) or "invalid numeric entries" in str(error):  # the losses' words for NaN
+                raise Diverged(step) from error
+            raise
+        if not torch.isfinite(output.loss):
+            raise Diverged(step)
         for name, value in getattr(output, "logs", {}).items():
             self._logged[name].append(value)
         return (output.loss, output) if return_outputs else output.loss
@@ -159,6 +176,7 @@ class AveragingTrainer(Trainer):
         """The older checkpoint goes when the new one is whole. UserError where the disk is full."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with errors_of_writing(folder):
+            (folder / COMPLETE).unlink(missing_ok=True)  # by every process before it writes
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # every process adds the state of its random generators
             if self.args.should_save:
@@ -191,6 +209,8 @@ class DetectionTrainer(AveragingTrainer):
     ) -> None:
         self.detector: Detector = getattr(module, "student", module)
         super().__init__(module, self.detector, train, val, config, output, collate, callbacks)
+        if self.args.bf16 or self.args.fp16:
+            keep_boxes_precise(module)
         self.add_callback(KeepEpochs(self.detector, self.average, config.keep_epochs, output))
 
     def rate_of(self, name: str, parameter: nn.Parameter) -> float:
@@ -202,8 +222,13 @@ class DetectionTrainer(AveragingTrainer):
     def measure(self) -> dict[str, float]:
         """COCO's numbers."""
         truth, classes = self.eval_dataset.ground_truth(), self.eval_dataset.class_map
-        results = predict_dataset(self.detector.predict, self.shard(), classes, batch_size=self.config.batch_size)
-        return evaluate_results(truth, [row for part in self.gathered(results) for row in part]).as_dict()
+        results = predict_dataset(
+            self.detector.predict, self.shard(), classes, self.config.batch_size, self.config.loader_workers()
+        )
+        results = [row for part in self.gathered(results) for row in part]
+        if not all(math.isfinite(number) for row in results for number in (*row["bbox"], row["score"])):
+            raise Diverged(self.state.global_step)
+        return evaluate_results(truth, results).as_dict()
 
 
 def last_checkpoint(output: Path) -> Path | None:
@@ -219,11 +244,11 @@ def _arguments(config: Training, output: Path, images: int) -> TrainingArguments
     cuda = torch.cuda.is_available()
     precision = config.precision
     if precision == "auto":
-        precision = "bfloat16" if cuda and torch.cuda.is_bf16_supported() else "float32"
+        precision = "bfloat16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if precision == "float16" and not cuda:
         raise UserError("training.precision: float16 needs a GPU; set it to auto, which takes what the machine has")
     steps = max(1, images // (config.batch_size * config.accumulate))
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output),
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
@@ -236,6 +261,7 @@ def _arguments(config: Training, output: Path, images: int) -> TrainingArguments
         use_cpu=not cuda,
         seed=config.seed,
         logging_steps=max(1, min(50, steps // 4)),
+        logging_nan_inf_filter=False,  # such a loss ends the training
         save_strategy="epoch",
         disable_tqdm=True,
         report_to=["tensorboard"] if config.tensorboard else [],
@@ -246,3 +272,5 @@ def _arguments(config: Training, output: Path, images: int) -> TrainingArguments
         ddp_find_unused_parameters=True,  # denoising parts have no gradient on a rank whose images hold no objects
         log_level="error",
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # with more, Trainer takes nn.DataParallel, which no detector survives
+    return arguments

@@ -10,10 +10,11 @@ from typing import Any
 from leandetr.data.coco import CocoDataset, Split
 from leandetr.data.transforms import eval_transform
 from leandetr.deployment.benchmark import Measurement, measure
-from leandetr.deployment.onnx import export_onnx
+from leandetr.deployment.onnx import check_onnx, export_onnx
 from leandetr.deployment.openvino import check_xml, convert_openvino
 from leandetr.deployment.predict import predict_images
-from leandetr.deployment.runtimes import Runtime, load_answering, open_runtime
+from leandetr.deployment.runtime import Runtime
+from leandetr.deployment.runtimes import load_answering, open_runtime
 from leandetr.errors import UserError, unknown
 from leandetr.evaluation import coco
 from leandetr.evaluation.coco import CocoMetrics
@@ -73,6 +74,7 @@ def export(
     if to not in ("onnx", "openvino"):
         raise unknown("format", to, ("onnx", "openvino"))
     if to == "onnx":
+        check_onnx(out)
         return export_onnx(load_answering(model, queries), out, image_size, opset=opset, end_to_end=end_to_end)
     check_xml(out)
     with TemporaryDirectory() as folder:

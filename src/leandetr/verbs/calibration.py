@@ -14,19 +14,32 @@ from leandetr.data.coco import CocoDataset, collate
 from leandetr.data.transforms import eval_transform
 from leandetr.detectors.alignment import fit_alignment
 from leandetr.detectors.detector import Detector
+from leandetr.errors import UserError
 from leandetr.quantization.config import Scheme, calibration_images
 from leandetr.quantization.quantize import quantize as quantize_detector
+from leandetr.structures import Preprocessing
 from leandetr.verbs.data import Data, split_of
 
 
 def calibrated(detector: Detector, data: Data, config: Scheme) -> Detector:
-    """The detector quantized, with images of `train` where the scheme needs them."""
+    """The detector quantized, with images of `train` where the scheme needs them, all of them where there are fewer."""
     asked, batches = calibration_images(config), ()
     if asked:
         dataset = CocoDataset(split_of(data, "train"), eval_transform(detector.preprocessing), detector.class_map)
-        config = with_calibration(config, min(asked, len(dataset)))
+        config = with_calibration(config, lambda own: min(own, len(dataset)))
         batches = spread_batches(dataset, min(asked, len(dataset)))
     return quantize_detector(detector, config, batches)
+
+
+def asking(config: Scheme, images: int, data: Data) -> Scheme:
+    """The scheme with so many calibration images in place of its own number. Raises UserError where `train` has fewer."""
+    config = with_calibration(config, lambda _: images)
+    if calibration_images(config):
+        split = split_of(data, "train")
+        there = len(CocoDataset(split, eval_transform(Preprocessing())))
+        if there < images:
+            raise UserError(f"{split.annotations} has {there} images, and calibration asks for {images}; ask for fewer")
+    return config
 
 
 def calibrate_alignment(detector: Detector, data: Data, images: int) -> None:
@@ -44,13 +57,18 @@ def calibrate_alignment(detector: Detector, data: Data, images: int) -> None:
     detector.train(training)
 
 
-def with_calibration(config: Scheme, images: int) -> Scheme:
-    """The scheme and its overrides with so many calibration images."""
+def with_calibration(config: Scheme, images: Callable[[int], int]) -> Scheme:
+    """The scheme with `images` of its number of calibration images, and of its overrides' where they have any."""
 
     def changed(setting: Any) -> Any:
-        return replace(setting, calibration_images=images) if hasattr(setting, "calibration_images") else setting
+        own = getattr(setting, "calibration_images", None)
+        return setting if own is None else replace(setting, calibration_images=images(own))
 
-    return changed(replace(config, overrides={pattern: changed(value) for pattern, value in config.overrides.items()}))
+    overrides = {
+        pattern: changed(value) if getattr(value, "calibration_images", 0) else value
+        for pattern, value in config.overrides.items()
+    }
+    return changed(replace(config, overrides=overrides))
 
 
 def spread_batches(

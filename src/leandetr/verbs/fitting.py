@@ -40,6 +40,7 @@ def build_student(
     overrides: Mapping[str, Any] | None,
     seed: int,
 ) -> Detector:
+    torch.manual_seed(seed)  # what terms build beside a saved student is drawn too
     if model not in MODELS:
         if not Path(model).exists() and "/" not in model:
             raise unknown("model", model, MODELS)
@@ -48,7 +49,6 @@ def build_student(
         return load(model, overrides)
     if image_size is None:
         raise UserError(f"a new {model} needs a size: add --image-size HEIGHT WIDTH")
-    torch.manual_seed(seed)
     return create(model, class_map_of(split_of(data, "train")), image_size, backbone, weights, dict(overrides or {}))
 
 

@@ -16,7 +16,7 @@ from leandetr.errors import UserError
 from leandetr.files import claiming, write_json
 from leandetr.quantization.config import LowBit, Scheme, scheme_config
 from leandetr.quantization.lowbit import finish
-from leandetr.verbs.calibration import calibrated, with_calibration
+from leandetr.verbs.calibration import asking, calibrated
 from leandetr.verbs.data import Data, split_of
 from leandetr.verbs.low_bit import LowBitTraining, train_low_bit
 
@@ -33,8 +33,7 @@ def quantize(
 ) -> Detector:
     """Quantize a saved detector with a scheme and save the result in `out`.
 
-    calibration: images of `train` for schemes that need them, or all where there are fewer; the scheme's own number by
-    default.
+    calibration: images of `train` for schemes that need them; by default the scheme's own number, or all where there are fewer.
     low_bit: how the scheme "low-bit" is trained; without it the calibrated grids are what is saved. until: as in `train`, for
     that training.
 
@@ -42,7 +41,7 @@ def quantize(
     """
     config = scheme if isinstance(scheme, Scheme) else scheme_config(scheme, **(options or {}))
     if calibration is not None:
-        config = with_calibration(config, calibration)
+        config = asking(config, calibration, data)
     if low_bit is not None and not isinstance(config, LowBit):
         raise UserError(f"the scheme {config.name} is not trained; leave out teacher and schedule, or choose low-bit")
     trained = [] if low_bit is None else [asdict(low_bit) | {"training": low_bit.training.model_dump()}]
@@ -71,7 +70,7 @@ def quantize_within(
     """
     config = scheme_config("static", **(options or {}))
     if calibration is not None:
-        config = with_calibration(config, calibration)
+        config = asking(config, calibration, data)
     with claiming(out, ["quantize", model, data, config.to_dict(), asdict(budget)]):
         detector, found = budgeted(load(model), config, split_of(data, "train"), budget)
         detector.save(Path(out))

@@ -15,6 +15,7 @@ from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.methods import build_terms
+from leandetr.errors import UserError
 from leandetr.files import claiming, read_json
 from leandetr.quantization.config import LowBit
 from leandetr.quantization.pretraining import round_backbone
@@ -117,6 +118,8 @@ def pretrain(
     UserError for every fault of the input.
     """
     training = training or Training()
+    if min(image_size) < 1:
+        raise UserError(f"images of {image_size[0]} x {image_size[1]} cannot be; give --image-size two numbers of 1 or more")
     low_bit = None if bits is None else LowBit(bits=bits, part="backbone")
     with claiming(out, ["pretrain", data, backbone, image_size, weights, bits, overrides or {}, training.model_dump()]):
         if (Path(out) / classification.WEIGHTS).exists():

@@ -52,6 +52,7 @@ class LowBit(Scheme):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", str(self.bits))
+        super().__post_init__()
         widths = self.bits.split("-")
         if len(widths) == 1:
             widths = [*widths * 2, "8"]
@@ -71,7 +72,6 @@ class LowBit(Scheme):
             raise unknown("part", self.part, PARTS)
         if self.calibration_images < 1:
             raise UserError(f"low-bit: calibration_images is {self.calibration_images}; give 1 or more")
-        super().__post_init__()
 
     @property
     def weight_bits(self) -> int:

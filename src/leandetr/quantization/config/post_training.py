@@ -58,7 +58,13 @@ class Dynamic(Scheme):
     ONNX Runtime's ConvInteger is slower than its float convolution: 10.2 against 1.6 ms for 64 to 64 channels, 3x3, at 60x80,
     and 4.7 against 0.9 ms for 256 to 64, 1x1 (one thread, AVX-512 VNNI). Its integer Linear is faster: 0.8 against 2.7 ms for
     1050x256x1024.
+
+    Args:
+        per_row: whether every row (query, token, cell) of an input has a grid of its own, which rounds finer where rows differ
+            in size and lets no image depend on those beside it; engines are slower with it.
     """
+
+    per_row: bool = False
 
     name: ClassVar[str] = "dynamic"
 
@@ -101,7 +107,6 @@ class Static(Scheme):
             raise UserError(f"static: percentile is {self.percentile}; give more than 50 and at most 100")
         if self.calibration_images < 1:
             raise UserError(f"static: calibration_images is {self.calibration_images}; give 1 or more")
-        _check_switch("static: attention", self.attention)
 
     def careful(self) -> Scheme:
         return WeightOnly()
@@ -181,9 +186,3 @@ class Unified(Scheme):
             raise unknown("preference", self.prefer, ("speed", "size"))
         if self.calibration_images < 1:
             raise UserError(f"unified: calibration_images is {self.calibration_images}; give 1 or more")
-        _check_switch("unified: attention", self.attention)
-
-
-def _check_switch(option: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise UserError(f"{option} is {value!r}; give true or false")

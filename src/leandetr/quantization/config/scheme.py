@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from leandetr.errors import UserError, unknown
 
@@ -54,7 +56,8 @@ class Scheme:
             one counts; they also outrank the default exceptions.
 
     Raises:
-        UserError: a number of bits out of range, an unknown scheme or option, an override that holds overrides.
+        UserError: an option of another type, a number of bits out of range, an unknown scheme or option, an override that
+            holds overrides.
     """
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -67,6 +70,13 @@ class Scheme:
         SCHEMES[cls.name] = cls
 
     def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
+        for option in fields(self):
+            value = getattr(self, option.name)
+            try:
+                TypeAdapter(kinds[option.name]).validate_python(value, strict=True)
+            except ValidationError as error:
+                raise UserError(f"{self.name}: {option.name} is {value!r}; give {_in_words(option.type)}") from error
         settings = {pattern: self._setting(pattern, value) for pattern, value in self.overrides.items()}
         object.__setattr__(self, "overrides", settings)
 
@@ -103,6 +113,10 @@ class Scheme:
             if _matches(pattern, names):
                 found = (None if value == FLOAT else value, f"override {pattern}")
         return found
+
+    def overridden(self, layer: str) -> bool:
+        """Whether a pattern of the overrides decides how the layer is quantized."""
+        return any(_matches(pattern, [layer]) for pattern in self.overrides)
 
     def careful(self) -> Scheme | None:
         """What the default exceptions get, whose arithmetic is float; None for float weights, too."""
@@ -153,6 +167,12 @@ def from_dict(values: Mapping[str, Any]) -> Scheme:
     if "scheme" not in values:
         raise UserError(f"a quantization setting lacks the key scheme; give one of {', '.join(SCHEMES)}")
     return scheme_config(values["scheme"], **{key: value for key, value in values.items() if key != "scheme"})
+
+
+def _in_words(kind: str) -> str:
+    """A field's type as a user would say it."""
+    words = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false", "None": "nothing"}
+    return " or ".join(words.get(part, "names with their values") for part in kind.split(" | "))
 
 
 def _matches(pattern: str, names: list[str]) -> bool:
