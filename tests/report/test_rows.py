@@ -90,7 +90,23 @@ def test_changes_of_what_is_undefined_are_dashes(make_row):
 def test_the_headline_compares_on_one_runtime(results):
     line = numbers.headline(results["rows"])
     assert line.startswith("Fastest: distilled-static on onnxruntime, AP 0.300, 5.0 ms, 2.90 MB.")
-    assert "teacher on onnxruntime, AP 0.450, 40.0 ms, 30.00 MB" in line
+    assert line.endswith(
+        "teacher on onnxruntime, AP 0.450, 40.0 ms, 30.00 MB: 8.0 times as fast, 10.3 times smaller, AP -0.150."
+    )
+
+
+def test_the_headline_says_when_the_student_alone_is_better(make_row):
+    rows = [make_row(name="teacher", latency_ms=9.0), make_row(name="baseline", ap=0.35), make_row(name="distilled", ap=0.3)]
+    rows[2]["latency_ms"] = 1.0
+    assert "The student without its teacher is more accurate: baseline on " in numbers.headline(rows)
+    rows[1]["ap"] = 0.29
+    assert "more accurate" not in numbers.headline(rows)
+
+
+def test_a_quantized_row_is_held_against_a_float_one(make_row):
+    rows = [make_row("distilled"), make_row("distilled-static", theoretical_speedup=3.5)]
+    rows.append(make_row("distilled-static-4", theoretical_speedup=5.0))
+    assert [numbers.reference(row, rows) for row in rows[1:]] == [rows[0], rows[0]]
 
 
 @pytest.mark.parametrize("changes", [{"latency_ms": None}, {}])

@@ -99,7 +99,8 @@ def speedup(row: Row) -> str:
 def reference(row: Row, rows: Sequence[Row]) -> Row | None:
     """The row on the same runtime that this one is held against: a quantized row's float row, else the step before it."""
     same_runtime = {other["name"]: other for other in rows if other["runtime"] == row["runtime"]}
-    return same_runtime.get(beginning(row["name"], same_runtime) or STEP_BEFORE.get(row["name"], ""))
+    float_rows = [name for name, other in same_runtime.items() if other.get("theoretical_speedup") is None]
+    return same_runtime.get(beginning(row["name"], float_rows) or STEP_BEFORE.get(row["name"], ""))
 
 
 def beginning(name: str, names: Iterable[str]) -> str:
@@ -184,7 +185,8 @@ def times(value: float | None, other: float | None) -> str:
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """The fastest row beside the first one (the teacher), on the same runtime where it was measured there; "" without such."""
+    """The fastest row beside the first one (the teacher), with ratios where both were measured on one runtime, and beside the
+    student alone where that is more accurate; "" without two rows."""
     timed = [row for row in rows if defined(row["latency_ms"])]
     if not timed:
         return ""
@@ -193,7 +195,14 @@ def headline(rows: Sequence[Row]) -> str:
     first = next((row for row in firsts if row["runtime"] == fastest["runtime"]), firsts[0] if firsts else fastest)
     if first["name"] == fastest["name"]:
         return ""
-    return f"Fastest: {summary(fastest)}. For comparison: {summary(first)}."
+    parts = [f"Fastest: {summary(fastest)}. For comparison: {summary(first)}"]
+    if first["runtime"] == fastest["runtime"]:
+        times, smaller = first["latency_ms"] / fastest["latency_ms"], first["size_bytes"] / fastest["size_bytes"]
+        parts.append(f": {times:.1f} times as fast, {smaller:.1f} times smaller, AP {fastest['ap'] - first['ap']:+.3f}")
+    alone = [row for row in rows if row["name"] == "baseline" and row["runtime"] == fastest["runtime"]]
+    if alone and alone[0]["ap"] > fastest["ap"]:
+        parts.append(f". The student without its teacher is more accurate: {summary(alone[0])}")
+    return f"{''.join(parts)}."
 
 
 def summary(row: Row) -> str:
