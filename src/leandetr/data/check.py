@@ -129,9 +129,9 @@ def _occurrences(coco: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]
             entries = []
         elif not entries and section != "annotations":
             yield "empty list", f"{section!r}"
-        malformed = [(number, why) for number, entry in enumerate(entries) if (why := _malformed(entry, FIELDS[section]))]
-        yield from (("malformed entry", f"{section}[{number}]: {why}") for number, why in malformed)
-        sound[section] = _sound(coco, section)
+        judged = [(entry, _malformed(entry, FIELDS[section])) for entry in entries]
+        yield from (("malformed entry", f"{section}[{number}]: {why}") for number, (_, why) in enumerate(judged) if why)
+        sound[section] = [entry for entry, why in judged if not why]
 
     images, annotations, categories = (sound[section] for section in SECTIONS)
     numbered = [annotation for annotation in annotations if "id" in annotation]
