@@ -29,7 +29,7 @@ from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
 from leandetr.evaluation.coco import CocoMetrics, evaluate_results, predict_dataset
 from leandetr.files import read_json, write_json
-from leandetr.report.markdown import text_table
+from leandetr.report.tables import text_table
 from leandetr.training.config import Training
 
 PHOTOGRAPHS = 8

@@ -44,7 +44,8 @@ from leandetr.errors import UserError
 from leandetr.evaluation import coco
 from leandetr.files import write_json, write_text
 from leandetr.quantization import Dynamic, Scheme, SmoothQuant, Static, Unified, WeightOnly, quantize
-from leandetr.report.rows import SLOWER, surely_slower
+from leandetr.report.columns import SLOWER
+from leandetr.report.rows import surely_slower
 from leandetr.verbs.calibration import with_calibration
 
 PUBLISHED: dict[str, dict[str, Any]] = {

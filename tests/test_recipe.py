@@ -31,7 +31,11 @@ def test_what_the_file_says(recipe):
     assert found.teacher.training.epochs == 3
     assert found.student.set == {"decoder_layers": 2}
     assert found.image_size == (64, 64)
-    assert [variant.scheme for variant in found.quantization] == ["weight-only", "dynamic", "static"]
+    alone, taught = found.compared()
+    assert (alone.name, alone.distillation, alone.against) == ("baseline", None, "teacher")
+    assert (taught.name, taught.distillation.method) == ("distilled", "logits")
+    assert [quantization.scheme for quantization in taught.quantization] == ["weight-only", "dynamic", "static"]
+    assert taught.student == alone.student == found.student
 
 
 def test_a_cached_teacher_needs_views_that_come_again(recipe):
@@ -73,6 +77,8 @@ def test_changes_by_name_win(recipe):
         ({"seed": -1}, "seed: input should be greater than or equal to 0"),
         ({"student.training.lr": float("inf")}, "student.training.lr: input should be a finite number"),
         ({"seed.deep": 1}, "seed.deep: seed is a value, not a section"),
+        ({"quantization": [{"scheme": "static"}] * 2}, "quantization: two rows are called distilled-static; give them names"),
+        ({"seeds": [0, 1]}, "give either seed or seeds"),
     ],
 )
 def test_what_is_not_understood_is_one_sentence_with_the_key(recipe, change, sentence):
@@ -114,6 +120,19 @@ def test_a_schedule_names_its_nearest_key():
         parse_training({"warm": 0.1}, "--set training")
 
 
+def test_both_forms_name_their_folders_by_the_seed_where_there_is_a_list_of_them(recipe):
+    assert read_recipe(recipe(GOOD)).folder("distilled", 0) == "distilled"
+    assert read_recipe(recipe(GOOD | {"seeds": [0, 1]})).folder("distilled", 1) == "distilled-seed-1"
+    assert read_recipe(recipe(STUDY)).folder("alone", 0) == "alone-seed-0"
+
+
+def test_both_forms_say_the_same_of_a_low_bit_training(recipe):
+    rows = [{"scheme": "low-bit", "training": {"lr": 1e-5}}]
+    found = read_recipe(recipe(GOOD | {"quantization": rows}), {"student.training.epochs": 7})
+    (training,) = (quantization.training for quantization in found.compared()[1].quantization)
+    assert (training.epochs, training.lr) == (7, 1e-5)
+
+
 STUDY = GOOD | {
     "seeds": [0, 1],
     "variants": [
@@ -152,7 +171,8 @@ def test_a_variant_is_the_student_with_its_changes(recipe):
         ({"seeds": [0, 2**32]}, "seeds.1: input should be less than 4294967296"),
         ({"epochs": [4], "student.training.epochs": 3}, "epochs: alone is not evaluated after epoch 4"),
         ({"epochs": [2], "student.training.evaluate_every": 3}, "every 3 of 50"),
-        ({"gallery": 3}, "unknown key 'gallery'"),
+        ({"seed": 3}, "seed: a recipe with variants has none of its own; give seeds instead"),
+        ({"distillation": {}}, "distillation: a recipe with variants has none of its own; give it to the variants"),
     ],
 )
 def test_what_is_not_understood_of_a_study_is_one_sentence(recipe, change, sentence):

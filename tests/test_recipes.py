@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from leandetr.detectors.create import create
-from leandetr.pipeline import Run
-from leandetr.recipe import Study, read_recipe
-from leandetr.steps import Steps
+from leandetr.recipe import read_recipe
+from leandetr.runs.run import Run
+from leandetr.runs.steps import Steps
 from leandetr.structures import ClassMap
-from leandetr.study import StudyRun
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 PARTS = ("scales", "rows")  # what recipes extend, no recipes by themselves
@@ -38,9 +37,7 @@ def untrained():
 
 @pytest.mark.parametrize("path", ALL, ids=name)
 def test_every_recipe_is_understood(path, tmp_path):
-    recipe = read_recipe(path)
-    kind = StudyRun if isinstance(recipe, Study) else Run
-    kind(recipe, tmp_path / "run", "")
+    Run(read_recipe(path), tmp_path / "run")
     assert any(command in path.read_text() for command in (f"leandetr compress recipes/{name(path)}", "make demo"))
     assert not (tmp_path / "run").exists()
 
@@ -52,7 +49,6 @@ def runs_here(path):
 @pytest.mark.parametrize("path", [path for path in ALL if runs_here(path)], ids=name)
 def test_what_runs_here_fits_together(path, tmp_path, monkeypatch, untrained):
     recipe = read_recipe(path)
-    if isinstance(recipe, Study):
-        monkeypatch.setattr(Steps, "untrained", untrained)
-        said = StudyRun(recipe, tmp_path, "")._rehearsal()
-        assert all(variant.name in said for variant in recipe.variants)
+    monkeypatch.setattr(Steps, "untrained", untrained)
+    said = Run(recipe, tmp_path)._rehearsal()
+    assert all(variant.name in said for variant in recipe.compared())

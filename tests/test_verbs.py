@@ -294,4 +294,4 @@ def test_a_name_that_is_no_model_has_its_nearest(shapes, tmp_path):
 def test_the_verbs_are_found_at_the_top():
     for verb in ("train", "distill", "quantize", "evaluate", "export", "predict", "benchmark"):
         assert getattr(leandetr, verb) is getattr(verbs, verb)
-    assert leandetr.compress.__module__ == "leandetr.pipeline"
+    assert leandetr.compress.__module__ == "leandetr.runs.run"

@@ -3,8 +3,8 @@ from .detectors.create import create
 from .detectors.detector import Detector
 from .detectors.load import load
 from .errors import UserError
-from .pipeline import compress
-from .recipe import Recipe, Study, read_recipe
+from .recipe import Recipe, read_recipe
+from .runs import compress
 from .structures import ClassMap, Detections, DetectorOutput, Preprocessing, Queries
 from .training.config import Training
 from .verbs import benchmark, distill, evaluate, export, predict, pretrain, quantize, train
@@ -18,7 +18,6 @@ __all__ = [
     "Preprocessing",
     "Queries",
     "Recipe",
-    "Study",
     "Training",
     "UserError",
     "benchmark",

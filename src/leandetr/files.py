@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from leandetr.errors import UserError
+from leandetr.inputs import changed
 
 MARKER = "leandetr.json"
 
@@ -107,33 +108,43 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error}); write the file again or name another") from error
 
 
-def claim_folder(path: Path, made_from: Any) -> None:
+def claim_folder(path: Path, made_from: Any, state: Mapping[str, str] | None = None) -> None:
     """Make `path` an output folder of ours: a marker in it says what it is made from, so that interrupted work is only ever
     continued with the same input.
 
-    Raises UserError where the folder holds files and no marker of ours, or one of other work, or cannot be written.
+    made_from: the settings. state: of what is read, see `inputs.py`, for work that is not done anew each time; a marker without
+    one (of leandetr 0.1) gets it.
+
+    Raises UserError where the folder holds files and no marker of ours, or one of other work, or of input that has changed
+    since, or cannot be written.
     """
     path, marker = Path(path), Path(path) / MARKER
     made_from = json.loads(json.dumps(made_from, default=str))
+    mark = {"made_by": "leandetr", "made_from": made_from} | ({} if state is None else {"state": dict(state)})
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; name a folder for the output")
     found = os.listdir(path) if path.exists() else []  # once, because every process of a distributed training comes here
     if MARKER in found:
-        if read_json(marker).get("made_from") != made_from:
+        before = read_json(marker)
+        if before.get("made_from") != made_from:
             raise UserError(f"{path} holds the result of other settings; name another folder or remove it")
+        if state is not None and (what := changed(before.get("state", state), state)):
+            raise UserError(f"{path} was made from other input: changed since are {what}; remove it, or name another folder")
+        if before != mark:
+            write_json(marker, mark)
     elif any(not name.startswith(".") for name in found):
         raise UserError(f"{path} exists and is not an output of leandetr; name another folder or empty it")
     else:
-        write_json(marker, {"made_by": "leandetr", "made_from": made_from})
+        write_json(marker, mark)
 
 
 @contextmanager
-def claiming(path: Path, made_from: Any) -> Iterator[None]:
+def claiming(path: Path, made_from: Any, state: Mapping[str, str] | None = None) -> Iterator[None]:
     """`claim_folder` while the block runs; where the block meets an error before it has made anything, the folder is
     given back, so that the mended command can have it."""
     path = Path(path)
     was_there, was_ours = path.exists(), (path / MARKER).exists()
-    claim_folder(path, made_from)
+    claim_folder(path, made_from, state)
     try:
         yield
     except Exception:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from leandetr.errors import UserError
-from leandetr.report import Picture, write_report
+from leandetr.report import Picture, write_images, write_report
 from leandetr.structures import Detections
 
 VOID = {"meta", "img", "br"}
@@ -51,12 +51,14 @@ def gallery():
 
 
 def test_the_three_files_are_written_and_nothing_else(results, gallery, tmp_path):
-    write_report(results, tmp_path / "run", gallery, ["disc", "star"])
+    write_images(gallery, ["disc", "star"], tmp_path / "run")
+    write_report(results, tmp_path / "run", images=True)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["images.html", "report.html", "report.md"]
 
 
 def test_pages_need_nothing_beside_themselves(results, gallery, tmp_path):
-    write_report(results, tmp_path, gallery, ["disc", "star"])
+    write_images(gallery, ["disc", "star"], tmp_path)
+    write_report(results, tmp_path, images=True)
     for name, links in (("report.html", ["images.html"]), ("images.html", ["report.html"])):
         text = (tmp_path / name).read_text(encoding="utf-8")
         page = Page(text)
@@ -70,13 +72,13 @@ def test_the_table_of_the_page_holds_every_row(results, tmp_path):
     write_report(results, tmp_path)
     cells = [" ".join(cell.split()) for cell in Page((tmp_path / "report.html").read_text(encoding="utf-8")).cells]
     start = cells.index("distilled-weight-only")
-    columns = ["0.309", "0.600", "25.0", "24.0", "0.80×", "3.00", "2.50", "slower than float"]
-    assert cells[start : start + 10] == ["distilled-weight-only", "pytorch", *columns]
+    columns = ["0.309", "-0.001", "0.600", "12.5", "24.0", "0.80×", "3.00", "2.50", "slower than float"]
+    assert cells[start : start + 11] == ["distilled-weight-only", "onnxruntime", *columns]
     assert "×1.25, slower than float" in cells
 
 
 def test_images_show_the_truth_and_every_row(results, gallery, tmp_path):
-    write_report(results, tmp_path, gallery, ["disc", "star"])
+    write_images(gallery, ["disc", "star"], tmp_path)
     text = (tmp_path / "images.html").read_text(encoding="utf-8")
     assert len(Page(text).fetched) == 3
     assert "first &amp; best.png, distilled-static: 1 box" in text
@@ -91,15 +93,15 @@ def test_without_a_gallery_there_is_no_page_of_images(results, tmp_path):
 
 
 def test_text_from_outside_cannot_become_markup(results, make_row, tmp_path):
-    results["rows"].append(make_row("<script>alert(1)</script>", note="<img src=x>"))
-    results["recipe"] = "</pre><script>"
+    results["rows"].append(make_row("<script>alert(1)</script>", runtime="<img src=x>"))
+    results["recipe"] = "data: {folder: '</pre><script>'}"
     write_report(results, tmp_path)
     assert not re.search("<script|<img", (tmp_path / "report.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_run_with_little_to_show_still_has_a_report(results, make_row, tmp_path, rows):
-    nothing = dict.fromkeys(["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "speedup"])
+    nothing = dict.fromkeys(["ap", "ap50", "ap75", "ap_medium", "ap_large", "speedup", "evaluate_seconds"])
     results = {"environment": {}, "rows": [make_row(**nothing)] * rows}
     write_report(results, tmp_path)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))

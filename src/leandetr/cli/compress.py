@@ -20,29 +20,33 @@ def compress(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe, by dotted name; repeatable.")
     ] = None,
-    budget_minutes: Annotated[
-        float | None, typer.Option(help="Of a study: stop after so long; the same command goes on.", min=0)
-    ] = None,
+    budget_minutes: Annotated[float | None, typer.Option(help="Stop after so long; the same command goes on.", min=0)] = None,
+    jobs: Annotated[
+        int, typer.Option(help="Variants trained side by side, on the GPUs in turn where there are any.", min=1)
+    ] = 1,
+    show: Annotated[bool, typer.Option("--show", help="Print the resolved recipe and the plan, and do nothing.")] = False,
     json: Json = None,
 ) -> None:
-    """Teacher, student without and with it, quantized variants, exports, and one table of what each cost. Of a recipe with
-    variants (a study), the accuracy of each with mean and spread over seeds.
+    """Teacher, student without and with it, quantized variants, exports, and one table of what each is worth and costs. With
+    several seeds every row has its mean and spread.
 
     Example: `leandetr compress recipes/demo.yaml --out runs/demo --set student.training.epochs=5`
     """
     from leandetr.files import write_json
-    from leandetr.pipeline import compress as run
-    from leandetr.recipe import Study, read_recipe
-    from leandetr.report import results_table, study_table
+    from leandetr.recipe import read_recipe
+    from leandetr.report import results_table
+    from leandetr.runs import compress as run
+    from leandetr.runs.show import plan_of, resolved
 
     out = out or Path("runs") / recipe.stem
     job = read_recipe(recipe, read_settings(set_))
-    results = run(job, out, shlex.join(["leandetr", *sys.argv[1:]]), budget_minutes)
+    if show:
+        out_console.print(resolved(job), markup=False, highlight=False, soft_wrap=True)
+        out_console.print(*plan_of(job, out), sep="\n")
+        return
+    results = run(job, out, shlex.join(["leandetr", *sys.argv[1:]]), budget_minutes, jobs)
     if json:
         write_json(json, results)
-    if isinstance(job, Study):
-        out_console.print(study_table(results))
-        out_console.print(results["left"] or "Everything is done.")
-    else:
-        out_console.print(results_table(results["rows"]))
+    out_console.print(results_table(results["rows"], results["epochs"]))
+    out_console.print(results["left"] or "Everything is done.")
     out_console.print(f"{out / 'report.html'}  {out / 'results.json'}")

@@ -106,7 +106,8 @@ def quantize(
     """
     from leandetr import verbs
     from leandetr.quantization.cost import theoretical_cost
-    from leandetr.report.rows import SLOWER, surely_slower
+    from leandetr.report.columns import SLOWER
+    from leandetr.report.rows import surely_slower
 
     named = [f"{name}={value}" for name, value in (("bits", bits), ("group_size", group_size)) if value is not None]
     settings = read_settings(named + (set_ or []))

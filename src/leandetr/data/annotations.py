@@ -13,6 +13,7 @@ from leandetr.data.convert import formats_of
 from leandetr.data.recognised import recognised_annotations
 from leandetr.errors import UserError
 from leandetr.files import read_json
+from leandetr.inputs import State, file_digest, files_digest
 from leandetr.structures import ClassMap
 
 logger = logging.getLogger(__name__)
@@ -139,6 +140,15 @@ def read_annotations(file: Path, class_map: ClassMap | None = None) -> Annotatio
 def class_map_of(split: Split) -> ClassMap:
     """The classes of a split, contiguous in the order of their dataset ids. Raises UserError where the JSON is not COCO."""
     return _class_map(split.annotations, read_coco(split.annotations)["categories"])
+
+
+def split_state(name: str, split: Split) -> State:
+    """The bytes of a split's annotations, and the names and sizes of its images."""
+    names = [str(image.get("file_name")) for image in read_coco(split.annotations)["images"]]
+    return {
+        f"annotations of {name}": file_digest(split.annotations),
+        f"images of {name}": f"{len(names)} {files_digest(split.images, names)}",
+    }
 
 
 def read_coco(file: Path) -> dict[str, list[dict[str, Any]]]:

@@ -25,6 +25,7 @@ from leandetr.data.images import read_image
 from leandetr.data.transforms import eval_transform
 from leandetr.errors import UserError
 from leandetr.files import writing_folder
+from leandetr.inputs import State, files_digest
 from leandetr.structures import Preprocessing
 
 SPLITS = ("train", "val")
@@ -93,6 +94,12 @@ def is_image_folder(data: Path) -> bool:
     if (Path(data) / "annotations").is_dir() or formats_of(Path(data)) or not train.is_dir():
         return False
     return any(folder.is_dir() for folder in train.iterdir())
+
+
+def image_folder_state(data: Path) -> State:
+    """The names and sizes of the images in a folder of classes."""
+    files = sorted(str(file.relative_to(data)) for file in Path(data).glob("*/*/*") if file.is_file())
+    return {f"images of {data}": f"{len(files)} {files_digest(Path(data), files)}"}
 
 
 def write_crops(splits: dict[str, Split], out: Path) -> Path:

@@ -10,13 +10,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from leandetr.data.annotations import Split, class_map_of, find_split, read_annotations
+from leandetr.data.annotations import Split, class_map_of, find_split, read_annotations, split_state
 from leandetr.data.images import read_image
 from leandetr.data.transforms import DetectionTransform
 from leandetr.errors import UserError
 from leandetr.structures import Batch, ClassMap, Detections, Target
 
-__all__ = ["CocoDataset", "Split", "class_map_of", "collate", "find_split"]
+__all__ = ["CocoDataset", "Split", "class_map_of", "collate", "find_split", "split_state"]
 
 NOTHING = Detections(torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, 4))
 

@@ -1,12 +1,8 @@
-"""A recipe: everything a `compress` run does, read from YAML.
+"""A recipe: everything a `compress` run does, read from YAML."""
 
-A `Recipe` takes one student to int8 and measures what each step cost. A `Study` (a file with `variants`) trains many variants
-of a student with several seeds and compares their accuracy.
-"""
-
-from leandetr.recipe.parts import Benchmark, Distillation, Model, Pretraining, Quantization, Recipe
+from leandetr.recipe.parts import Benchmark, Distillation, Model, Pretraining, Quantization
 from leandetr.recipe.reading import parse_recipe, parse_training, read_recipe
-from leandetr.recipe.study import Study, Variant
+from leandetr.recipe.recipe import Recipe, Variant
 
 __all__ = [
     "Benchmark",
@@ -15,7 +11,6 @@ __all__ = [
     "Pretraining",
     "Quantization",
     "Recipe",
-    "Study",
     "Variant",
     "parse_recipe",
     "parse_training",

@@ -1,4 +1,4 @@
-"""What a recipe is made of, as checked objects, and the recipe of a single student."""
+"""What a recipe is made of, as checked objects."""
 
 from __future__ import annotations
 
@@ -105,12 +105,12 @@ def check_views(student: Model, distillation: Distillation) -> None:
 
 
 class Quantization(Part):
-    """One quantized variant of the distilled student.
+    """A quantized row of a trained variant.
 
-    name: of its row and folder, behind `distilled-`; the scheme's by default. options: the scheme's own settings.
-    training: the schedule of the scheme low-bit, which without one is calibrated alone. distillation: what it learns besides,
-    from `teacher`, a checkpoint; by default from the study's teacher, or without one from the float detector that it is made
-    from. stages: 2 quantizes the backbone first. In a study, `training` says what differs from the student's schedule.
+    name: of its row and folder, behind the variant's; the scheme's by default. options: the scheme's own settings.
+    training: what differs from the student's schedule, for the scheme low-bit, which without one is calibrated alone.
+    distillation: what it learns besides, from `teacher`, a checkpoint; by default from the recipe's teacher, or without one
+    from the float detector that it is made from. stages: 2 quantizes the backbone first.
     """
 
     scheme: str
@@ -138,42 +138,3 @@ class Benchmark(Part):
     runtimes: list[str] = Field(["pytorch", "onnxruntime"], min_length=1)
     repeats: int = Field(50, ge=5)
     threads: int | None = Field(None, ge=1)
-
-
-class Job(Part):
-    """What recipes and studies share.
-
-    image_size: (height, width) of every model that names no other. calibration: training images for the static schemes.
-    """
-
-    data: Data
-    image_size: tuple[int, int]
-    calibration: int = Field(64, ge=1)
-
-
-class Recipe(Job):
-    """One student, without and with its teacher, quantized, exported and measured.
-
-    gallery: validation images in the report.
-    """
-
-    seed: Seed = 0
-    teacher: Model
-    student: Model
-    distillation: Distillation = Distillation()
-    quantization: list[Quantization] = [
-        Quantization(scheme="weight-only"),
-        Quantization(scheme="dynamic"),
-        Quantization(scheme="static"),
-    ]
-    benchmark: Benchmark = Benchmark()
-    gallery: int = Field(12, ge=0)
-
-    @model_validator(mode="after")
-    def _student_is_built(self) -> Recipe:
-        if self.student.model is None:
-            raise ValueError(
-                "student: give model; a finished checkpoint has nothing left to compare with and without a teacher"
-            )
-        check_views(self.student, self.distillation)
-        return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from leandetr.errors import UserError, unknown
-from leandetr.recipe.parts import Recipe
-from leandetr.recipe.study import Study, merge
+from leandetr.recipe.recipe import Recipe, merge
 from leandetr.training.config import Training
 
 
-def read_recipe(path: Path, changes: dict[str, Any] | None = None) -> Recipe | Study:
+def read_recipe(path: Path, changes: dict[str, Any] | None = None) -> Recipe:
     """Read a YAML file; `changes` sets values by dotted name ("student.training.epochs": 3). Relative folders in it are
     relative to the current directory.
 
@@ -54,12 +54,11 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     return merge(found, values)
 
 
-def parse_recipe(values: dict[str, Any], source: str) -> Recipe | Study:
-    kind = Study if {"variants", "seeds"} & values.keys() else Recipe
+def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
     try:
-        return kind.model_validate(values)
+        return Recipe.model_validate(values)
     except ValidationError as error:
-        raise _sentence(error, source, kind) from error
+        raise _sentence(error, source, Recipe) from error
 
 
 def parse_training(values: dict[str, Any], source: str) -> Training:
@@ -95,7 +94,14 @@ def _fields(model: type[BaseModel], path: tuple) -> list[str]:
     for part in path:
         if isinstance(part, int):
             continue
-        annotation = model.model_fields[part].annotation
-        model = next(kind for kind in [annotation, *getattr(annotation, "__args__", ())] if hasattr(kind, "model_fields"))
+        model = next(_models_in(model.model_fields[part].annotation))
         prefix += f"{part}."
     return [prefix + name for name in model.model_fields]
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """`Model` of `Model`, `list[Model]`, `list[Model] | None`."""
+    if hasattr(annotation, "model_fields"):
+        yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _models_in(part)

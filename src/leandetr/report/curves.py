@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from leandetr.report.numbers import accuracy
 from leandetr.report.plots import CHARACTER, LINE, Box, accuracy_axis, axis_names, grid
-from leandetr.report.rows import accuracy
 
 COLOURS = 6  # classes `line-0` ... of the page; further lines take them again, dashed
 

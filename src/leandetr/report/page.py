@@ -4,14 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from leandetr.drawing import COLOURS
 from leandetr.files import write_text
-from leandetr.report import rows as numbers
+from leandetr.report import columns as words
+from leandetr.report.curves import ap_over_epochs
 from leandetr.report.gallery import Picture, panels
-from leandetr.report.markdown import render_markdown
+from leandetr.report.numbers import duration, flat
 from leandetr.report.plots import accuracy_against_latency
+from leandetr.report.rows import Row
+from leandetr.report.tables import row_table, text_table
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -20,71 +24,94 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+CHANGES = ("row", "runtime", "against", "AP change", "latency", "size")
 
 
-def write_report(
-    results: Mapping[str, Any],
-    folder: Path,
-    gallery: Sequence[Picture] = (),
-    class_names: Sequence[str] = (),
-    threshold: float = 0.3,
-) -> None:
-    """Write `report.md`, `report.html` and, with a gallery, `images.html` into `folder`; each file is whole or not there.
+def write_report(results: Mapping[str, Any], folder: Path, images: bool = False) -> None:
+    """Write `report.md` and `report.html` into `folder`, made where missing; each file is whole or not there.
 
     Args:
-        results: what `results.json` holds, as `render_markdown` takes it.
-        folder: where to; made where missing.
+        results: what `results.json` holds: `environment` (a mapping), `rows` (of `Row`), and, where known, `command` and
+            `recipe` (text), `steps` (of `name`, `seconds`, `summary`), `epochs` that the recipe names, and what is `left`.
+        images: whether `images.html` is there to be linked.
+
+    Raises UserError where the folder cannot be written.
+    """
+    found = contents(results)
+    write_text(Path(folder) / "report.html", TEMPLATES.get_template("report.html.j2").render(found, images=images))
+    write_text(Path(folder) / "report.md", markdown(found))
+
+
+def write_images(gallery: Sequence[Picture], class_names: Sequence[str], folder: Path, threshold: float = 0.3) -> None:
+    """Write `images.html` into `folder`.
+
+    Args:
         gallery: validation images with the ground truth and each row's detections, in pixels of the original image.
         class_names: the name of each contiguous class id that the gallery uses.
         threshold: predicted boxes are drawn from this score on.
 
-    Raises:
-        UserError: the folder cannot be written.
+    Raises UserError where the folder cannot be written.
     """
-    folder = Path(folder)
-    if gallery:
-        write_text(folder / "images.html", render_images(gallery, class_names, threshold))
-    write_text(folder / "report.html", render_html(results, images="images.html" if gallery else ""))
-    write_text(folder / "report.md", render_markdown(results))
-
-
-def render_html(results: Mapping[str, Any], images: str = "") -> str:
-    """The text of `report.html`; `images` is the address of the page of images, where there is one."""
-    rows = results["rows"]
-    steps = [(step["name"], numbers.duration(step["seconds"]), step["summary"]) for step in results.get("steps") or ()]
-    return TEMPLATES.get_template("report.html.j2").render(
-        headline=numbers.headline(rows),
-        tables=[cells(numbers.cost_columns(rows), rows), cells(numbers.accuracy_columns(), rows)],
-        legend=numbers.LEGEND,
-        areas=numbers.AREAS,
-        ratios=numbers.RATIOS,
-        # Drawn twice: text in a drawing shrinks with it, and a telephone's width would make it illegible.
-        plots=[accuracy_against_latency(rows), accuracy_against_latency(rows, width=380, height=520)],
-        changes=numbers.changes(rows),
-        slower=numbers.SLOWER,
-        steps=steps,
-        environment=numbers.flat(results["environment"]),
-        command=results.get("command") or "",
-        recipe=results.get("recipe") or "",
-        images=images,
-    )
-
-
-def cells(columns: Sequence[numbers.Column], rows: Sequence[numbers.Row]) -> dict[str, Any]:
-    """Columns, and the text of the cells row by row."""
-    return {"columns": columns, "rows": [[column.cell(row) for column in columns] for row in rows]}
-
-
-def render_images(gallery: Sequence[Picture], class_names: Sequence[str], threshold: float) -> str:
-    """The text of `images.html`."""
     used = {
         label
         for picture in gallery
         for found in (picture.truth, *picture.predictions.values())
         for label in found.labels.tolist()
     }
-    return TEMPLATES.get_template("images.html.j2").render(
+    page = TEMPLATES.get_template("images.html.j2").render(
         classes=[(class_names[label], COLOURS[label % len(COLOURS)]) for label in sorted(used)],
         threshold=threshold,
         images=[(picture.title, panels(picture, class_names, threshold)) for picture in gallery],
     )
+    write_text(Path(folder) / "images.html", page)
+
+
+def contents(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What both pages show, in order. What is deployed comes first: rows on PyTorch are the last."""
+    rows: list[Row] = sorted(results["rows"], key=lambda row: row["runtime"] == "pytorch")
+    epochs, recipe = results.get("epochs") or (), results.get("recipe") or ""
+    return {
+        "title": title(recipe),
+        "headline": words.headline(rows),
+        "left": results.get("left") or "",
+        "rows": rows,
+        "columns": words.cost_columns(rows, epochs),
+        "legend": words.legend(rows, epochs),
+        # Drawn twice: text in a drawing shrinks with it, and a telephone's width would make it illegible.
+        "latencies": [accuracy_against_latency(rows), accuracy_against_latency(rows, width=380, height=520)],
+        "curves": [ap_over_epochs(rows), ap_over_epochs(rows, width=380)],
+        "changes": words.changes(rows),
+        "ratios": words.RATIOS,
+        "accuracies": words.accuracy_columns(),
+        "areas": words.AREAS,
+        "slower": words.SLOWER,
+        "steps": [(step["name"], duration(step["seconds"]), step["summary"]) for step in results.get("steps") or ()],
+        "environment": flat(results["environment"]),
+        "command": (results.get("command") or "").strip(),
+        "recipe": recipe.strip(),
+    }
+
+
+def title(recipe: str) -> str:
+    """What the run is of, by its recipe."""
+    data = (yaml.safe_load(recipe) or {}).get("data") if recipe else None
+    if data is None:
+        return "What it cost"
+    return f"What it cost on {Path(data['folder']).name if data.get('folder') else 'synthetic shapes'}"
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The text of `report.md` from `contents`."""
+    rows = found["rows"]
+    parts = [f"# {found['title']}", found["headline"], found["left"], row_table(found["columns"], rows), found["legend"]]
+    if found["changes"]:
+        changes = text_table(CHANGES, found["changes"], numeric=[False] * 3 + [True, False, True])
+        parts += ["## What each step changed", changes, found["ratios"]]
+    parts += ["## Accuracy", row_table(found["accuracies"], rows), found["areas"]]
+    if found["steps"]:
+        parts += ["## Steps", text_table(["step", "time", "result"], found["steps"], numeric=[False, True, False])]
+    parts += ["## Environment", "\n".join(f"- {key}: {value}" for key, value in found["environment"])]
+    for name, form in (("command", ""), ("recipe", "yaml")):
+        if found[name]:
+            parts += [f"## {name.capitalize()}", f"```{form}\n{found[name]}\n```"]
+    return "\n\n".join(part for part in parts if part) + "\n"

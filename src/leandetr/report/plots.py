@@ -10,7 +10,8 @@ from html import escape
 from itertools import product
 from typing import NamedTuple
 
-from leandetr.report.rows import Row, accuracy, defined, milliseconds
+from leandetr.report.numbers import accuracy, defined, milliseconds
+from leandetr.report.rows import Row
 
 CHARACTER = 6.4  # width of a character at the labels' 11 pixels, rounded up: names are mostly lower case
 LINE = 14  # height of a label
@@ -47,7 +48,7 @@ class Box(NamedTuple):
 
 def accuracy_against_latency(rows: Sequence[Row], width: int = 860, height: int = 420) -> str:
     """An `<svg>` element, or "" where no row has both an AP and a latency."""
-    rows = [row for row in rows if defined(row["ap"]) and defined(row["latency_ms"]) and row["latency_ms"] > 0]
+    rows = [row for row in rows if defined(row["ap"]) and defined(row.get("latency_ms")) and row["latency_ms"] > 0]
     if not rows:
         return ""
     runtimes = list(dict.fromkeys(row["runtime"] for row in rows))

@@ -2,7 +2,7 @@
 made."""
 
 from leandetr.verbs.artefacts import benchmark, detections_of, evaluate, evaluate_runtime, export, predict
-from leandetr.verbs.data import Data, split_of
+from leandetr.verbs.data import Data, split_of, state_of
 from leandetr.verbs.fitting import open_teacher
 from leandetr.verbs.low_bit import LowBitTraining
 from leandetr.verbs.quantization import quantize, quantize_within
@@ -23,5 +23,6 @@ __all__ = [
     "quantize",
     "quantize_within",
     "split_of",
+    "state_of",
     "train",
 ]

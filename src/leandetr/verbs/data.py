@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from leandetr.data.coco import Split, find_split
+from leandetr.data.classification import image_folder_state, is_image_folder
+from leandetr.data.coco import Split, find_split, split_state
 from leandetr.errors import UserError
+from leandetr.inputs import State, weights_state
 
 Data = Path | str | Mapping[str, Split]
 NO_DATA = "no data: give --data FOLDER, or --annotations FILE with --images FOLDER"
@@ -24,3 +26,13 @@ def split_of(data: Data, split: str) -> Split:
             raise UserError(f"the data has no split {split!r}, only {', '.join(data)}; name its annotations and images too")
         return data[split]
     return find_split(data, split)
+
+
+def state_of(data: Data, **sources: str | Path | None) -> State:
+    """The state of what a training reads: both splits of the data, or the classes' folders, and by what they are to it
+    (`teacher`) the files and folders that it starts from."""
+    if not isinstance(data, Mapping) and is_image_folder(data):
+        state = image_folder_state(data)
+    else:
+        state = {what: of for split in ("train", "val") for what, of in split_state(split, split_of(data, split)).items()}
+    return state | {what: of for name, source in sources.items() for what, of in weights_state(name, source).items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from rich.console import Console
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
@@ -20,15 +21,22 @@ from leandetr.detectors.teachers import TorchvisionDetector, load_torchvision, n
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.predictions import Predictions
 from leandetr.errors import UserError, unknown
+from leandetr.inputs import State
 from leandetr.structures import ClassMap
 from leandetr.training.config import Training
 from leandetr.training.fit import fit, forget_checkpoints
 from leandetr.verbs.data import Data, split_of
 
 
-def finished_in(out: Path) -> bool:
-    """A training writes its detector last."""
-    return (Path(out) / "config.json").exists()
+def finished_in(out: Path, state: State, product: str = "config.json") -> bool:
+    """Whether a training is over: it writes its detector last. Says so, with what it was made from."""
+    if not (Path(out) / product).exists():
+        return False
+    if PartialState().is_main_process:
+        read = ", ".join(f"{what} ({of})" for what, of in state.items())
+        said = f"{out} is finished already, and nothing that it was made from has changed since: {read}"
+        Console(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
+    return True
 
 
 def build_student(

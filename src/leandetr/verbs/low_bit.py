@@ -15,6 +15,7 @@ from leandetr.detectors.load import load
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.methods import build_terms
 from leandetr.errors import UserError
+from leandetr.inputs import State
 from leandetr.quantization.config import LowBit
 from leandetr.quantization.lowbit import LogClipped, finish, in_training
 from leandetr.training.config import Training
@@ -45,14 +46,16 @@ class LowBitTraining:
     stage_one: Path | None = None
 
 
-def train_low_bit(student: Detector, data: Data, config: LowBit, out: Path, plan: LowBitTraining, until: float) -> Detector:
-    if finished_in(out):
+def train_low_bit(
+    student: Detector, data: Data, config: LowBit, out: Path, plan: LowBitTraining, until: float, state: State
+) -> Detector:
+    if finished_in(out, state):
         return load(out)
     if plan.stage_one is not None:
         student = _first_stage(plan.stage_one, student)
     elif plan.stages == 2:
         first = out / "stage-1"
-        if not finished_in(first):
+        if not (first / "config.json").exists():
             _train_stage(student, data, replace(config, part="backbone"), first, plan, until)
         student = load(first)
     return _train_stage(student, data, config, out, plan, until, finish)

@@ -17,7 +17,7 @@ from leandetr.files import claiming, write_json
 from leandetr.quantization.config import LowBit, Scheme, scheme_config
 from leandetr.quantization.lowbit import finish
 from leandetr.verbs.calibration import asking, calibrated
-from leandetr.verbs.data import Data, split_of
+from leandetr.verbs.data import Data, split_of, state_of
 from leandetr.verbs.low_bit import LowBitTraining, train_low_bit
 
 
@@ -45,9 +45,11 @@ def quantize(
     if low_bit is not None and not isinstance(config, LowBit):
         raise UserError(f"the scheme {config.name} is not trained; leave out teacher and schedule, or choose low-bit")
     trained = [] if low_bit is None else [asdict(low_bit) | {"training": low_bit.training.model_dump()}]
-    with claiming(out, ["quantize", model, data, config.to_dict(), *trained]):
+    # only a training is gone on with; without one all is done anew
+    state = state_of(data, model=model, teacher=low_bit.teacher, stage_one=low_bit.stage_one) if low_bit else None
+    with claiming(out, ["quantize", model, data, config.to_dict(), *trained], state):
         if low_bit is not None:
-            return train_low_bit(load(model), data, config, Path(out), low_bit, until)
+            return train_low_bit(load(model), data, config, Path(out), low_bit, until, state)
         quantized = calibrated(load(model), data, config)
         if isinstance(config, LowBit):
             quantized = finish(quantized)

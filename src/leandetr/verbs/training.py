@@ -23,7 +23,7 @@ from leandetr.structures import Preprocessing
 from leandetr.training import classification
 from leandetr.training.config import Training
 from leandetr.verbs.calibration import spread_batches
-from leandetr.verbs.data import Data, split_of
+from leandetr.verbs.data import Data, split_of, state_of
 from leandetr.verbs.fitting import build_student, finished_in, fit_detector, open_teacher
 
 
@@ -50,8 +50,9 @@ def train(
     """
     training = training or Training()
     building = {"image_size": image_size, "backbone": backbone, "weights": weights, "overrides": overrides or {}}
-    with claiming(out, ["train", data, model, building, training.model_dump()]):
-        if finished_in(out):
+    state = state_of(data, model=model, weights=weights)
+    with claiming(out, ["train", data, model, building, training.model_dump()], state):
+        if finished_in(out, state):
             return load(out)
         student = build_student(data, model, **building, seed=training.seed)
         return fit_detector(student, student, data, training, Path(out), until)
@@ -85,8 +86,9 @@ def distill(
     training = training or Training()
     building = {"image_size": image_size, "backbone": backbone, "weights": weights, "overrides": overrides or {}}
     terms = [method, term_weights, term_options]
-    with claiming(out, ["distill", data, teacher, student, *terms, building, training.model_dump()]):
-        if finished_in(out):
+    state = state_of(data, teacher=teacher, student=student, weights=weights)
+    with claiming(out, ["distill", data, teacher, student, *terms, building, training.model_dump()], state):
+        if finished_in(out, state):
             return load(out)
         pupil = build_student(data, student, **building, seed=training.seed)
         guide = open_teacher(teacher, pupil.class_map)
@@ -121,8 +123,10 @@ def pretrain(
     if min(image_size) < 1:
         raise UserError(f"images of {image_size[0]} x {image_size[1]} cannot be; give --image-size two numbers of 1 or more")
     low_bit = None if bits is None else LowBit(bits=bits, part="backbone")
-    with claiming(out, ["pretrain", data, backbone, image_size, weights, bits, overrides or {}, training.model_dump()]):
-        if (Path(out) / classification.WEIGHTS).exists():
+    state = state_of(data, weights=weights)
+    made_from = ["pretrain", data, backbone, image_size, weights, bits, overrides or {}, training.model_dump()]
+    with claiming(out, made_from, state):
+        if finished_in(out, state, classification.WEIGHTS):
             return read_json(Path(out) / classification.RESULT)["top1"]
         described = classification.describe(backbone, image_size, dict(overrides or {}))
         folder = data

@@ -6,11 +6,13 @@ import math
 
 import pytest
 
-from leandetr import pipeline, study, verbs
+from leandetr import verbs
 from leandetr.data.shapes import write_shapes
 from leandetr.errors import UserError
-from leandetr.pipeline import compress
-from leandetr.recipe import Study, parse_recipe, read_recipe
+from leandetr.recipe import Recipe, parse_recipe, read_recipe
+from leandetr.recipe.rows import planned_rows, teachers_of
+from leandetr.runs import compress
+from leandetr.runs.ledger import Ledger
 from leandetr.training import fit as fitting
 from leandetr.training.callbacks import ap_by_epoch
 
@@ -47,7 +49,7 @@ STUDY = {
 ROWS = ["teacher", "alone", "logits", "logits-weight-only"]
 
 
-def parsed(**changes) -> Study:
+def parsed(**changes) -> Recipe:
     return parse_recipe(STUDY | changes, "the study")
 
 
@@ -165,7 +167,7 @@ def test_a_spent_budget_starts_nothing_and_says_what_is_left(run, monkeypatch):
 
 def test_a_step_that_would_not_fit_is_not_started(run, monkeypatch):
     out = run[0]
-    monkeypatch.setattr(study.Steps, "expected", lambda steps, kind: 3600.0 if kind == "quantization" else 0.0)
+    monkeypatch.setattr(Ledger, "expected", lambda ledger, kind: 3600.0 if kind == "quantization" else 0.0)
     calls = kill_in(monkeypatch, "", "")
     quantization = [{"scheme": "weight-only"}, {"scheme": "dynamic"}]
     changed = [STUDY["variants"][0], STUDY["variants"][1] | {"quantization": quantization}]
@@ -216,14 +218,14 @@ def test_a_training_that_diverges_is_noted_and_the_others_are_done(tmp_path, cap
 def test_a_teacher_of_its_own_is_trained_once_for_all_that_name_it():
     own = {"distillation": {"method": "logits"}, "teacher": {"set": {"d_model": 64}}}
     variants = [{"name": "alone"}, {"name": "a", **own}, {"name": "b", **own}, {"name": "c", "distillation": {}}]
-    teachers, of_variant = study.teachers_of(parsed(variants=variants))
+    teachers, of_variant = teachers_of(parsed(variants=variants))
     assert list(teachers) == ["teacher-a", "teacher"]
     assert teachers["teacher-a"].set == TINY["set"] | {"d_model": 64}
     assert of_variant == {"a": "teacher-a", "b": "teacher-a", "c": "teacher"}
 
 
 def test_a_variant_held_against_itself_is_compared_with_none():
-    plans = study.planned_rows(parsed(variants=[{"name": "a"}, {"name": "b"}, {"name": "c", "against": "c"}]), {})
+    plans = planned_rows(parsed(variants=[{"name": "a"}, {"name": "b"}, {"name": "c", "against": "c"}]))
     assert [plan.against for plan in plans.values()] == [None, "a", None]
 
 
@@ -245,12 +247,6 @@ def test_what_low_bit_trainings_share_stands_between_the_student_and_the_row():
     rows = [{"scheme": "low-bit", "name": "a", "training": {}}, {"scheme": "low-bit", "name": "b", "training": {"epochs": 5}}]
     one = parsed(variants=[{"name": "float", "quantization": rows}], low_bit={"epochs": 4, "lr": 1e-5})
     assert [(q.training.epochs, q.training.lr) for q in one.variants[0].quantization] == [(4, 1e-5), (5, 1e-5)]
-
-
-def test_a_budget_is_not_for_a_single_recipe(tmp_path):
-    single = {key: STUDY[key] for key in ("image_size", "data", "teacher", "student")}
-    with pytest.raises(UserError, match="leave out --budget-minutes"):
-        pipeline.compress(parse_recipe(single, "the recipe"), tmp_path / "run", budget_minutes=1)
 
 
 @pytest.mark.parametrize(
@@ -278,10 +274,10 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path, monkeypa
 
 
 def test_a_step_is_expected_to_take_what_the_longest_of_its_kind_took(run):
-    steps = study.Steps(parsed(), run[0])
+    ledger = Ledger(run[0])
     notes = [json.loads(path.read_text()) for path in (run[0] / "steps").glob("evaluate-*.json")]
-    assert steps.expected("evaluation on pytorch") == max(note["seconds"] for note in notes)
-    assert steps.expected("benchmark") == 0
+    assert ledger.expected("evaluation on pytorch") == max(note["seconds"] for note in notes)
+    assert ledger.expected("benchmark") is None
 
 
 def pretraining(folder):

@@ -1,27 +1,16 @@
-"""The steps of a run in its folder: what is done once stays done.
-
-Every step leaves a note under `steps/` with a fingerprint of what it was made from. A step whose note still fits, and whose
-product is still there, is not done again: a run that was killed goes on where it was, and a run whose recipe changed redoes
-what the change concerns.
-"""
+"""The steps of a run: data, models, quantizations, exports, evaluations, the benchmark, each noted in the ledger."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
-from rich.console import Console
 
 from leandetr import verbs
-from leandetr.checks import from_outside
-from leandetr.data.coco import class_map_of, find_split
+from leandetr.data.coco import class_map_of, find_split, split_state
 from leandetr.data.shapes import write_shapes
 from leandetr.deployment.benchmark import environment, measure
 from leandetr.deployment.metadata import count_parameters
@@ -31,87 +20,35 @@ from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.files import claim_folder, read_json, write_json, write_text
-from leandetr.recipe import Benchmark, Distillation, Model, Quantization, Recipe, Study
+from leandetr.inputs import State, file_digest, weights_state
+from leandetr.recipe import Benchmark, Distillation, Model, Quantization, Recipe
+from leandetr.recipe.rows import from_outside
+from leandetr.runs.ledger import TRAINING, Ledger, Made, fingerprint, inherited
 from leandetr.training.classification import WEIGHTS
 from leandetr.training.config import Training
-from leandetr.training.fit import OutOfTime
-
-TRAINING = "training"  # the kind of step that can stop at any time and go on later
-
-
-class Made(NamedTuple):
-    """What a step made, or what a recipe gave: where it is, and the fingerprint of what it was made from."""
-
-    path: Path
-    key: str
 
 
 class Steps:
     """Does the steps of a recipe in a folder.
 
     Attributes:
-        until: a time of `time.monotonic()`: no step begins that would not be over by then, going by what steps of its kind took
-            so far, and a training stops then.
-        done: name, kind, seconds and summary of every step that is done, by name, in order.
-        data, data_key: the images' folder and its fingerprint, once `prepare` was called.
+        ledger: what is done.
+        data, data_key, data_state: the images' folder, its fingerprint and the state of its files, once `prepare` was called.
     """
 
     data: Path
     data_key: str
+    data_state: State
 
-    def __init__(self, recipe: Recipe | Study, out: Path) -> None:
+    def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe, self.out = recipe, out
-        self.until = math.inf
-        self.done: dict[str, dict[str, Any]] = {}
-        self.console = Console(stderr=True, highlight=False)
+        self.ledger = Ledger(out)
 
     def claim(self) -> None:
         """Take the folder and write the recipe into it. Raises UserError where the folder is not ours."""
         claim_folder(self.out, "compress")
         said = self.recipe.model_dump(mode="json", exclude_unset=True)
         write_text(self.out / "recipe.yaml", yaml.safe_dump(said, sort_keys=False))
-
-    def step(self, name: str, made_from: Any, product: Path | None, work: Callable[[], str], kind: str) -> str:
-        """Do `work`, which writes `product`, unless that is there and the step's note says that it is of the same input.
-
-        Returns the input's fingerprint. Raises OutOfTime where the step would not be over in time.
-        """
-        key = fingerprint(made_from)
-        note, folder = self.out / "steps" / f"{name}.json", self.out / name
-        before = read_json(note) if note.exists() else {}
-        same = before.get("made_from") == key
-        if same and "summary" in before and (product is None or product.exists()):
-            self.done[name] = {field: before[field] for field in ("name", "seconds", "summary")} | {"kind": kind}
-            return key
-        start = time.monotonic()
-        if start + (0 if kind == TRAINING else self.expected(kind)) >= self.until:
-            raise OutOfTime(name)
-        if not same:
-            note.unlink(missing_ok=True)
-            if folder.is_dir():
-                shutil.rmtree(folder)  # of another recipe; what a kill interrupted is continued instead
-        spent = before.get("seconds", 0.0) if same and "summary" not in before else 0.0
-        begun = {"name": name, "kind": kind, "made_from": key}
-        write_json(note, begun | {"seconds": spent})
-        self.console.print(f"[bold]{name}[/bold]")
-
-        def seconds() -> float:
-            return round(spent + time.monotonic() - start, 1)
-
-        try:
-            summary = work()
-        except OutOfTime:
-            write_json(note, begun | {"seconds": seconds()})
-            raise
-        done = {"name": name, "kind": kind, "seconds": seconds(), "summary": summary}
-        write_json(note, done | {"made_from": key})
-        self.done[name] = done
-        return key
-
-    def expected(self, kind: str) -> float:
-        """Seconds that the longest finished step of this kind took; 0 where there is none."""
-        notes = [read_json(path) for path in (self.out / "steps").glob("*.json")]
-        return max((note["seconds"] for note in notes if note.get("kind") == kind and "summary" in note), default=0.0)
 
     def prepare(self) -> None:
         """Find the data, or write the synthetic one. Raises UserError where a split is missing."""
@@ -120,6 +57,7 @@ class Steps:
             for split in ("train", "val"):
                 find_split(data.folder, split)
             self.data, self.data_key = data.folder, str(data.folder.resolve())
+            self.data_state = self._state_of_data()
             return
         shapes, self.data = data.shapes, self.out / "data"
 
@@ -127,12 +65,17 @@ class Steps:
             write_shapes(self.data, shapes.train, shapes.val, shapes.size, shapes.seed)
             return f"{shapes.train} training and {shapes.val} validation images of synthetic shapes"
 
-        self.data_key = self.step("data", shapes.model_dump(), self.data / "annotations" / "instances_val.json", work, "data")
+        last = self.data / "annotations" / "instances_val.json"
+        self.data_key = self.ledger.step("data", shapes.model_dump(), {}, last, work, "data").key
+        self.data_state = self._state_of_data() if last.exists() else {}
+
+    def _state_of_data(self) -> State:
+        return {what: of for split in ("train", "val") for what, of in split_state(split, find_split(self.data, split)).items()}
 
     def rehearsed(self, work: Callable[[], str]) -> None:
         """Build once what will be trained and quantized, so that what does not fit is said now and not after hours."""
-        concerned = self.recipe.model_dump(exclude={"benchmark", "gallery", "calibration", "seeds", "epochs"})
-        self.step("rehearsal", [self.data_key, concerned], None, work, "rehearsal")
+        concerned = self.recipe.model_dump(exclude={"benchmark", "gallery", "calibration", "seed", "seeds", "epochs"})
+        self.ledger.step("rehearsal", [self.data_key, concerned], self.data_state, None, work, "rehearsal")
 
     def untrained(self, model: Model) -> Detector:
         if model.pretraining is not None and not model.pretraining.folder.is_dir():
@@ -168,7 +111,8 @@ class Steps:
             )
             return f"{model.backbone}, top-1 {top1:.3f}"
 
-        self.step(name, made_from, weights, work, "pretraining")
+        state = verbs.state_of(pretraining.folder, weights=model.weights)
+        self.ledger.step(name, made_from, state, weights, work, "pretraining")
         return model.model_copy(update={"weights": str(weights)})
 
     def model(self, name: str, model: Model, seed: int) -> Made:
@@ -187,7 +131,8 @@ class Steps:
         built = self.pretrained(model)
         made_from = [self.data_key, said(model), self._size(model), seed]
         kind = TRAINING if model.checkpoint is None else "copy"
-        return Made(folder, self.step(name, made_from, folder / "config.json", work, kind))
+        state = self.data_state if model.checkpoint is None else {}
+        return self._detector(name, made_from, state | read_by(built), work, kind)
 
     def teacher(self, name: str, model: Model, seed: int) -> Made:
         """As `model`, but one from outside is taken where it is."""
@@ -195,9 +140,8 @@ class Steps:
             return self.model(name, model, seed)
         source = Path(model.checkpoint)
         if not source.is_file():
-            return Made(source, model.checkpoint)
-        with source.open("rb") as detections:
-            return Made(source, hashlib.file_digest(detections, "sha256").hexdigest()[:16])
+            return Made(source, model.checkpoint, "")
+        return Made(source, file_digest(source), "")
 
     def distilled(self, name: str, student: Model, seed: int, teacher: Made, distillation: Distillation) -> Made:
         """Train a student that learns from a teacher."""
@@ -220,7 +164,8 @@ class Steps:
         method = distillation.model_dump(exclude={"cache"})  # where the answers are kept changes none
         built = self.pretrained(student)
         made_from = [self.data_key, teacher.key, said(student), method, self._size(student), seed]
-        return Made(folder, self.step(name, made_from, folder / "config.json", work, TRAINING))
+        state = self.data_state | read_by(built) | inherited(teacher=teacher)
+        return self._detector(name, made_from, state, work, TRAINING)
 
     def quantized(self, name: str, detector: Made, quantization: Quantization, seed: int, teacher: Made | None = None) -> Made:
         """Quantize a trained detector, and train it where the quantization says how. A low-bit training that names no teacher
@@ -232,7 +177,7 @@ class Steps:
             calibration = None if "calibration_images" in options else self._calibration()
             plan = None if training is None else low_bit_training(quantization, training, teacher or detector)
             found = verbs.quantize(
-                detector.path, self.data, quantization.scheme, folder, calibration, options, plan, self.until
+                detector.path, self.data, quantization.scheme, folder, calibration, options, plan, self.ledger.until
             )
             return found.config.quantization_config.summary().splitlines()[0]
 
@@ -240,7 +185,8 @@ class Steps:
         made_from = [detector.key, quantization.model_dump(), self.recipe.calibration, training and seed]
         made_from += [] if teacher is None else [teacher.key]
         kind = "quantization" if training is None else TRAINING
-        return Made(folder, self.step(name, made_from, folder / "config.json", work, kind))
+        state = self.data_state | inherited(detector=detector, teacher=teacher) | weights_state("teacher", quantization.teacher)
+        return self._detector(name, made_from, state, work, kind)
 
     def exported(self, detector: Made) -> Made:
         """Write a detector's ONNX file."""
@@ -251,11 +197,11 @@ class Steps:
             verbs.export(detector.path, graph)
             return f"{graph.stat().st_size / 1e6:.2f} MB"
 
-        return Made(graph, self.step(f"onnx-{name}", detector.key, graph, work, "export"))
+        return self.ledger.step(f"onnx-{name}", detector.key, inherited(detector=detector), graph, work, "export")
 
-    def evaluated(self, detector: Made, engine: str, opened: Callable[[], Runtime]) -> dict[str, Any]:
+    def evaluated(self, detector: Made, engine: str, opened: Callable[[], Runtime]) -> dict[str, Any] | None:
         """COCO's metrics of a detector on an engine, the seconds that took, and the artefact's bytes and parameters; its
-        detections go to `predictions/`."""
+        detections go to `predictions/`. None in a rehearsal, where it was not done before."""
         label = f"{detector.path.name}-{engine}"
         scores = self.out / "predictions" / f"{label}.metrics.json"
 
@@ -268,13 +214,15 @@ class Steps:
             write_json(scores, metrics.as_dict() | cost)
             return f"AP {metrics.ap:.3f}"
 
-        self.step(f"evaluate-{label}", [detector.key, engine], scores, work, f"evaluation on {engine}")
-        return read_json(scores)
+        name, state = f"evaluate-{label}", self.data_state | inherited(detector=detector)
+        self.ledger.step(name, [detector.key, engine], state, scores, work, f"evaluation on {engine}")
+        return read_json(scores) if self.ledger.steps[name].done else None
 
     def measured(
-        self, keys: Any, benchmark: Benchmark, opened: Callable[[], list[Runtime]], against: Sequence[int]
-    ) -> dict[str, Any]:
-        """The environment and the `measurements` of all runtimes in one interleaved run, ratios to those of `against`."""
+        self, artefacts: Mapping[str, Made], benchmark: Benchmark, opened: Callable[[], list[Runtime]], against: Sequence[int]
+    ) -> dict[str, Any] | None:
+        """The environment and the `measurements` of all runtimes in one interleaved run, ratios to those of `against`; None in
+        a rehearsal, where it was not done before."""
         file = self.out / "benchmark.json"
 
         def work() -> str:
@@ -283,13 +231,18 @@ class Steps:
             write_json(file, {"environment": environment(), "measurements": found})
             return f"{benchmark.repeats} rounds of {len(runtimes)} candidates"
 
-        self.step("benchmark", [keys, benchmark.model_dump()], file, work, "benchmark")
-        return read_json(file)
+        keys = {name: artefact.key for name, artefact in artefacts.items()}
+        self.ledger.step("benchmark", [keys, benchmark.model_dump()], inherited(**artefacts), file, work, "benchmark")
+        return read_json(file) if self.ledger.steps["benchmark"].done else None
+
+    def _detector(self, name: str, made_from: Any, state: State, work: Callable[[], str], kind: str) -> Made:
+        folder = self.out / name
+        return self.ledger.step(name, made_from, state, folder / "config.json", work, kind)._replace(path=folder)
 
     def _building(self, model: Model, seed: int) -> dict[str, Any]:
         training = model.training.model_copy(update={"seed": seed})
         shared = {"backbone": model.backbone, "weights": model.weights, "overrides": model.set, "training": training}
-        return shared | {"image_size": self._size(model), "until": self.until}
+        return shared | {"image_size": self._size(model), "until": self.ledger.until}
 
     def _calibration(self) -> int:
         """The recipe's calibration images; of its default only so many as there are."""
@@ -302,8 +255,9 @@ class Steps:
         return model.image_size or self.recipe.image_size
 
 
-def fingerprint(made_from: Any) -> str:
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def read_by(model: Model) -> State:
+    """The state of the files that a model starts from."""
+    return weights_state("checkpoint", model.checkpoint) | weights_state("weights", model.weights)
 
 
 def said(model: Model) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 import pytest
 from rich.console import Console
 
-from leandetr.report.table import results_table
+from leandetr.report.tables import results_table, text_table
 
 
 def printed(rows, width: int) -> str:
@@ -44,3 +44,16 @@ def test_brackets_in_a_name_are_not_markup(make_row):
 
 def test_no_rows_is_an_empty_table():
     assert "AP" in printed([], 80)
+
+
+def test_without_latencies_the_terminal_shows_the_trainings(make_row):
+    row = {key: value for key, value in make_row().items() if "latency" not in key and "speedup" not in key}
+    row |= {"curve": [{"epoch": 2, "ap": 0.25, "spread": None}], "change": 0.02, "planned": [0, 1]}
+    text = " ".join(printed([row], 80).split())
+    assert text.startswith("row seeds AP change AP50")
+    assert "teacher 1 of 2 0.400 +0.020 0.600" in text
+
+
+def test_a_cell_cannot_break_its_table():
+    lines = text_table(["a", "b"], [["x|y", "one\ntwo"]], [False, True]).splitlines()
+    assert lines[2] == "| x\\|y | one two |"

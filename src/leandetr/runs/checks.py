@@ -3,42 +3,36 @@ each once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from leandetr.data.transforms import AUGMENTATIONS
 from leandetr.deployment.runtimes import ENGINES
 from leandetr.detectors.create import MODELS
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.teachers import TorchvisionDetector, names_torchvision
+from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.methods import build_terms, chosen_terms
 from leandetr.distillation.predictions import Predictions
 from leandetr.errors import unknown
 from leandetr.quantization.config import scheme_config
-from leandetr.recipe import Benchmark, Distillation, Model, Quantization
+from leandetr.recipe import Benchmark, Distillation, Model, Quantization, Variant
 
 
-def from_outside(model: Model) -> bool:
-    """Whether a teacher is a JSON of detections or one of torchvision's detectors: such cannot be a row of a table."""
-    return str(model.checkpoint).endswith(".json") or names_torchvision(str(model.checkpoint))
-
-
-def check_model(model: Model) -> None:
-    """Raises UserError for a name of a model or augmentation that is none."""
-    if model.checkpoint is None and model.model not in MODELS:
-        raise unknown("model", model.model, MODELS)
-    if model.training.augment not in ("auto", *AUGMENTATIONS):
-        raise unknown("augmentation", model.training.augment, ("auto", *AUGMENTATIONS))
-
-
-def check_distillation(distillation: Distillation) -> None:
-    """Raises UserError for an unknown method, term or option."""
-    chosen_terms(distillation.method.split(","), distillation.weights, distillation.options)
-
-
-def check_benchmark(benchmark: Benchmark) -> None:
-    """Raises UserError for an unknown engine."""
-    for engine in benchmark.runtimes:
+def check_names(models: Iterable[Model], variants: Iterable[Variant], benchmark: Benchmark | None) -> None:
+    """Raises UserError for an unknown model, augmentation, method, term, scheme, engine, or option of one."""
+    for model in models:
+        if model.checkpoint is None and model.model not in MODELS:
+            raise unknown("model", model.model, MODELS)
+        if model.training.augment not in ("auto", *AUGMENTATIONS):
+            raise unknown("augmentation", model.training.augment, ("auto", *AUGMENTATIONS))
+    for variant in variants:
+        for part in (variant, *variant.quantization):
+            if part.distillation is not None:
+                distillation = part.distillation
+                chosen_terms(distillation.method.split(","), distillation.weights, distillation.options)
+        for quantization in variant.quantization:
+            scheme_config(quantization.scheme, **quantization.options)
+    for engine in benchmark.runtimes if benchmark else ():
         if engine not in ENGINES:
             raise unknown("engine", engine, ENGINES)
 

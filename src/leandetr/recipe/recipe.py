@@ -1,0 +1,194 @@
+"""A recipe: a teacher, variants of a student, seeds, and what is measured of them.
+
+The short form says `distillation` and `quantization` and has two variants: the student alone, `baseline`, and with its teacher,
+`distilled`. The long form names its `variants`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from leandetr.recipe.parts import NEW_MODEL, Benchmark, Data, Distillation, Model, Part, Quantization, check_views
+from leandetr.training.config import Seed
+
+QUANTIZATION = tuple(Quantization(scheme=scheme) for scheme in ("weight-only", "dynamic", "static"))
+TEACHER = "teacher"  # the name of the teacher that all variants share, of its row and of its folder
+
+
+class Variant(Part):
+    """A row of a study.
+
+    name: of the row and, before `-seed-N`, of its folders. student, teacher: what differs from the recipe's own, merged into
+    them key by key (but for `set` where another `model` is named); a variant without distillation is the student alone.
+    quantization: of the trained variant, each a further row `NAME-SCHEME`. against: the variant, or `teacher`, that its
+    accuracy is held against, the first variant by default; its own name for a detector that is not to be compared.
+    """
+
+    name: str = Field(pattern=r"^\w[\w.+-]*$")
+    student: Model
+    teacher: Model | None = None
+    distillation: Distillation | None = None
+    quantization: list[Quantization] = Field(default_factory=list)
+    against: str | None = None
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> Variant:
+        if self.distillation is not None:
+            if self.student.model is None:
+                raise ValueError("a finished checkpoint does not learn: give student.model, or leave out distillation")
+            if self.teacher is None:
+                raise ValueError("distillation needs a teacher: give the recipe one")
+            check_views(self.student, self.distillation)
+        return self
+
+    def quantized(self) -> dict[str, Quantization]:
+        """Its quantizations by the names of their rows."""
+        return {f"{self.name}-{q.name or q.scheme}": q for q in self.quantization}
+
+
+class Recipe(Part):
+    """Variants of a student, each trained with every seed, in one table.
+
+    image_size: (height, width) of every model that names no other. calibration: training images for the static schemes.
+    teacher: shared by all variants and seeds, trained once, with the first seed; needed where a variant distils. For methods
+    that learn from detections alone, `checkpoint` may also be a JSON of detections or a detector of torchvision's.
+    student: what the variants differ from. low_bit: what the schedule of low-bit quantizations differs in from the student's,
+    before what each says itself. epochs: at which the report shows the AP besides the final one. benchmark: where to
+    measure; the long form without it takes PyTorch's accuracy and exports nothing. gallery: validation images in the report.
+
+    The short form has `seed` or `seeds`, `distillation` (`logits` by default) and `quantization` (weight-only, dynamic and
+    static by default); the long form has `variants` and `seeds`.
+    """
+
+    data: Data
+    image_size: tuple[int, int]
+    calibration: int = Field(64, ge=1)
+    seed: Seed | None = None
+    seeds: list[Seed] | None = Field(None, min_length=1)
+    teacher: Model | None = None
+    student: Model
+    low_bit: dict[str, Any] = Field(default_factory=dict)
+    distillation: Distillation | None = None
+    quantization: list[Quantization] | None = None
+    variants: list[Variant] | None = Field(None, min_length=1)
+    epochs: list[int] = Field(default_factory=list)
+    benchmark: Benchmark | None = None
+    gallery: int = Field(12, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merged(cls, values: Any) -> Any:
+        """Complete the variants' students and teachers, so that they are checked, and written down, as what they are."""
+        if not isinstance(values, dict):
+            return values
+        if isinstance(values.get("variants"), list):
+            return values | {"variants": [_completed(variant, values) for variant in values["variants"]]}
+        return _completed(values, values)
+
+    @model_validator(mode="after")
+    def _is_one_of_two_forms(self) -> Recipe:
+        if self.variants is not None:
+            given = [key for key in ("seed", "distillation", "quantization") if getattr(self, key) is not None]
+            if given:
+                right = "give seeds instead" if given[0] == "seed" else "give it to the variants"
+                raise ValueError(f"{given[0]}: a recipe with variants has none of its own; {right}")
+        elif self.teacher is None:
+            raise ValueError("teacher: field required")
+        elif self.student.model is None:
+            raise ValueError(
+                "student: give model; a finished checkpoint has nothing left to compare with and without a teacher"
+            )
+        elif self.seed is not None and self.seeds is not None:
+            raise ValueError("seed: give either seed or seeds")
+        elif self.distillation is not None:
+            check_views(self.student, self.distillation)
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_told_apart(self) -> Recipe:
+        compared, names = self.compared(), [TEACHER]
+        for variant in compared:
+            names += [variant.name, *(f"{variant.name}-{q.name or q.scheme}" for q in variant.quantization)]
+        for name in names:
+            if names.count(name) > 1:
+                key = "variants" if self.variants is not None else "quantization"
+                raise ValueError(f"{key}: two rows are called {name}; give them names of their own")
+        if len(set(self.all_seeds())) < len(self.all_seeds()):
+            raise ValueError("seeds: a seed is there twice; name each once")
+        for variant in self.variants or ():
+            if variant.against not in (None, TEACHER, *(other.name for other in compared)):
+                raise ValueError(f"variants: {variant.name} is held against {variant.against}, which is none; name a variant")
+        for variant in compared:
+            schedule = variant.student.training
+            for epoch in self.epochs:
+                if epoch > schedule.epochs or (epoch % schedule.evaluate_every and epoch != schedule.epochs):
+                    raise ValueError(
+                        f"epochs: {variant.name} is not evaluated after epoch {epoch}, but after every "
+                        f"{schedule.evaluate_every} of {schedule.epochs}; set training.evaluate_every or name other epochs"
+                    )
+        return self
+
+    def compared(self) -> list[Variant]:
+        """The variants; of the short form the student alone and with its teacher."""
+        if self.variants is not None:
+            return self.variants
+        quantization = list(QUANTIZATION) if self.quantization is None else self.quantization
+        distilled = {"teacher": self.teacher, "distillation": self.distillation or Distillation(), "quantization": quantization}
+        return [
+            Variant(name="baseline", student=self.student, against=TEACHER),
+            Variant(name="distilled", student=self.student, **distilled),
+        ]
+
+    def measured_on(self) -> Benchmark | None:
+        return self.benchmark or (Benchmark() if self.variants is None else None)
+
+    def all_seeds(self) -> list[int]:
+        return self.seeds or [self.seed or 0]
+
+    def folder(self, row: str, seed: int) -> str:
+        """The name of a row's folder; only a single seed's that is not of a list goes unnamed."""
+        return row if self.variants is None and self.seeds is None else f"{row}-seed-{seed}"
+
+
+def _completed(part: Any, recipe: dict[str, Any]) -> Any:
+    """A variant, or a recipe in short form, whose student, teacher and schedules say all that the recipe says of them."""
+    if not isinstance(part, dict):
+        return part
+    own = {}
+    if part is not recipe:
+        names = ("student", "teacher") if part.get("distillation") is not None else ("student",)
+        own = {name: merge(recipe.get(name), part.get(name)) for name in names}
+        own = {name: value for name, value in own.items() if value is not None}
+    if isinstance(part.get("quantization"), list):
+        student = own.get("student", part.get("student"))
+        schedule = merge(student.get("training") if isinstance(student, dict) else None, recipe.get("low_bit"))
+        own["quantization"] = [_scheduled(quantization, schedule) for quantization in part["quantization"]]
+    return part | own
+
+
+def _scheduled(quantization: Any, schedule: Any) -> Any:
+    """A quantization that is trained, with the student's schedule under its own."""
+    if not isinstance(quantization, dict) or quantization.get("training") is None:
+        return quantization
+    return quantization | {"training": merge(schedule, quantization["training"])}
+
+
+def merge(base: Any, changes: Any) -> Any:
+    """`changes` over `base`: mappings key by key, anything else as a whole; None leaves the base. A model's configuration
+    values (`set`) begin anew where the changes name another `model`, and of what a new one is built from nothing is left where
+    they name a `checkpoint`.
+
+    >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": [4]})
+    {'a': {'b': 1, 'c': 3}, 'd': [4]}
+    """
+    if changes is None:
+        return base
+    if not (isinstance(base, dict) and isinstance(changes, dict)):
+        return changes
+    if changes.get("model", base.get("model")) != base.get("model"):
+        base = {key: value for key, value in base.items() if key != "set"}
+    if changes.get("checkpoint") is not None:
+        base = {key: value for key, value in base.items() if key not in (*NEW_MODEL, "pretraining")}
+    return base | {key: merge(base.get(key), value) if value is not None else None for key, value in changes.items()}

@@ -1,0 +1,167 @@
+"""What a table says of rows: its columns, what each step changed, and the words around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from leandetr.report.numbers import DASH, accuracy, defined, millions, milliseconds, number, times, with_spread
+from leandetr.report.rows import Row, quantized, row_of, surely_slower
+
+SLOWER = "slower than float"
+NOT_YET = "not yet"
+
+
+class Column(NamedTuple):
+    """A column of a table: its title, the text of a cell, and whether the cells are numbers (set flush right)."""
+
+    title: str
+    cell: Callable[[Row], str]
+    numeric: bool = True
+
+
+class Change(NamedTuple):
+    """What one step changed: `name` against `against`, on one runtime. ap: the difference, with its sign."""
+
+    name: str
+    runtime: str
+    against: str
+    ap: str
+    latency: str
+    size: str
+
+
+def speedup(row: Row) -> str:
+    """The ratio, with its interval where the row has one."""
+    low, high = row.get("speedup_low"), row.get("speedup_high")
+    interval = f" ({low:.2f}–{high:.2f})" if defined(low) and defined(high) else ""
+    return number(row.get("speedup"), 2, "×") + interval
+
+
+def slower_than_float(row: Row) -> bool:
+    """Whether a quantized row's speed-up is surely below 1."""
+    return quantized(row) and surely_slower(row)
+
+
+def note(row: Row) -> str:
+    return SLOWER if slower_than_float(row) else ""
+
+
+def average_precision(row: Row) -> str:
+    return with_spread(row["ap"], row["spread"]["ap"]) if row["seeds"] else NOT_YET
+
+
+def change(row: Row) -> str:
+    return with_spread(row["change"], row["change_spread"], signed=True)
+
+
+def after_epoch(epoch: int, row: Row) -> str:
+    point = next((point for point in row["curve"] if point["epoch"] == epoch), None)
+    return with_spread(point["ap"], point["spread"]) if point else DASH
+
+
+NAMES = [
+    Column("row", lambda row: row["name"], numeric=False),
+    Column("runtime", lambda row: row["runtime"], numeric=False),
+]
+
+
+def cost_columns(rows: Sequence[Row], epochs: Sequence[int] = ()) -> list[Column]:
+    """The main table: what each row is worth, after the epochs that the recipe names too, and what it costs. Seeds, latency and
+    notes have columns where a row has something for them."""
+    columns = [*NAMES, Column("AP", average_precision), Column("change", change)]
+    if any(row["planned"] != row["seeds"] or len(row["planned"]) > 1 for row in rows):
+        columns.insert(2, Column("seeds", lambda row: f"{len(row['seeds'])} of {len(row['planned'])}"))
+    columns += [Column(f"epoch {epoch}", lambda row, epoch=epoch: after_epoch(epoch, row)) for epoch in epochs]
+    columns.append(Column("AP50", lambda row: accuracy(row["ap50"])))
+    if any("latency_ms" in row for row in rows):
+        columns += [
+            Column("ms", lambda row: milliseconds(row.get("latency_ms"))),
+            Column("p90 ms", lambda row: milliseconds(row.get("latency_p90_ms"))),
+            Column("speedup", speedup),
+        ]
+    if any(defined(row.get("theoretical_speedup")) for row in rows):
+        columns.append(Column("in theory", lambda row: number(row.get("theoretical_speedup"), 2, "×")))
+    columns += [
+        Column("MB", lambda row: millions(row["size_bytes"])),
+        Column("M params", lambda row: millions(row["parameters"])),
+    ]
+    if any(map(note, rows)):
+        columns.append(Column("note", note, numeric=False))
+    return columns
+
+
+def accuracy_columns() -> list[Column]:
+    """COCO's six average precisions, and the seconds that they took."""
+    titles = {"ap50": "AP50", "ap75": "AP75", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
+    return [
+        *NAMES,
+        Column("AP", average_precision),
+        *(Column(title, lambda row, key=key: accuracy(row[key])) for key, title in titles.items()),
+        Column("evaluation s", lambda row: number(row["evaluate_seconds"], 1)),
+    ]
+
+
+def changes(rows: Sequence[Row]) -> list[Change]:
+    """Every row that is held against another and has a result."""
+    found = []
+    for row in rows:
+        other = row_of(row["against"], row["runtime"], rows)
+        if other is not None and row["seeds"]:
+            latency = times(row.get("latency_ms"), other.get("latency_ms")) + (f", {SLOWER}" if slower_than_float(row) else "")
+            size = times(row["size_bytes"], other["size_bytes"])
+            found.append(Change(row["name"], row["runtime"], other["name"], change(row), latency, size))
+    return found
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """The fastest row beside the first one (the teacher), with ratios where both were measured on one runtime, and beside what
+    its float row is held against (the student alone) where that is more accurate; "" without two rows that were measured."""
+    timed = [row for row in rows if defined(row.get("latency_ms"))]
+    if not timed:
+        return ""
+    fastest = min(timed, key=lambda row: row["latency_ms"])
+    firsts = [row for row in timed if row["name"] == rows[0]["name"]]
+    first = next((row for row in firsts if row["runtime"] == fastest["runtime"]), firsts[0] if firsts else fastest)
+    if first["name"] == fastest["name"]:
+        return ""
+    parts = [f"Fastest: {summary(fastest)}. For comparison: {summary(first)}"]
+    if first["runtime"] == fastest["runtime"]:
+        faster, smaller = first["latency_ms"] / fastest["latency_ms"], first["size_bytes"] / fastest["size_bytes"]
+        difference = f", AP {fastest['ap'] - first['ap']:+.3f}" if defined(fastest["ap"]) and defined(first["ap"]) else ""
+        parts.append(f": {faster:.1f} times as fast, {smaller:.1f} times smaller{difference}")
+    float_row = row_of(fastest["float_row"], fastest["runtime"], rows)
+    alone = row_of(float_row and float_row["against"], fastest["runtime"], timed)
+    if alone and alone["name"] != first["name"] and (alone["ap"] or 0) > (fastest["ap"] or 0):
+        parts.append(f". More accurate than the fastest: {summary(alone)}")
+    return f"{''.join(parts)}."
+
+
+def summary(row: Row) -> str:
+    cost = f"{milliseconds(row['latency_ms'])} ms, {millions(row['size_bytes'])} MB"
+    return f"{row['name']} on {row['runtime']}, AP {average_precision(row)}, {cost}"
+
+
+def legend(rows: Sequence[Row], epochs: Sequence[int] = ()) -> str:
+    """What the columns of the main table mean."""
+    parts = ["AP: COCO average precision, a fraction"]
+    if any(len(row["planned"]) > 1 for row in rows):
+        parts[0] += ", the mean over the seeds that are done, ± their sample standard deviation (none for one seed)"
+    if any(row["against"] for row in rows):
+        parts.append("change: difference in AP to the row that it is held against (see what each step changed), seed by seed")
+    if epochs:
+        parts.append("epoch N: AP on the validation images after that epoch, where AP itself is that of the best epoch")
+    if any("latency_ms" in row for row in rows):
+        parts.append(
+            "ms, p90 ms: median and 90th percentile of one image. speedup: against the float row on the same runtime, with its "
+            "interval where it was measured"
+        )
+    parts += ["MB: 10^6 bytes of the written artefact", f"{DASH}: undefined or not measured"]
+    return ". ".join(parts) + "."
+
+
+RATIOS = "Latency and size: multiples of what the row held against has; ×0.50 is half."
+AREAS = (
+    "Small, medium and large objects: areas below 32², up to 96² and above, in pixels of the photograph. evaluation s: seconds "
+    "for all validation images."
+)

@@ -1,0 +1,24 @@
+"""One lane of a run: `python -m leandetr.runs.lane OUT VARIANT SEED UNTIL` trains a variant with a seed, and makes all that is
+made of it, in the folder of a run whose teachers are done. The last line that it prints is JSON: what diverged, or the error.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from leandetr.errors import UserError
+from leandetr.recipe import read_recipe
+from leandetr.runs.run import Run
+
+
+def main(out: str, variant: str, seed: str, until: str) -> None:
+    try:
+        run = Run(read_recipe(Path(out) / "recipe.yaml"), Path(out))
+        found = {"diverged": run.work_on(variant, int(seed), float(until))}
+    except UserError as error:
+        found = {"error": str(error)}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

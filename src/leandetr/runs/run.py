@@ -1,0 +1,303 @@
+"""One run of a recipe: variants of a student, seeds, quantizations, exports, and one table of what each is worth and costs.
+
+The first seed of every variant comes before the second of any, so that the table says something early. It is written again
+after every step, and everything in it comes from the steps' notes and products: a run that was stopped, by its budget or by a
+kill, goes on where it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from leandetr.data.coco import class_map_of, find_split
+from leandetr.deployment.benchmark import environment
+from leandetr.deployment.runtime import Runtime
+from leandetr.deployment.runtimes import open_runtime
+from leandetr.detectors.detector import Detector
+from leandetr.detectors.load import load
+from leandetr.detectors.teachers import TorchvisionDetector
+from leandetr.distillation.predictions import Predictions
+from leandetr.errors import UserError
+from leandetr.files import read_json, write_json
+from leandetr.recipe import Benchmark, Quantization, Recipe, Variant
+from leandetr.recipe.recipe import TEACHER
+from leandetr.recipe.rows import from_outside, learns_from_shared, planned_rows, teachers_of
+from leandetr.report import results_table, write_images, write_report
+from leandetr.report.validation import validation_pictures
+from leandetr.runs.checks import check_fit, check_names, check_quantizations
+from leandetr.runs.lanes import work_in_lanes
+from leandetr.runs.ledger import Made, Step
+from leandetr.runs.steps import Steps, millions
+from leandetr.runs.table import ResultTable
+from leandetr.training.callbacks import ap_by_epoch
+from leandetr.training.fit import OutOfTime
+from leandetr.training.trainer import Diverged
+from leandetr.verbs import open_teacher
+
+
+def compress(
+    recipe: Recipe, out: Path, command: str = "leandetr.compress", budget_minutes: float | None = None, jobs: int = 1
+) -> dict[str, Any]:
+    """Run a recipe into `out` and return what `results.json` holds.
+
+    The folder then has: `recipe.yaml`; the shared `teacher`, one folder a variant and one a quantization of it (`NAME-seed-N`
+    where the recipe names variants or several seeds), each a detector that `load` takes; `onnx/` with the exported files;
+    `predictions/` in COCO's results format; `benchmark.json`; `results.json`, `report.md`, `report.html`, `images.html`;
+    `steps/` with what was done, from what and in how many seconds.
+
+    Args:
+        budget_minutes: after which it stops, to go on when it is called again; `left` of the results says what remains.
+        jobs: how many variants are trained side by side, each in a process of its own, on the GPUs in turn where there are any.
+
+    Raises UserError where the folder is not ours, for every fault of the data, the models or the recipe, and in the end where a
+    training has diverged; the same call tries it again.
+    """
+    until = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
+    return Run(recipe, Path(out), command).run(until, jobs)
+
+
+class Run:
+    """One run of a recipe in a folder.
+
+    The shared teacher is in `teacher`, one that variants name for themselves in `teacher-NAME` of the first that does.
+
+    Raises UserError for an unknown model, augmentation, distillation method, scheme or engine, and for an option that is none.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path, command: str = "") -> None:
+        self.recipe, self.out, self.command = recipe, out, command
+        self.steps = Steps(recipe, out)
+        self.variants, self.seeds = recipe.compared(), recipe.all_seeds()
+        self.benchmark = recipe.measured_on()
+        self.engines = self.benchmark.runtimes if self.benchmark else ["pytorch"]
+        self.teachers, self.teacher_of = teachers_of(recipe)
+        self.table = ResultTable(planned_rows(recipe), self.engines)
+        self.failed: dict[str, Diverged] = {}
+        self.environment: dict[str, Any] | None = None  # of the benchmark
+        check_names([*self.teachers.values(), *(variant.student for variant in self.variants)], self.variants, self.benchmark)
+
+    def run(self, until: float = math.inf, jobs: int = 1) -> dict[str, Any]:
+        """Do what there is time for until `until` of `time.monotonic()`, and return what `results.json` holds; its `left` says
+        what remains to be done, "" where nothing does."""
+        ledger = self.steps.ledger
+        self.steps.claim()
+        self.steps.prepare()
+        self.steps.rehearsed(self._rehearsal)
+        ledger.until = -math.inf
+        self._work()  # finds what earlier calls have finished, so that the table has it from the start
+        ledger.until = until
+        if jobs > 1:
+            self._side_by_side(jobs)
+        self._work()
+        self._write_images()
+        results = self._written()
+        if self.failed:
+            raise UserError(f"{self._failures()}; the other rows are in {self.out / 'report.md'}")
+        if not ledger.worked and not results["left"]:
+            read = ", ".join(f"{what} {state}" for what, state in self.steps.data_state.items())
+            self._say(f"{self.out} was finished before, and nothing that it was made from has changed since ({read})")
+        return results
+
+    def planned(self) -> list[Step]:
+        """All steps in order, done or not, without doing any; nothing is written."""
+        self.steps.ledger.rehearsing = True
+        self.steps.prepare()
+        self.steps.rehearsed(self._rehearsal)
+        self._work()
+        return list(self.steps.ledger.steps.values())
+
+    def _train_teachers(self) -> dict[str, Made]:
+        """The teachers that there is time for, by name."""
+        teachers = {}
+        for name, model in self.teachers.items():
+            with self._attempt(name):
+                teachers[name] = self.steps.teacher(name, model, self.seeds[0])
+                if not from_outside(model):
+                    self._evaluate(name, teachers[name], self.seeds[0])
+        return teachers
+
+    def _train_variant(self, variant: Variant, seed: int, teachers: Mapping[str, Made]) -> None:
+        """Train a variant with one seed, quantize it, evaluate what came of it."""
+        name = self.recipe.folder(variant.name, seed)
+        if variant.distillation is None:
+            trained = self.steps.model(name, variant.student, seed)
+        else:
+            teacher = teachers[self.teacher_of[variant.name]]
+            trained = self.steps.distilled(name, variant.student, seed, teacher, variant.distillation)
+        self._evaluate(variant.name, trained, seed)
+        for row, quantization in variant.quantized().items():
+            shared = learns_from_shared(quantization, self.recipe)
+            if not shared or TEACHER in teachers:
+                name = self.recipe.folder(row, seed)
+                with self._attempt(name):
+                    teacher = teachers[TEACHER] if shared else None
+                    self._evaluate(row, self.steps.quantized(name, trained, quantization, seed, teacher), seed)
+
+    def _work(self) -> None:
+        """Go through all steps in order, past those that there is no time for."""
+        teachers = self._train_teachers()
+        for seed in self.seeds:
+            for variant in self.variants:
+                if variant.distillation is None or self.teacher_of[variant.name] in teachers:
+                    with self._attempt(self.recipe.folder(variant.name, seed)):
+                        self._train_variant(variant, seed, teachers)
+        if self.benchmark is not None and (self.steps.ledger.rehearsing or not self.table.missing()):
+            with self._attempt("benchmark"):
+                self._measure(self.benchmark)
+
+    def work_on(self, variant: str, seed: int, until: float) -> dict[str, str]:
+        """One variant with one seed, of a run whose teachers are done; returns the trainings that diverged, and what is said of
+        them."""
+        self.steps.ledger.until = until
+        self.steps.prepare()
+        chosen = next(one for one in self.variants if one.name == variant)
+        with self._attempt(self.recipe.folder(variant, seed)):
+            self._train_variant(chosen, seed, self._train_teachers())
+        return {name: str(error) for name, error in self.failed.items()}
+
+    def _side_by_side(self, jobs: int) -> None:
+        """Have the variants worked on by processes of their own; the table takes in what each has finished."""
+        until, ledger = self.steps.ledger.until, self.steps.ledger
+        teachers = self._train_teachers()
+        for variant in self.variants:
+            with self._attempt(variant.name):
+                self.steps.pretrained(variant.student)  # shared by variants and seeds
+        able = {v.name: v for v in self.variants if v.distillation is None or self.teacher_of[v.name] in teachers}
+        waiting = [(name, seed) for seed in self.seeds for name in able if self._is_missing(able[name], seed)]
+        for (name, seed), diverged in work_in_lanes(self.out, waiting, jobs, until):
+            self._say(f"{self.recipe.folder(name, seed)}: worked on")
+            self.failed |= {failed: Diverged(said) for failed, said in diverged.items()}
+            ledger.until = -math.inf
+            with self._attempt(name):
+                self._train_variant(able[name], seed, teachers)
+            ledger.until = until
+            ledger.console.print(results_table(self._written()["rows"], self.recipe.epochs))
+
+    def _is_missing(self, variant: Variant, seed: int) -> bool:
+        rows = [variant.name, *variant.quantized()]
+        return any(seed not in self.table.found[row, engine] for row in rows for engine in self.engines)
+
+    @contextmanager
+    def _attempt(self, name: str) -> Iterator[None]:
+        """Leave out what there is no time for; note a training that diverges, and go on with the next."""
+        try:
+            yield
+        except OutOfTime:
+            return
+        except Diverged as error:
+            self.failed[name] = error
+            self._say(f"{name}: {error}")
+
+    def _failures(self) -> str:
+        return "; ".join(f"{name}: {error}" for name, error in self.failed.items())
+
+    def _say(self, text: str) -> None:
+        self.steps.ledger.console.print(text, markup=False, soft_wrap=True)
+
+    def _evaluate(self, row: str, detector: Made, seed: int) -> None:
+        """The accuracy of a detector on every engine, into the table."""
+        threads = self.benchmark.threads if self.benchmark else None
+        for engine in self.engines:
+            artefact = detector if engine == "pytorch" else self.steps.exported(detector)
+            opened = functools.partial(open_runtime, artefact.path, threads, engine)
+            metrics = self.steps.evaluated(detector, engine, opened)
+            if seed == self.seeds[0]:
+                self.table.first[row, engine] = artefact
+            if metrics is None:
+                continue
+            found = self.table.found[row, engine]
+            new = seed not in found
+            found[seed] = metrics | {"curve": ap_by_epoch(detector.path / "training")}
+            if new and self.steps.ledger.until > 0:  # not one by one those that were there before
+                self.steps.ledger.console.print(results_table(self._written()["rows"], self.recipe.epochs))
+
+    def _measure(self, benchmark: Benchmark) -> None:
+        """The latency of the first seed's artefacts; a quantized one against its float row."""
+        artefacts = {" on ".join(pair): self.table.first[pair] for pair in self.table.pairs}
+
+        @functools.cache  # an artefact is held once
+        def runtime(path: Path, engine: str) -> Runtime:
+            return open_runtime(path, benchmark.threads, engine)
+
+        def opened() -> list[Runtime]:
+            return [runtime(self.table.first[row, engine].path, engine) for row, engine in self.table.pairs]
+
+        measured = self.steps.measured(artefacts, benchmark, opened, self.table.float_rows())
+        if measured is not None:
+            self.table.measurements, self.environment = measured["measurements"], measured["environment"]
+
+    def _left(self) -> str:
+        missing = self.table.missing()
+        planned = sum(len(plan.seeds) for plan in self.table.plans.values())
+        if not missing and (self.benchmark is None or self.table.measurements):
+            return ""
+        if not missing:
+            return "The benchmark is left; the same command does it."
+        left = f"{len(missing)} of {planned} results are left, the next is {missing[0]}; the same command goes on."
+        return f"{left} Failed: {self._failures()}." if self.failed else left
+
+    def _written(self) -> dict[str, Any]:
+        """Write the table as far as it goes."""
+        results = {
+            "environment": (self.environment or environment()) | {"seeds": self.seeds},
+            "command": self.command,
+            "recipe": (self.out / "recipe.yaml").read_text(encoding="utf-8"),
+            "steps": self.steps.ledger.done(),
+            "seeds": self.seeds,
+            "epochs": self.recipe.epochs,
+            "left": self._left(),
+            "rows": self.table.rows(),
+        }
+        write_json(self.out / "results.json", results)
+        write_report(results, self.out, images=(self.out / "images.html").exists())
+        return results
+
+    def _write_images(self) -> None:
+        """Validation images with what the first seed of each row found, on an engine rather than on PyTorch."""
+        engine = next((engine for engine in self.engines if engine != "pytorch"), "pytorch")
+        found = {}
+        for row in self.table.plans:
+            if self.seeds[0] in self.table.found[row, engine]:
+                folder = row if row in self.teachers else self.recipe.folder(row, self.seeds[0])
+                results = read_json(self.out / "predictions" / f"{folder}-{engine}.json")
+                found[row] = (results, load(self.out / folder).class_map)
+        split = find_split(self.steps.data, "val")
+        if found and self.recipe.gallery:
+            pictures = validation_pictures(split, found, self.recipe.gallery)
+            write_images(pictures, class_map_of(split).names, self.out)
+
+    def _rehearsal(self) -> str:
+        said = []
+        for name, model in self.teachers.items():
+            if not from_outside(model):
+                said.append(f"{name} with {millions(self.steps.untrained(model))}")
+        for variant in self.variants:
+            student = self.steps.untrained(variant.student)
+            said.append(f"{variant.name} with {millions(student)}")
+            if variant.distillation is None:
+                check_quantizations(student, variant.quantization)
+            else:
+                check_fit(student, self._untrained_teacher(variant), variant.distillation, variant.quantization)
+            for quantization in variant.quantization:
+                if quantization.distillation is not None:
+                    student, teacher = self.steps.untrained(variant.student), self._low_bit_teacher(variant, quantization)
+                    check_fit(student, teacher, quantization.distillation, [])
+        return f"the recipe fits: {', '.join(said)}"
+
+    def _untrained_teacher(self, variant: Variant) -> Detector | TorchvisionDetector | Predictions:
+        model = self.teachers[self.teacher_of[variant.name]]
+        if from_outside(model):
+            return open_teacher(model.checkpoint, class_map_of(find_split(self.steps.data, "train")))
+        return self.steps.untrained(model)
+
+    def _low_bit_teacher(self, variant: Variant, quantization: Quantization) -> Detector:
+        if quantization.teacher is not None:
+            return load(quantization.teacher)
+        shared = learns_from_shared(quantization, self.recipe)
+        return self.steps.untrained(self.teachers[TEACHER] if shared else variant.student)

@@ -1,0 +1,76 @@
+"""What a run would do: its recipe as it is understood, its rows and its steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich import box
+from rich.table import Table
+
+from leandetr.recipe import Recipe
+from leandetr.report.numbers import DASH, duration
+from leandetr.runs.ledger import Step
+from leandetr.runs.run import Run
+
+
+def resolved(recipe: Recipe) -> str:
+    """The recipe as YAML, after `extends`, defaults and changes; its variants are written out."""
+    values = recipe.model_dump(mode="json", exclude_none=True)
+    for short in ("seed", "distillation", "quantization"):
+        values.pop(short, None)
+    values["seeds"] = recipe.all_seeds()
+    values["variants"] = [variant.model_dump(mode="json", exclude_none=True) for variant in recipe.compared()]
+    if (benchmark := recipe.measured_on()) is not None:
+        values["benchmark"] = benchmark.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump(_unseeded(values), sort_keys=False).rstrip()
+
+
+def plan_of(recipe: Recipe, out: Path) -> tuple[Table, Table, str]:
+    """The rows and the steps of a run in `out`, and in words what is left and how long it will take. Nothing is written.
+
+    Raises what the run would raise before its first step.
+    """
+    run = Run(recipe, out)
+    steps = run.planned()
+    rows = _table("row", "seeds", "accuracy against", "latency against")
+    for name, plan in run.table.plans.items():
+        rows.add_row(name, ", ".join(map(str, plan.seeds)), plan.against or DASH, plan.float_row)
+    listed = _table("step", "state", "time")
+    for step in steps:
+        time = DASH if step.seconds is None else f"{'' if step.done else 'about '}{duration(step.seconds)}"
+        listed.add_row(step.name, "done" if step.done else "to do", time)
+    return rows, listed, _left(steps)
+
+
+def _unseeded(values: Any) -> Any:
+    """Without the seeds of trainings, which are the recipe's."""
+    if isinstance(values, list):
+        return [_unseeded(value) for value in values]
+    if not isinstance(values, dict):
+        return values
+    if isinstance(training := values.get("training"), dict):
+        values = values | {"training": {key: value for key, value in training.items() if key != "seed"}}
+    return {key: _unseeded(value) for key, value in values.items()}
+
+
+def _left(steps: list[Step]) -> str:
+    left = [step for step in steps if not step.done]
+    if not left:
+        return "Everything is done."
+    known = sum(step.seconds for step in left if step.seconds is not None)
+    unknown = sorted({step.kind for step in left if step.seconds is None})
+    parts = [f"{len(left)} of {len(steps)} steps are left"]
+    if known:
+        parts.append(f"about {duration(known)} going by those that are done")
+    if unknown:
+        parts.append(f"how long a step takes is not known yet for: {', '.join(unknown)}")
+    return "; ".join(parts) + "."
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
