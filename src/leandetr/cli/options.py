@@ -145,12 +145,14 @@ def _source(
 
     if data is not None:
         return data
-    if annotations is None or images is None:
+    if annotations is None:
         raise UserError(NO_DATA)
-    splits = {"train": Split(annotations, images)}
-    if val_annotations is not None and val_images is not None:
-        splits["val"] = Split(val_annotations, val_images)
-    return splits
+    given = {"train": (annotations, images), "val": (val_annotations, val_images)}
+    return {
+        split: boxes if folder is None else Split(boxes, folder)
+        for split, (boxes, folder) in given.items()
+        if boxes is not None
+    }
 
 
 def read_settings(pairs: list[str] | None, sections: tuple[str, ...] = ()) -> dict[str, Any]:
