@@ -1,5 +1,5 @@
-"""What starting promises: the command line answers without the libraries that build detectors, which say nothing but errors when
-a command imports them; transformers reads what leandetr writes once it was told to."""
+"""What starting promises: the command line answers without the libraries that build detectors, which report errors alone when a
+command imports them; transformers reads what leandetr writes once it was told to."""
 
 import json
 import subprocess

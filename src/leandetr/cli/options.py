@@ -147,12 +147,10 @@ def _source(
         return data
     if annotations is None:
         raise UserError(NO_DATA)
-    given = {"train": (annotations, images), "val": (val_annotations, val_images)}
-    return {
-        split: boxes if folder is None else Split(boxes, folder)
-        for split, (boxes, folder) in given.items()
-        if boxes is not None
-    }
+    splits = {"train": annotations if images is None else Split(annotations, images)}
+    if val_annotations is not None:
+        splits["val"] = val_annotations if val_images is None else Split(val_annotations, val_images)
+    return splits
 
 
 def read_settings(pairs: list[str] | None, sections: tuple[str, ...] = ()) -> dict[str, Any]:
