@@ -375,6 +375,38 @@ def test_every_number_of_an_evaluation_is_written_and_what_is_undefined_is_null(
         assert per_class == {first["name"]: 0} | {other["name"]: None for other in others}
 
 
+@pytest.mark.parametrize("known", ["sizes and names", "ids alone"])
+def test_results_have_their_published_numbers_without_any_image(run, shared, tmp_path, known):
+    references = shared / "data" / "eval_refs"
+    if not references.is_dir():
+        pytest.skip(f"needs the reference cases in {references}")
+    cases = json.loads((references / "expected.json").read_text())["cases"]
+    assert len(cases) >= 5
+    for name, case in cases.items():
+        truth = references / case["gt"]
+        if known == "ids alone":
+            coco = json.loads(truth.read_text())
+            truth = tmp_path / f"{name}-truth.json"
+            truth.write_text(json.dumps(coco | {"images": [{"id": image["id"]} for image in coco["images"]]}))
+        file = tmp_path / f"{name}.json"
+        status, _, err = run("evaluate", references / case["dt"], "--annotations", truth, "--json", file)
+        assert (status, err) == (0, ""), name
+        found = [-1 if number is None else number for key, number in json.loads(file.read_text()).items() if key != "per_class"]
+        assert found == pytest.approx(case["expected"] or case["pycocotools_here"], abs=1e-9), name
+
+
+def test_results_need_no_images_of_a_folder_and_a_model_does(run, refused, shapes, saved, tmp_path):
+    file = tmp_path / "data" / "annotations" / "instances_val.json"
+    file.parent.mkdir(parents=True)
+    file.write_text((shapes / "annotations" / "instances_val.json").read_text())
+    found = [entry | {"score": 0.5} for entry in json.loads(file.read_text())["annotations"]]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    assert run("evaluate", tmp_path / "found.json", "--data", tmp_path / "data")[0] == 0
+    assert leandetr.evaluate(tmp_path / "found.json", {"val": file}).ap == pytest.approx(1)
+    refused("data has no folder val/", "evaluate", saved, "--data", tmp_path / "data")
+    refused("instances_val.json is given without its images; ", "evaluate", saved, "--annotations", file)
+
+
 def test_a_sound_data_set_is_summed_up(run, shapes, tmp_path):
     status, out, _ = run("data", "check", shapes, "--json", tmp_path / "found.json")
     written = json.loads((tmp_path / "found.json").read_text())

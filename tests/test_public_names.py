@@ -2,11 +2,13 @@
 
 import ast
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
 
 import leandetr
+from leandetr.errors import UserError
 
 STUB = ast.parse(Path(leandetr.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
 HOMES = {
@@ -26,6 +28,12 @@ def test_the_stub_lists_what_it_imports():
     (listed,) = (ast.literal_eval(part.value) for part in STUB.body if isinstance(part, ast.Assign))
     assert listed == sorted(HOMES)
     assert sorted(leandetr.__all__) == listed
+
+
+def test_the_first_name_that_is_used_teaches_transformers_to_read_checkpoints(monkeypatch):
+    monkeypatch.delitem(sys.modules, "leandetr.transformers", raising=False)
+    assert leandetr.__getattr__("UserError") is UserError  # asked for the first time: later it is there as any attribute
+    assert "leandetr.transformers" in sys.modules
 
 
 def test_another_name_is_an_attribute_error():

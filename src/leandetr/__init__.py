@@ -8,17 +8,26 @@
     leandetr.export("runs/student-static", "student.onnx")
     print(leandetr.evaluate("student.onnx", "DATA").ap)
 
-Importing it registers its quantized checkpoints with transformers, so `AutoModelForObjectDetection.from_pretrained` reads them.
+Importing it is quick: torch and transformers are imported with the first public name that is used, which also teaches
+transformers to read what leandetr writes. Where none is used, `import leandetr.transformers` does.
 """
 
+import importlib
 import logging
+from typing import Any
 
 import lazy_loader
 
 # where torchao is installed, importing transformers' quantizers makes torch warn of torchao's own enums
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
-import leandetr.quantization.checkpoint  # noqa: E402, F401 - registers the quantizer
+_public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # `__init__.pyi` says what is where
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # `__init__.pyi` says what is where
+
+def __getattr__(name: str) -> Any:
+    value = _public(name)
+    importlib.import_module("leandetr.transformers")
+    return value
+
+
 __version__ = "0.1.0"

@@ -1,11 +1,13 @@
 """What the families beyond the first five promise: their own answers and losses layer by layer, the decoder again on other
 queries, groups that only training sees, valid sizes, folders and ONNX files."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from leandetr.detectors import create as creating
+from leandetr.detectors import names
 from leandetr.detectors.create import MODELS, create
 from leandetr.detectors.families import FAMILIES, DeformableDetr
 from leandetr.detectors.load import load
@@ -96,7 +98,7 @@ def first_of(queries, count):
 
 def test_every_family_that_can_be_named_is_known(classes):
     assert {recipe.model_type for recipe in MODELS.values()} == set(FAMILIES)
-    assert not any(creating.missing(name) for name in MODELS)
+    assert not any(names.missing(name) for name in MODELS)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -264,9 +266,10 @@ def test_queries_never_outnumber_the_cells_they_are_chosen_from(classes):
     assert found.config.two_stage_num_proposals == 85
 
 
-def test_a_family_that_transformers_lacks_is_said_to_be_missing(classes, monkeypatch):
-    monkeypatch.setattr(creating, "CONFIG_MAPPING", {"detr": object})
-    assert (creating.missing("detr"), creating.missing("d_fine")) == (False, True)
+def test_a_family_that_transformers_lacks_is_said_to_be_missing(classes, monkeypatch, tmp_path):
+    (tmp_path / "models" / "detr").mkdir(parents=True)
+    monkeypatch.setattr(names, "find_spec", lambda _: SimpleNamespace(submodule_search_locations=[str(tmp_path)]))
+    assert (names.missing("detr"), names.missing("d_fine")) == (False, True)
     with pytest.raises(UserError, match="has no such family; install a newer one"):
         create("d_fine", classes, (128, 128))
 

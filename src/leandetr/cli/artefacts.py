@@ -26,7 +26,7 @@ def evaluate(
     queries: Queries = None,
     json: Json = None,
 ) -> None:
-    """COCO's twelve numbers and the AP of every class.
+    """COCO's twelve numbers and the AP of every class. Of a JSON of results, `--annotations FILE` is enough: no image is read.
 
     Example: `leandetr evaluate runs/student --data DATA --json student.json`
     """

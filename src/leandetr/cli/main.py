@@ -21,6 +21,13 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+#: read by the libraries when a command imports them; importing them here would make `--help` take seconds
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of transformers too
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_LOGS": "-torch",  # errors alone
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 out_console, err_console = Console(), Console(stderr=True, highlight=False)
 
 
@@ -43,15 +50,11 @@ def main() -> None:
     """Run a command; what the user can mend is one sentence and exit status 2."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("torch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="transformers|torch|timm")
     try:
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        warnings.filterwarnings("ignore", module="transformers|torch|timm")
         app(arguments)
     except UserError as error:
         if debug:

@@ -18,8 +18,7 @@ def models(
 
     Example: `leandetr models --describe rt_detr_v2`
     """
-    from leandetr.detectors.create import MODELS, missing
-    from leandetr.detectors.teachers import NAMES
+    from leandetr.detectors.names import MODELS, TORCHVISION, missing
 
     if describe:
         from leandetr.detectors.describe import describe as described
@@ -38,5 +37,5 @@ def models(
         table.add_row(name, recipe.backbone, recipe.description + absent)
     out_console.print(table)
     out_console.print("torchvision's, for --teacher alone, as NAME or NAME:WEIGHTS:")
-    for name in NAMES:
+    for name in TORCHVISION:
         out_console.print(f"  {name}")

@@ -145,11 +145,11 @@ def _source(
 
     if data is not None:
         return data
-    if annotations is None or images is None:
+    if annotations is None:
         raise UserError(NO_DATA)
-    splits = {"train": Split(annotations, images)}
-    if val_annotations is not None and val_images is not None:
-        splits["val"] = Split(val_annotations, val_images)
+    splits = {"train": annotations if images is None else Split(annotations, images)}
+    if val_annotations is not None:
+        splits["val"] = val_annotations if val_images is None else Split(val_annotations, val_images)
     return splits
 
 

@@ -37,32 +37,42 @@ def find_split(data: Path | str, split: Literal["train", "val"]) -> Split:
     Raises:
         UserError: there is no such folder, it lacks one of the two, or is a faulty VOC or YOLO data set.
     """
+    data, annotations = Path(data), find_annotations(data, split)
+    if data.is_file():
+        return Split(annotations, images=data.parent)
+    if annotations.parent != data / "annotations":
+        return Split(annotations, images=data)
+    folders = [folder for name in (split, f"{split}2017") if (folder := data / name).is_dir()]
+    if not folders:
+        raise UserError(f"{data} has no folder {split}/ (or {split}2017/); put the images there")
+    return Split(annotations, images=folders[0])
+
+
+def find_annotations(data: Path | str, split: Literal["train", "val"]) -> Path:
+    """The annotations of `find_split`, whether there is a folder of COCO's images or not; sizes of Pascal VOC's and YOLO's
+    images are read from these. Raises UserError as it does."""
     data = Path(data)
     if data.is_file() and formats_of(data):
-        return Split(annotations=recognised_annotations(data, split), images=data.parent)
+        return recognised_annotations(data, split)
     if not data.is_dir():
         fault = "is a file" if data.exists() else "does not exist"
         raise UserError(f"{data} {fault}; give the folder that holds annotations/ and {split}/")
-    names = (split, f"{split}2017")
-    files = [file for name in names if (file := data / "annotations" / f"instances_{name}.json").is_file()]
-    if not files and formats_of(data):
-        return Split(annotations=recognised_annotations(data, split), images=data)
-    if not files:
-        raise UserError(f"{data} has no annotations/instances_{split}.json; put the boxes there in COCO's format")
-    folders = [folder for name in names if (folder := data / name).is_dir()]
-    if not folders:
-        raise UserError(f"{data} has no folder {split}/ (or {split}2017/); put the images there")
-    return Split(annotations=files[0], images=folders[0])
+    files = [data / "annotations" / f"instances_{name}.json" for name in (split, f"{split}2017")]
+    if found := next(filter(Path.is_file, files), None):
+        return found
+    if formats_of(data):
+        return recognised_annotations(data, split)
+    raise UserError(f"{data} has no annotations/instances_{split}.json; put the boxes there in COCO's format")
 
 
 @dataclass(frozen=True)
 class Annotations:
     """n images and their m boxes, sorted by image. Faulty boxes are left out.
 
-    image_ids: (n,) int64. sizes: (n, 2) int64, (height, width). first: (n + 1,) int64; the boxes of image i are
-    `first[i]:first[i + 1]`. boxes: (m, 4) float64, (x, y, width, height) in pixels, as in the JSON. areas: (m,) float64, as in
-    the JSON, else width times height. labels: (m,) int64, contiguous ids of `class_map`. crowd: (m,) bool. skipped: number of
-    boxes left out. clipped: number of boxes that reach over their image's edge by more than a pixel.
+    image_ids: (n,) int64. sizes: (n, 2) int64, (height, width), zeros where the JSON does not say. first: (n + 1,) int64; the
+    boxes of image i are `first[i]:first[i + 1]`. boxes: (m, 4) float64, (x, y, width, height) in pixels, as in the JSON. areas:
+    (m,) float64, as in the JSON, else width times height. labels: (m,) int64, contiguous ids of `class_map`. crowd: (m,) bool.
+    skipped: number of boxes left out. clipped: number of boxes that reach over their image's edge by more than a pixel.
     """
 
     class_map: ClassMap
@@ -80,13 +90,35 @@ class Annotations:
     def file_name(self, index: int) -> str:
         return self.encoded_names[index].decode()
 
+    def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
+        """A COCO dictionary for evaluation, crowd boxes in it.
 
-def read_annotations(file: Path, class_map: ClassMap | None = None) -> Annotations:
+        Category ids are `class_map.dataset_ids`; boxes are as in the JSON, not cut at the edge; annotations are numbered
+        from 1, since COCO's evaluation reads an id of 0 as "unmatched".
+        """
+        images = [
+            {"id": image_id, "file_name": self.file_name(index), "height": height, "width": width}
+            for index, (image_id, (height, width)) in enumerate(zip(self.image_ids.tolist(), self.sizes.tolist()))
+        ]
+        image_ids = np.repeat(self.image_ids, np.diff(self.first))
+        category_ids = np.array(self.class_map.dataset_ids)[self.labels]
+        columns = (column.tolist() for column in (image_ids, category_ids, self.boxes, self.areas, self.crowd))
+        annotations = [
+            {"id": number, "image_id": image_id, "category_id": category_id, "bbox": box, "area": area, "iscrowd": int(crowd)}
+            for number, (image_id, category_id, box, area, crowd) in enumerate(zip(*columns), start=1)
+        ]
+        categories = [{"id": i, "name": name} for i, name in zip(self.class_map.dataset_ids, self.class_map.names)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def read_annotations(file: Path, class_map: ClassMap | None = None, with_images: bool = True) -> Annotations:
     """Read and judge a COCO JSON.
 
     Args:
         file: the JSON.
         class_map: the classes of a model; the data's are matched to them by name. By default the data's own.
+        with_images: whether images will be read, which takes their names and sizes. Without, the JSON may lack both; boxes
+            are still judged by the sizes that it gives.
 
     Raises:
         UserError: not COCO, no images, an id that occurs twice, a size that is not one, a box of a category that is not listed,
@@ -99,11 +131,15 @@ def read_annotations(file: Path, class_map: ClassMap | None = None) -> Annotatio
         raise UserError(f"{file} lists no images; add some or name another file")
     image_ids = _integers(file, "images", images, "id")
     _once(file, "image id", image_ids)
-    names = _column(file, "images", images, "file_name")
-    sizes = np.stack([_integers(file, "images", images, key) for key in ("height", "width")], axis=1)
-    if sizes.min() < 1:
-        nothing = names[sizes.min(axis=1).argmin()]
-        raise UserError(f"{file} gives {nothing} a height or width below 1; write its size in pixels")
+    if with_images:
+        names = _column(file, "images", images, "file_name")
+        sizes = np.stack([_integers(file, "images", images, key) for key in ("height", "width")], axis=1)
+        if sizes.min() < 1:
+            nothing = names[sizes.min(axis=1).argmin()]
+            raise UserError(f"{file} gives {nothing} a height or width below 1; write its size in pixels")
+    else:
+        names = [image.get("file_name", "") for image in images]
+        sizes = np.array([_size_or_zeros(image) for image in images], dtype=np.int64)
 
     annotations = coco["annotations"]
     index_of = {image_id: index for index, image_id in enumerate(image_ids.tolist())}
@@ -115,7 +151,7 @@ def read_annotations(file: Path, class_map: ClassMap | None = None) -> Annotatio
     areas = np.array([_area(annotation, box) for annotation, box in zip(annotations, boxes)], dtype=np.float64)
     crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)
 
-    inside, overhanging = place(boxes, sizes[image])
+    inside, overhanging = place(boxes, np.where(sizes > 0, sizes, np.inf)[image])
     good = inside & (image >= 0)
     order = np.flatnonzero(good)[np.argsort(image[good], kind="stable")]
     result = Annotations(
@@ -180,6 +216,11 @@ def place(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     low, high, far = boxes[:, :2], boxes[:, :2] + boxes[:, 2:], sizes[:, ::-1]
     inside = np.isfinite(boxes).all(axis=1) & ((boxes[:, 2:] > 0) & (low < far) & (high > 0)).all(axis=1)
     return inside, ((low < -OVERHANG) | (high > far + OVERHANG)).any(axis=1)
+
+
+def _size_or_zeros(image: dict[str, Any]) -> tuple[int, int]:
+    size = image.get("height"), image.get("width")
+    return size if all(is_whole(side) and side > 0 for side in size) else (0, 0)
 
 
 def _area(annotation: dict[str, Any], box: np.ndarray) -> float:

@@ -128,25 +128,8 @@ class CocoDataset(Dataset):
         return read_image(self.path(index), (height, width))
 
     def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
-        """The annotations as a COCO dictionary for evaluation, crowd boxes among them.
-
-        Category ids are `class_map.dataset_ids`; boxes are as in the JSON, not cut at the edge; annotations are numbered
-        from 1, since COCO's evaluation reads an id of 0 as "unmatched".
-        """
-        known = self.annotations
-        images = [
-            {"id": image_id, "file_name": known.file_name(index), "height": height, "width": width}
-            for index, (image_id, (height, width)) in enumerate(zip(known.image_ids.tolist(), known.sizes.tolist()))
-        ]
-        image_ids = np.repeat(known.image_ids, np.diff(known.first))
-        category_ids = np.array(self.class_map.dataset_ids)[known.labels]
-        columns = (column.tolist() for column in (image_ids, category_ids, known.boxes, known.areas, known.crowd))
-        annotations = [
-            {"id": number, "image_id": image_id, "category_id": category_id, "bbox": box, "area": area, "iscrowd": int(crowd)}
-            for number, (image_id, category_id, box, area, crowd) in enumerate(zip(*columns), start=1)
-        ]
-        categories = [{"id": i, "name": name} for i, name in zip(self.class_map.dataset_ids, self.class_map.names)]
-        return {"images": images, "annotations": annotations, "categories": categories}
+        """The annotations as a COCO dictionary for evaluation, see `Annotations.ground_truth`."""
+        return self.annotations.ground_truth()
 
     def _view_seed(self, index: int, number: int) -> int:
         seed = self.seed if self.views is None else 0

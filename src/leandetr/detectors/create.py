@@ -5,71 +5,26 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from leandetr.detectors.backbones import Backbone, describe_backbone, load_backbone_weights
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families import FAMILIES
 from leandetr.detectors.initialise import initialise
+from leandetr.detectors.names import MODELS, Recipe, missing
 from leandetr.detectors.transformer_backbones import SWIN_DETR, VITS, describe_own_backbone, window_divisor
 from leandetr.errors import UserError, unknown
 from leandetr.structures import ClassMap, Preprocessing
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a short name becomes a configuration: the family, its default backbone, how many of its last stages are used, and
-    what differs from the family's own defaults."""
-
-    model_type: str
-    backbone: str
-    stages: int
-    description: str
-    changes: tuple[tuple[str, Any], ...] = ()
-
-
-MODELS: dict[str, Recipe] = {
-    "detr": Recipe("detr", "resnet50", 1, "DETR (Carion et al., ECCV 2020)"),
-    "conditional_detr": Recipe("conditional_detr", "resnet50", 1, "Conditional DETR (Meng et al., ICCV 2021)"),
-    "deformable_detr": Recipe("deformable_detr", "resnet50", 3, "Deformable DETR (Zhu et al., ICLR 2021)"),
-    "deformable_detr_refine": Recipe(
-        "deformable_detr", "resnet50", 3, "Deformable DETR with iterative box refinement", (("with_box_refine", True),)
-    ),
-    "deformable_detr_two_stage": Recipe(
-        "deformable_detr",
-        "resnet50",
-        3,
-        "Deformable DETR with box refinement, its queries proposed by the encoder",
-        (("with_box_refine", True), ("two_stage", True)),
-    ),
-    "dab_detr": Recipe("dab-detr", "resnet50", 1, "DAB-DETR (Liu et al., ICLR 2022)"),
-    "smca_detr": Recipe("smca_detr", "resnet50", 1, "SMCA-DETR, single scale (Gao et al., ICCV 2021)"),
-    "adamixer": Recipe("adamixer", "resnet50", 4, "AdaMixer (Gao et al., CVPR 2022)"),
-    "swin_detr": Recipe("swin_detr", "swin_tiny", 3, "SwinDETR: DETR on the stages of a Swin (Lee et al.)"),
-    "rt_detr": Recipe("rt_detr", "rt_detr_resnet", 3, "RT-DETR (Zhao et al., CVPR 2024)"),
-    "rt_detr_v2": Recipe("rt_detr_v2", "rt_detr_resnet", 3, "RT-DETRv2 (Lv et al., 2024)"),
-    "d_fine": Recipe("d_fine", "hgnet_v2", 3, "D-FINE (Peng et al., ICLR 2025)"),
-    "deimv2": Recipe("deimv2", "hgnet_v2", 3, "DEIMv2 (Huang et al., 2025)"),
-    "lw_detr": Recipe("lw_detr", "lw_detr_vit", 1, "LW-DETR (Chen et al., 2024)", (("projector_scale_factors", (1.0,)),)),
-    "rf_detr": Recipe("rf_detr", "rf_detr_dinov2", 1, "RF-DETR (Robinson et al., 2025)"),
-}
 
 REAL_TIME = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
 HEADS = ("decoder_attention_heads", "decoder_self_attention_heads", "decoder_cross_attention_heads")
 COARSEST = 32  # pixels: the stride of the coarsest feature map
 GIVEN = ("num_labels", "id2label", "label2id", "backbone_config", "model_type")  # by the data, --backbone and --model
-
-
-def missing(name: str) -> bool:
-    """Whether the installed transformers lacks the family of one of `MODELS`."""
-    return MODELS[name].model_type not in CONFIG_MAPPING
 
 
 def create(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,6 +68,7 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Dete
             raise unknown("configuration key", key, config.to_dict())
         setattr(config, key, value)
     preprocessing = read_preprocessing(str(source))
+    importlib.import_module("leandetr.transformers")  # by name: the quantizers lie above the detectors
     try:
         model, report = class_to_load(config).from_pretrained(
             source,

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import detection, get_model, get_model_weights, list_models
+from torchvision.models import get_model, get_model_weights
 
+from leandetr.detectors.names import TORCHVISION
 from leandetr.detectors.official import read_checkpoint
 from leandetr.detectors.published_classes import BACKGROUND, published_classes
 from leandetr.errors import UserError, unknown
@@ -26,11 +27,10 @@ HEADS = {
     "retinanet": ("head.classification_head.cls_logits.bias", 9),
     "fcos": ("head.classification_head.cls_logits.bias", 1),
 }
-NAMES = tuple(name for name in list_models(module=detection) if name.partition("_")[0] in HEADS)
 
 
 class TorchvisionDetector(nn.Module):
-    """One of `NAMES` in evaluation mode, with its classes.
+    """One of `TORCHVISION` in evaluation mode, with its classes.
 
     Args:
         source: what it was named, for errors and tables.
@@ -78,8 +78,8 @@ def load_torchvision(source: str) -> TorchvisionDetector:
             keys), or with classes that it does not name.
     """
     name, _, file = str(source).partition(":")
-    if name not in NAMES:
-        raise unknown("torchvision detector", name, NAMES)
+    if name not in TORCHVISION:
+        raise unknown("torchvision detector", name, TORCHVISION)
     state = read_checkpoint(Path(file)) if file else _downloaded(name)
     bias, each = HEADS[name.partition("_")[0]]
     if bias not in state:

@@ -1,7 +1,7 @@
 """How a quantized model says what it is, in `config.json`, and is built again when transformers loads it.
 
 The record holds the result of every decision (what was folded, each layer's plan), not the decisions: loading never
-matches a pattern, runs a model or needs data. After `import leandetr`,
+matches a pattern, runs a model or needs data. Once this module is imported (`leandetr.transformers` does),
 `AutoModelForObjectDetection.from_pretrained(folder)` knows the method.
 """
 

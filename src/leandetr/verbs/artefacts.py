@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from leandetr.data.coco import CocoDataset, Split
-from leandetr.data.transforms import eval_transform
+from leandetr.data.annotations import Split, read_annotations
+from leandetr.data.coco import CocoDataset
 from leandetr.deployment.benchmark import Measurement, measure
 from leandetr.deployment.onnx import check_onnx, export_onnx
 from leandetr.deployment.openvino import check_xml, convert_openvino
@@ -19,8 +19,7 @@ from leandetr.errors import UserError, unknown
 from leandetr.evaluation import coco
 from leandetr.evaluation.coco import CocoMetrics
 from leandetr.files import claiming, read_json
-from leandetr.structures import Preprocessing
-from leandetr.verbs.data import Data, split_of
+from leandetr.verbs.data import Data, annotations_of, split_of
 
 
 def evaluate(
@@ -28,6 +27,7 @@ def evaluate(
 ) -> CocoMetrics:
     """COCO's numbers of a saved detector, an .onnx, an OpenVINO .xml, or a JSON in COCO's results format, on a split.
 
+    data: as in `train`. For a JSON of results the images need not be there, and {"val": "annotations.json"} is enough.
     queries: "object", "distillation" or "both", for a saved detector with distillation queries.
     """
     return coco.evaluate_results(*detections_of(model, data, split, engine, queries))
@@ -37,15 +37,15 @@ def detections_of(
     model: str | Path, data: Data, split: str = "val", engine: str | None = None, queries: str | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The objects of a split as a COCO dictionary, and what a model (or file of results, as in `evaluate`) finds there."""
-    chosen = split_of(data, split)
     if str(model).endswith(".json"):
         if queries is not None:
             raise UserError(f"{model} holds detections, not a detector with a choice of queries; leave out --queries")
-        dataset = CocoDataset(chosen, eval_transform(Preprocessing()))
+        known = read_annotations(annotations_of(data, split), with_images=False)
         results = read_json(Path(model))
         if not isinstance(results, list):
             raise UserError(f"{model} is not a list of detections in COCO's results format; name the file of results")
-        return dataset.ground_truth(), results
+        return known.ground_truth(), results
+    chosen = split_of(data, split)
     runtime = open_runtime(model, engine=engine, queries=queries)
     dataset = CocoDataset(chosen, runtime.transform, runtime.class_map)
     return dataset.ground_truth(), coco.predict_dataset(runtime, dataset, dataset.class_map)

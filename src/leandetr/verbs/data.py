@@ -5,27 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from leandetr.data.annotations import Split, find_annotations, find_split, split_state
 from leandetr.data.classification import image_folder_state, is_image_folder
-from leandetr.data.coco import Split, find_split, split_state
 from leandetr.errors import UserError
 from leandetr.inputs import State, weights_state
 
-Data = Path | str | Mapping[str, Split]
+#: a data folder, or split name -> annotations and images; for a file of results the annotations alone are enough
+Data = Path | str | Mapping[str, Split | Path | str]
 NO_DATA = "no data: give --data FOLDER, or --annotations FILE with --images FOLDER"
 
 
 def split_of(data: Data, split: str) -> Split:
-    """A split of a data folder, or of a mapping from split names to (annotations, images).
+    """Annotations and images of a split. Raises UserError where there is no such split, or no images of it."""
+    if not isinstance(data, Mapping):
+        return find_split(data, split)
+    found = _named(data, split)
+    if not isinstance(found, Split):
+        raise UserError(f"{found} is given without its images; name the folder that they are in too")
+    return found
 
-    Raises UserError where there is no such split.
-    """
-    if isinstance(data, Mapping):
-        if not data:
-            raise UserError(NO_DATA)
-        if split not in data:
-            raise UserError(f"the data has no split {split!r}, only {', '.join(data)}; name its annotations and images too")
-        return data[split]
-    return find_split(data, split)
+
+def annotations_of(data: Data, split: str) -> Path:
+    """The annotations of a split, with images or without. Raises UserError where there is no such split."""
+    if not isinstance(data, Mapping):
+        return find_annotations(data, split)
+    found = _named(data, split)
+    return found.annotations if isinstance(found, Split) else Path(found)
+
+
+def _named(data: Mapping[str, Split | Path | str], split: str) -> Split | Path | str:
+    if not data:
+        raise UserError(NO_DATA)
+    if split not in data:
+        raise UserError(f"the data has no split {split!r}, only {', '.join(data)}; name its annotations and images too")
+    return data[split]
 
 
 def state_of(data: Data, **sources: str | Path | None) -> State:
