@@ -19,9 +19,13 @@ LONG = 24  # characters of a name beyond which names wrap too
 def results_table(rows: Sequence[Row], epochs: Sequence[int] = ()) -> Table:
     """The rows of `results.json` for `rich.print`, one group a runtime. Numbers stay whole; names, intervals and notes wrap
     where space is short."""
-    measured = any("latency_ms" in row for row in rows)
-    titles = MEASURED if measured else (*TRAINED, *(f"epoch {epoch}" for epoch in epochs))
-    columns = [column for column in cost_columns(rows, epochs) if column.title in titles]
+    columns = cost_columns(rows, epochs)
+    found = {column.title for column in columns}
+    if "ms" in found:
+        titles = MEASURED if "seeds" not in found else tuple(title for title in MEASURED if title != "p90 ms")
+    else:
+        titles = (*TRAINED, *(f"epoch {epoch}" for epoch in epochs))
+    columns = [column for column in columns if column.title in titles]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     wrapped = {"speedup", "note"} | ({"row"} if any(len(row["name"]) > LONG for row in rows) else set())
     for column in columns:

@@ -214,8 +214,9 @@ class Run:
             found = self.table.found[row, engine]
             new = seed not in found
             found[seed] = metrics | {"curve": ap_by_epoch(detector.path / "training")}
-            if new and self.steps.ledger.until > 0:  # not one by one those that were there before
-                self.steps.ledger.console.print(results_table(self._written()["rows"], self.recipe.epochs))
+            ledger = self.steps.ledger
+            if new and ledger.until > 0 and not ledger.rehearsing:  # not one by one those that were there before
+                ledger.console.print(results_table(self._written()["rows"], self.recipe.epochs))
 
     def _measure(self, benchmark: Benchmark) -> None:
         """The latency of the first seed's artefacts; a quantized one against its float row."""

@@ -39,7 +39,7 @@ class ResultTable:
         """What has no result yet, in the order in which it will be done."""
         engines, seeds = {engine for _, engine in self.pairs}, max((plan.seeds for plan in self.plans.values()), key=len)
         return [
-            row if len(plan.seeds) < len(seeds) or len(seeds) == 1 else f"{row} with seed {seed}"
+            row if plan.seeds != seeds else f"{row} with seed {seed}"
             for seed in seeds
             for row, plan in self.plans.items()
             if seed in plan.seeds and any(seed not in self.found[row, engine] for engine in engines)
