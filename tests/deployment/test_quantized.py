@@ -11,8 +11,8 @@ from leandetr.deployment.runtimes import PyTorchRuntime, open_runtime
 from leandetr.detectors.attention import open_attention
 from leandetr.errors import UserError
 from leandetr.quantization.config import scheme_config
+from leandetr.quantization.layers.trainable import trainable_layers
 from leandetr.quantization.quantize import quantize
-from leandetr.quantization.trainable import trainable_layers
 
 # The operators that show how a scheme computes; the float file has none of any.
 OPERATORS = {

@@ -1,6 +1,6 @@
 """Which layers suffer most from integers: each layer's relative squared error, alone, under each way of quantizing it.
 
-    error = sum (y - y_quantized)^2 / sum y^2        (`quantization/sensitivity.py`)
+    error = sum (y - y_quantized)^2 / sum y^2        (`quantization/choice/sensitivity.py`)
 
 0.01 is a signal 20 dB above its rounding noise. It is the layer's own output that is compared; how much of it reaches the
 detections is what the budget search measures.
@@ -18,8 +18,8 @@ from leandetr.analysis.snapshots import loader_of, progress
 from leandetr.data.coco import Split
 from leandetr.detectors.load import load
 from leandetr.files import write_json
+from leandetr.quantization.choice.sensitivity import layer_errors
 from leandetr.quantization.config import Scheme, Static, WeightOnly
-from leandetr.quantization.sensitivity import layer_errors
 
 SHOWN = 40  # layers in the picture; the JSON has all
 NOTHING = 1e-9  # where bars begin: an error of zero has no logarithm

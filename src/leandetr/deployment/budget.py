@@ -1,4 +1,4 @@
-"""Quantization within a budget of accuracy, and of time where asked: the search of `quantization/search.py` with real measures.
+"""Quantization within a budget of accuracy, and of time where asked: the search of `quantization/choice/search.py` with real measures.
 
 AP is PyTorch's with the integers that the engines compute with, on photographs of the training split that calibration did not
 see; times are those of the layers on the engine (`costs.py`). In two passes:
@@ -33,11 +33,11 @@ from leandetr.deployment.runtimes import PyTorchRuntime, open_runtime
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.evaluation import coco
+from leandetr.quantization.choice.search import Assignment, Found, Table, search
+from leandetr.quantization.choice.sensitivity import bytes_of
+from leandetr.quantization.choice.sensitivity import measure as measure_layers
 from leandetr.quantization.config import FLOAT, Scheme, Static, WeightOnly
 from leandetr.quantization.quantize import quantize
-from leandetr.quantization.search import Assignment, Found, Table, search
-from leandetr.quantization.sensitivity import bytes_of
-from leandetr.quantization.sensitivity import measure as measure_layers
 
 STORED = {"int8 weights": WeightOnly(), "int4 weights": WeightOnly(bits=4)}
 INTEGERS = "static"

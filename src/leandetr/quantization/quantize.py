@@ -18,17 +18,17 @@ from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.checkpoint import QuantizationRecord, attach, build
 from leandetr.quantization.config import Dynamic, LowBit, Scheme, SmoothQuant, Static, Unified, WeightOnly
-from leandetr.quantization.flow import watch
-from leandetr.quantization.fold import fold_batch_norms, merge_parallel
-from leandetr.quantization.groups import group_size_of
-from leandetr.quantization.lowbit import place_trained
-from leandetr.quantization.modules import DYNAMIC_INPUT, GRID_INPUT, ROWS_INPUT, LayerPlan, is_quantizable, names_of
-from leandetr.quantization.observers import Observer, grid_of, observer_of
-from leandetr.quantization.operands import operand_settings
-from leandetr.quantization.placement import Placement, place
-from leandetr.quantization.rounding import InputMoment
-from leandetr.quantization.smooth import smooth
-from leandetr.quantization.trainable import TrainableLayer
+from leandetr.quantization.layers.groups import group_size_of
+from leandetr.quantization.layers.modules import DYNAMIC_INPUT, GRID_INPUT, ROWS_INPUT, LayerPlan, is_quantizable, names_of
+from leandetr.quantization.layers.rounding import InputMoment
+from leandetr.quantization.layers.trainable import TrainableLayer
+from leandetr.quantization.passes.flow import watch
+from leandetr.quantization.passes.fold import fold_batch_norms, merge_parallel
+from leandetr.quantization.passes.observers import Observer, grid_of, observer_of
+from leandetr.quantization.passes.operands import operand_settings
+from leandetr.quantization.passes.placement import Placement, place
+from leandetr.quantization.passes.smooth import smooth
+from leandetr.quantization.training.finish import place_trained
 from leandetr.structures import Batch
 
 
@@ -59,7 +59,7 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
     if before is not None and not (isinstance(config, LowBit) and before.trainable):
         raise UserError("the model is quantized already; give the float model that it was made from")
     if isinstance(config, Unified):
-        from leandetr.quantization.unified import quantize_unified  # it quantizes with every candidate first
+        from leandetr.quantization.choice.unified import quantize_unified  # it quantizes with every candidate first
 
         return quantize_unified(detector, config, calibration_batches)
     detector = copy.deepcopy(detector).eval()

@@ -23,10 +23,10 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leandetr.quantization.groups import quantize_groups
-from leandetr.quantization.operators import dequantize, dequantize_groups, dynamic_linear, fake_quantize, unpack
-from leandetr.quantization.packing import pack, packed_bytes
-from leandetr.quantization.rounding import InputMoment
+from leandetr.quantization.layers.groups import quantize_groups
+from leandetr.quantization.layers.operators import dequantize, dequantize_groups, dynamic_linear, fake_quantize, unpack
+from leandetr.quantization.layers.packing import pack, packed_bytes
+from leandetr.quantization.layers.rounding import InputMoment
 
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 

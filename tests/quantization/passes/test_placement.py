@@ -7,9 +7,9 @@ from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from leandetr.quantization.config import Static
-from leandetr.quantization.flow import watch
-from leandetr.quantization.fold import fold_batch_norms
-from leandetr.quantization.placement import place
+from leandetr.quantization.passes.flow import watch
+from leandetr.quantization.passes.fold import fold_batch_norms
+from leandetr.quantization.passes.placement import place
 
 X = torch.randn(1, 8, 6, 6)
 

@@ -6,8 +6,8 @@ import torch
 from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.quantization import Unified, quantize
-from leandetr.quantization.sensitivity import bytes_of
-from leandetr.quantization.unified import choose
+from leandetr.quantization.choice.sensitivity import bytes_of
+from leandetr.quantization.choice.unified import choose
 
 ERRORS = {"a": {"static": 0.1, "weight-only": 0.001, "4 bits": 0.05}, "b": {"weight-only": 0.02, "4 bits": 0.3}}
 SIZES = {"a": {"static": 110, "weight-only": 100, "4 bits": 60}, "b": {"weight-only": 100, "4 bits": 60}}

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from leandetr.detectors.attention import open_attention, unopened_attention
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
+from leandetr.quantization.choice.sensitivity import Errors, bytes_of, measure
 from leandetr.quantization.config import AUTO, FLOAT, Dynamic, Scheme, SmoothQuant, Static, Unified, WeightOnly
-from leandetr.quantization.operands import SLOT_OF
+from leandetr.quantization.passes.operands import SLOT_OF
 from leandetr.quantization.quantize import quantize
-from leandetr.quantization.sensitivity import Errors, bytes_of, measure
 from leandetr.structures import Batch
 
 #: candidates from the fastest arithmetic to the slowest

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from leandetr.quantization.rounding import InputMoment, round_weights
+from leandetr.quantization.layers.rounding import InputMoment, round_weights
 
 #: fewer weights than this are not worth a scale of their own
 SMALLEST_GROUP = 16

@@ -10,8 +10,8 @@ from leandetr.errors import UserError
 from leandetr.quantization import LowBit, WeightOnly, finish, in_training, quantize
 from leandetr.quantization.checkpoint import weights_left_float
 from leandetr.quantization.config import from_dict
-from leandetr.quantization.modules import LayerPlan, QuantizedLayer, quantized_layer
-from leandetr.quantization.trainable import LearnedGrid, TrainableLayer, trainable_layer, trainable_layers
+from leandetr.quantization.layers.modules import LayerPlan, QuantizedLayer, quantized_layer
+from leandetr.quantization.layers.trainable import LearnedGrid, TrainableLayer, trainable_layer, trainable_layers
 
 SWIN = {"backbone_config.embed_dim": 24, "backbone_config.depths": [1, 1, 1, 1]}
 FAMILIES = ["detr", "conditional_detr", "deformable_detr", "smca_detr", "swin_detr", "rt_detr_v2"]

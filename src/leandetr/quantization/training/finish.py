@@ -16,10 +16,10 @@ from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.checkpoint import QuantizationRecord, attach, build, weights_left_float
 from leandetr.quantization.config import LowBit, Static
-from leandetr.quantization.flow import watch
-from leandetr.quantization.modules import GRID_INPUT, LayerPlan
-from leandetr.quantization.placement import Placement
-from leandetr.quantization.trainable import LearnedGrid
+from leandetr.quantization.layers.modules import GRID_INPUT, LayerPlan
+from leandetr.quantization.layers.trainable import LearnedGrid
+from leandetr.quantization.passes.flow import watch
+from leandetr.quantization.passes.placement import Placement
 
 
 def place_trained(

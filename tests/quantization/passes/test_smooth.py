@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from leandetr.quantization import SmoothQuant, quantize
-from leandetr.quantization.modules import LayerPlan, QuantizedLinear, quantized_layer
-from leandetr.quantization.observers import grid_of
-from leandetr.quantization.smooth import smooth
+from leandetr.quantization.layers.modules import LayerPlan, QuantizedLinear, quantized_layer
+from leandetr.quantization.passes.observers import grid_of
+from leandetr.quantization.passes.smooth import smooth
 
 
 class Blocks(nn.Module):

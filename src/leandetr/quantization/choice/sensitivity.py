@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from leandetr.detectors.detector import Detector
 from leandetr.quantization.config import FLOAT, Scheme, WeightOnly, calibration_images
-from leandetr.quantization.modules import GIVEN_INPUT, QuantizedLayer
+from leandetr.quantization.layers.modules import GIVEN_INPUT, QuantizedLayer
 from leandetr.quantization.quantize import quantize
 from leandetr.structures import Batch
 

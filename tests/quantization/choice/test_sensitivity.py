@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from leandetr.quantization import Dynamic, Static, WeightOnly, quantize
-from leandetr.quantization.sensitivity import bytes_of, layer_errors
+from leandetr.quantization.choice.sensitivity import bytes_of, layer_errors
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from leandetr.quantization.flow import watch
-from leandetr.quantization.modules import CONVOLUTIONS, names_of, replace_modules
+from leandetr.quantization.layers.modules import CONVOLUTIONS, names_of, replace_modules
+from leandetr.quantization.passes.flow import watch
 
 
 def is_norm(module: nn.Module) -> bool:

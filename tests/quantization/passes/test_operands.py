@@ -8,8 +8,9 @@ from leandetr.detectors.attention import open_attention
 from leandetr.detectors.create import create
 from leandetr.detectors.load import load
 from leandetr.errors import UserError
-from leandetr.quantization import Static, Unified, WeightOnly, quantize, unified
-from leandetr.quantization.operators import fake_quantize
+from leandetr.quantization import Static, Unified, WeightOnly, quantize
+from leandetr.quantization.choice import unified
+from leandetr.quantization.layers.operators import fake_quantize
 
 OPERANDS = ("query", "key", "value", "probabilities")
 #: nothing but the operands of attention

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from leandetr.quantization.groups import group_size_of, quantize_groups
-from leandetr.quantization.modules import LayerPlan, quantized_layer
-from leandetr.quantization.rounding import InputMoment
+from leandetr.quantization.layers.groups import group_size_of, quantize_groups
+from leandetr.quantization.layers.modules import LayerPlan, quantized_layer
+from leandetr.quantization.layers.rounding import InputMoment
 
 LAYERS = {
     "linear": (lambda: nn.Linear(96, 20), (2, 7, 96), 32),

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from leandetr.errors import UserError
-from leandetr.quantization.search import search
+from leandetr.quantization.choice.search import search
 
 
 def problem(layers, seed, candidates=("int8",)):

@@ -27,7 +27,7 @@ from onnxscript import values
 from torch import Tensor
 from torch.nn import functional as F
 
-from leandetr.quantization.packing import unpack as unpack_integers
+from leandetr.quantization.layers.packing import unpack as unpack_integers
 
 STORAGE = (0, 255)  # what QuantizeLinear clamps to by itself: activations are stored in uint8
 ROW_TOP, ROW_ZERO = 127, 128  # of a row's own grid: its largest integer, and where uint8 has its 0

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from leandetr.errors import UserError
 from leandetr.quantization.config import LowBit, Static
-from leandetr.quantization.modules import GRID_INPUT, LayerPlan, is_quantizable, replace_modules
-from leandetr.quantization.observers import grid_of, observer_of
-from leandetr.quantization.trainable import trainable_layer
+from leandetr.quantization.layers.modules import GRID_INPUT, LayerPlan, is_quantizable, replace_modules
+from leandetr.quantization.layers.trainable import trainable_layer
+from leandetr.quantization.passes.observers import grid_of, observer_of
 
 
 @torch.no_grad()

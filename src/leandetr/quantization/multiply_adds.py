@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from leandetr.detectors.attention import AttentionSlots
 from leandetr.detectors.detector import Detector
-from leandetr.quantization.modules import AT_RUN_TIME, FLOAT_INPUT, GriddedActivation, QuantizedLayer
-from leandetr.quantization.trainable import TrainableActivation, TrainableLayer
+from leandetr.quantization.layers.modules import AT_RUN_TIME, FLOAT_INPUT, GriddedActivation, QuantizedLayer
+from leandetr.quantization.layers.trainable import TrainableActivation, TrainableLayer
 
 FLOAT_BITS = 32
 

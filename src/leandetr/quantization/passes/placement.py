@@ -19,8 +19,8 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from leandetr.quantization.config import Static
-from leandetr.quantization.flow import watch
-from leandetr.quantization.modules import GIVEN_INPUT, GRID_INPUT, LayerPlan
+from leandetr.quantization.layers.modules import GIVEN_INPUT, GRID_INPUT, LayerPlan
+from leandetr.quantization.passes.flow import watch
 
 #: activations that QuantizeLinear absorbs, because their lower bound is the grid's own
 RECTIFIERS = (nn.ReLU, nn.ReLU6)

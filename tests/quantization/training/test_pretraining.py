@@ -9,9 +9,9 @@ from torch import nn
 
 from leandetr.errors import UserError
 from leandetr.quantization.config import LowBit
-from leandetr.quantization.lsq import least_squares_step
-from leandetr.quantization.pretraining import round_backbone
-from leandetr.quantization.trainable import TrainableConv2d, TrainableLinear
+from leandetr.quantization.layers.lsq import least_squares_step
+from leandetr.quantization.layers.trainable import TrainableConv2d, TrainableLinear
+from leandetr.quantization.training.pretraining import round_backbone
 
 CONFIG = LowBit(bits="3-4-8", part="backbone")
 

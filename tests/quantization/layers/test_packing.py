@@ -4,7 +4,7 @@ import onnx
 import pytest
 import torch
 
-from leandetr.quantization.packing import pack, packed_bytes, unpack
+from leandetr.quantization.layers.packing import pack, packed_bytes, unpack
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from leandetr.quantization.observers import Entropy, MeanSquares, MinMax, MovingAverage, Percentile, grid_of
+from leandetr.quantization.passes.observers import Entropy, MeanSquares, MinMax, MovingAverage, Percentile, grid_of
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from leandetr.quantization.config import AUTO, SmoothQuant
-from leandetr.quantization.flow import watch
-from leandetr.quantization.rounding import InputMoment
+from leandetr.quantization.layers.rounding import InputMoment
+from leandetr.quantization.passes.flow import watch
 
 ALPHAS = tuple(step / 20 for step in range(21))
 LIMIT = 1e4  # of s and 1/s

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from leandetr.quantization.lsq import learned_rounding, least_squares_step
+from leandetr.quantization.layers.lsq import learned_rounding, least_squares_step
 
 
 def plain(x: float, step: float, zero: float, low: int, high: int) -> tuple[float, float, float, float]:

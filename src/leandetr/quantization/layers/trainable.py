@@ -15,9 +15,9 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leandetr.quantization.lsq import learned_rounding, least_squares_step
-from leandetr.quantization.modules import INT32_REACH, GriddedActivation, LayerPlan, QuantizedLayer
-from leandetr.quantization.packing import pack
+from leandetr.quantization.layers.lsq import learned_rounding, least_squares_step
+from leandetr.quantization.layers.modules import INT32_REACH, GriddedActivation, LayerPlan, QuantizedLayer
+from leandetr.quantization.layers.packing import pack
 
 
 class LearnedGrid(nn.Module):
