@@ -1,4 +1,5 @@
-"""Quantization within a budget of accuracy, and of time where asked: the search of `quantization/choice/search.py` with real measures.
+"""Quantization within a budget of accuracy, and of time where asked: the search of
+`quantization/choice/search.py` with real measures.
 
 AP is PyTorch's with the integers that the engines compute with, on photographs of the training split that calibration did not
 see; times are those of the layers on the engine (`costs.py`). In two passes:

@@ -5,7 +5,8 @@ from leandetr.quantization.config import Dynamic, LowBit, Scheme, SmoothQuant, S
 from leandetr.quantization.layers.operators import onnx_translations
 from leandetr.quantization.quantize import quantize
 from leandetr.quantization.torchao import to_torchao
-from leandetr.quantization.training.finish import LogClipped, finish, in_training
+from leandetr.quantization.training.clipping import LogClipped
+from leandetr.quantization.training.finish import finish, in_training
 
 __all__ = [
     "Dynamic",

@@ -17,9 +17,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from leandetr.detectors.attention import open_attention
 from leandetr.quantization.config import LowBit
+from leandetr.quantization.layers.folded import apply_folds, apply_merges
 from leandetr.quantization.layers.modules import GriddedActivation, LayerPlan, quantized_layer, replace_modules
 from leandetr.quantization.layers.trainable import TrainableActivation, TrainableLayer, trainable_layer
-from leandetr.quantization.passes.fold import apply_folds, apply_merges
 
 METHOD = "leandetr"
 SLOTS = ".slots."  # in the names of attention operands

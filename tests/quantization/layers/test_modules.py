@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from leandetr.deployment.openvino import read_onnx
 from leandetr.deployment.unpacking import unpack_onnx, unpack_openvino
+from leandetr.quantization.grids import grid_of
 from leandetr.quantization.layers.modules import GriddedActivation, LayerPlan, quantized_layer
 from leandetr.quantization.layers.operators import dynamic_linear, onnx_translations, store_integers
 from leandetr.quantization.layers.trainable import TrainableLayer, trainable_layer
-from leandetr.quantization.passes.observers import grid_of
 
 BITS = {"input_bits": 8, "output_bits": 8}
 PLANS = {

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from leandetr.quantization.passes.observers import Entropy, MeanSquares, MinMax, MovingAverage, Percentile, grid_of
+from leandetr.quantization.grids import grid_of
+from leandetr.quantization.passes.observers import Entropy, MeanSquares, MinMax, MovingAverage, Percentile
 
 
 @pytest.fixture

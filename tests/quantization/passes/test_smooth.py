@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from leandetr.quantization import SmoothQuant, quantize
+from leandetr.quantization.grids import grid_of
 from leandetr.quantization.layers.modules import LayerPlan, QuantizedLinear, quantized_layer
-from leandetr.quantization.passes.observers import grid_of
 from leandetr.quantization.passes.smooth import smooth
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from leandetr.detectors.detector import Detector
 from leandetr.quantization.config import FLOAT, Scheme, WeightOnly, calibration_images
 from leandetr.quantization.layers.modules import GIVEN_INPUT, QuantizedLayer
-from leandetr.quantization.quantize import quantize
+from leandetr.quantization.passes.apply import apply
 from leandetr.structures import Batch
 
 Errors = dict[str, dict[str, float]]
@@ -41,11 +41,11 @@ def measure(
     detector: Detector, candidates: Mapping[str, Scheme], batches: Iterable[Batch]
 ) -> tuple[Errors, dict[str, dict[str, int]]]:
     """The errors of `layer_errors`, and likewise the bytes of every layer's tensors."""
-    plain = quantize(detector, WeightOnly(overrides={"*": FLOAT}))  # its norms folded, as under every scheme
+    plain = apply(detector, WeightOnly(overrides={"*": FLOAT}))  # its norms folded, as under every scheme
     errors: Errors = {}
     sizes: dict[str, dict[str, int]] = {}
     for name, scheme in candidates.items():
-        quantized = quantize(detector, scheme, batches if calibration_images(scheme) else ())
+        quantized = apply(detector, scheme, batches if calibration_images(scheme) else ())
         layers = {layer: quantized.model.get_submodule(layer) for layer in quantized.config.quantization_config.as_asked}
         del quantized
         for layer, error in _compare(plain.model, layers, batches).items():

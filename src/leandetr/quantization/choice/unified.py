@@ -18,8 +18,8 @@ from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.choice.sensitivity import Errors, bytes_of, measure
 from leandetr.quantization.config import AUTO, FLOAT, Dynamic, Scheme, SmoothQuant, Static, Unified, WeightOnly
+from leandetr.quantization.passes.apply import apply
 from leandetr.quantization.passes.operands import SLOT_OF
-from leandetr.quantization.quantize import quantize
 from leandetr.structures import Batch
 
 #: candidates from the fastest arithmetic to the slowest
@@ -43,7 +43,7 @@ def quantize_unified(detector: Detector, config: Unified, batches: Iterable[Batc
     it."""
     schemes = candidates(config.calibration_images)
     errors, sizes = measure(detector, schemes, batches)
-    plain = quantize(detector, WeightOnly(overrides={"*": FLOAT, **config.overrides}), batches)
+    plain = apply(detector, WeightOnly(overrides={"*": FLOAT, **config.overrides}), batches)
     free = {layer: found for layer, found in errors.items() if not config.overridden(layer)}
     floats = {layer: bytes_of(plain.model.get_submodule(layer)) for layer in free}
     rest = bytes_of(plain.model) - sum(floats.values())
@@ -55,7 +55,7 @@ def quantize_unified(detector: Detector, config: Unified, batches: Iterable[Batc
     if config.attention:
         attentions = _attentions_on_grids(plain.model, config, chosen, errors)
         settings |= dict.fromkeys(attentions, replace(schemes["static"], attention=True))
-    quantized = quantize(detector, WeightOnly(overrides=settings | dict(config.overrides)), batches)
+    quantized = apply(detector, WeightOnly(overrides=settings | dict(config.overrides)), batches)
     record = quantized.config.quantization_config
     record.scheme = config.to_dict() | {"tolerance": tolerance}
     record.left_float |= {layer: "every scheme errs beyond the tolerance" for layer, name in chosen.items() if name is None}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from leandetr.quantization.grids import signed
 from leandetr.quantization.layers.rounding import InputMoment, round_weights
 
 #: fewer weights than this are not worth a scale of their own
@@ -36,7 +37,7 @@ def quantize_groups(weight: Tensor, bits: int, group_size: int, moment: InputMom
     (out, in / group_size, ...) float16."""
     groups = weight.unflatten(1, (-1, group_size))  # (out, groups, size, ...)
     counts = 1.0 if moment is None else moment.importance().unflatten(0, (-1, group_size))
-    largest = groups.abs().amax(2) / (2 ** (bits - 1) - 1)
+    largest = groups.abs().amax(2) / signed(bits)[1]
     best = torch.full_like(largest, torch.inf)
     scale = torch.ones_like(largest)
     for ratio in CANDIDATES:
@@ -53,4 +54,4 @@ def quantize_groups(weight: Tensor, bits: int, group_size: int, moment: InputMom
 
 
 def _rounded(groups: Tensor, scale: Tensor, bits: int) -> Tensor:
-    return torch.clamp(torch.round(groups / scale.unsqueeze(2)), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return torch.clamp(torch.round(groups / scale.unsqueeze(2)), *signed(bits))

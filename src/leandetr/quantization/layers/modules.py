@@ -23,6 +23,7 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leandetr.quantization.grids import symmetric, unsigned
 from leandetr.quantization.layers.groups import quantize_groups
 from leandetr.quantization.layers.operators import dequantize, dequantize_groups, dynamic_linear, fake_quantize, unpack
 from leandetr.quantization.layers.packing import pack, packed_bytes
@@ -77,7 +78,7 @@ class Grid(nn.Module):
         self.zero_point.copy_(zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
-        return fake_quantize(x, self.scale, self.zero_point, 0, 2**self.bits - 1)
+        return fake_quantize(x, self.scale, self.zero_point, *unsigned(self.bits))
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
@@ -130,14 +131,14 @@ class QuantizedLayer(nn.Module):
             self.bias.copy_(layer.bias)
 
     def _quantize_channels(self, layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
-        top = 2 ** (self.plan.weight_bits - 1) - 1
+        low, high = symmetric(self.plan.weight_bits)
         weight = layer.weight.detach().flatten(1)
-        scale = weight.abs().amax(1) / top
+        scale = weight.abs().amax(1) / high
         if self.bias is not None and self.input is not None:
             # a channel that is almost dead has a scale in whose units its bias would be beyond the reach
             scale = torch.maximum(scale, layer.bias.abs() / (self.input.scale * INT32_REACH))
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        return torch.clamp(torch.round(weight / scale[:, None]), -top, top).to(torch.int8).reshape(self.shape), scale
+        return torch.clamp(torch.round(weight / scale[:, None]), low, high).to(torch.int8).reshape(self.shape), scale
 
     def integers(self) -> Tensor:
         """The weights as int8, of the weight's shape."""

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leandetr.quantization.grids import signed
+
 DAMPING = 0.01  # of the mean of the diagonal of H
 BLOCK = 128  # inputs whose errors reach the inputs after them in one product
 POSITIONS = 1024  # of one image's, that H is summed over: neighbours say much the same
@@ -79,13 +81,12 @@ def round_weights(weight: Tensor, scale: Tensor, bits: int, moment: Tensor) -> T
     factor = torch.linalg.cholesky(inverse, upper=True).float()
     left, steps = weight.flatten(1)[:, order].clone(), scale.flatten(1)[:, order]
     integers = torch.zeros_like(left)
-    least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     for start in range(0, left.shape[1], BLOCK):
         end = min(start + BLOCK, left.shape[1])
         errors = torch.zeros_like(left[:, start:end])
         for column in range(start, end):
             step = steps[:, column]
-            integers[:, column] = torch.clamp(torch.round(left[:, column] / step), least, most)
+            integers[:, column] = torch.clamp(torch.round(left[:, column] / step), *signed(bits))
             error = (left[:, column] - integers[:, column] * step) / factor[column, column]
             left[:, column:end] -= error[:, None] * factor[column, column:end]
             errors[:, column - start] = error

@@ -15,6 +15,7 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leandetr.quantization.grids import signed, symmetric, unsigned
 from leandetr.quantization.layers.lsq import learned_rounding, least_squares_step
 from leandetr.quantization.layers.modules import INT32_REACH, GriddedActivation, LayerPlan, QuantizedLayer
 from leandetr.quantization.layers.packing import pack
@@ -51,6 +52,10 @@ class LearnedGrid(nn.Module):
     def set_step(self, step: Tensor) -> None:
         self.raw_step.copy_((step + torch.log(-torch.expm1(-step))).reshape(self.shape[:1]))
 
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """What a trainer is to treat otherwise than weights: steps and zero points have a rate and a start of their own."""
+        return {"grid": list(self.parameters())}
+
     def forward(self, x: Tensor) -> Tensor:
         step, zero_point = self.step, self.zero_point
         if self.counting:
@@ -72,8 +77,8 @@ class WeightGrid(LearnedGrid):
     that the lowest value counts too."""
 
     def __init__(self, bits: int, weight: Tensor) -> None:
-        top = 2 ** (bits - 1) - 1
-        super().__init__(-top if bits == 8 else -top - 1, top, (len(weight), *[1] * (weight.ndim - 1)))
+        ends = symmetric(bits) if bits == 8 else signed(bits)
+        super().__init__(*ends, (len(weight), *[1] * (weight.ndim - 1)))
 
     def integers(self, weight: Tensor) -> Tensor:
         """What the weight (out, ...) is rounded to, int8."""
@@ -84,7 +89,7 @@ class ActivationGrid(LearnedGrid):
     """One unsigned grid for a tensor. Its zero point is trained, unless calibration saw no negative value."""
 
     def __init__(self, bits: int) -> None:
-        super().__init__(0, 2**bits - 1)
+        super().__init__(*unsigned(bits))
         self.raw_zero_point = nn.Parameter(torch.zeros(()))
         self.register_buffer("signed", torch.ones((), dtype=torch.uint8))
 

@@ -17,7 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from leandetr.quantization.layers.modules import CONVOLUTIONS, names_of, replace_modules
+from leandetr.quantization.layers.folded import apply_folds, apply_merges
+from leandetr.quantization.layers.modules import CONVOLUTIONS, names_of
 from leandetr.quantization.passes.flow import watch
 
 
@@ -50,17 +51,6 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], object]) -> dict[str, s
     return folds
 
 
-def apply_folds(model: nn.Module, folds: dict[str, str]) -> None:
-    """Give the convolutions a bias and put the norms' activations, or nothing, in the norms' place."""
-    replacements = {}
-    for conv_name, norm_name in folds.items():
-        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
-        if conv.bias is None:
-            conv.bias = nn.Parameter(torch.zeros(conv.out_channels, device=conv.weight.device))
-        replacements[norm] = getattr(norm, "act", None) or nn.Identity()  # timm's norms hold their activation
-    replace_modules(model, replacements)
-
-
 def merge_parallel(model: nn.Module) -> dict[str, str]:
     """Make one convolution of the two of every RepVGG block whose norms have been folded. The model is changed in place.
 
@@ -79,18 +69,6 @@ def merge_parallel(model: nn.Module) -> dict[str, str]:
             merges[f"{name}.conv2"] = next(f"{name}.{inside}" for inside, module in block.named_modules() if module is wide)
     apply_merges(model, merges)
     return merges
-
-
-def apply_merges(model: nn.Module, merges: dict[str, str]) -> None:
-    """Let the branches that have been taken in add nothing."""
-    replace_modules(model, {model.get_submodule(name): Nothing() for name in merges})
-
-
-class Nothing(nn.Module):
-    """Any tensor -> a scalar 0, which an exported graph does not keep."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.new_zeros(())
 
 
 def _branches(block: nn.Module) -> tuple[nn.Module, nn.Module]:

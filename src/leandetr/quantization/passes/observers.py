@@ -1,7 +1,6 @@
 """Finding the range of a tensor from batches of it, in memory that does not grow with their number.
 
-An observer sees tensors one after the other and answers a range (low, high) that holds 0. `grid_of` turns a range into the
-scale and the zero point of an unsigned grid.
+An observer sees tensors one after the other and answers a range (low, high) that holds 0, of which `grid_of` makes a grid.
 """
 
 from __future__ import annotations
@@ -11,29 +10,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from leandetr.quantization.config import Static
+from leandetr.quantization.grids import GridSetting, grid_of, unsigned
 
 Range = tuple[float, float]
-
-UNSIGNED = -1e-5  # a minimum above this is rounding noise of a tensor that has no negative values
-
-
-def grid_of(low: float, high: float, bits: int) -> tuple[Tensor, Tensor]:
-    """Scale () float32 and zero point () uint8 of the b-bit grid over [low, high], widened to hold 0:
-
-        scale = (high - low) / (2^b - 1),    zero_point = round(-low / scale)
-
-    A tensor without negative values gets zero point 0. An empty range gets scale 1.
-    """
-    low, high = min(low, 0.0), max(high, 0.0)
-    if low >= UNSIGNED:
-        low = 0.0
-    levels = 2**bits - 1
-    scale = torch.tensor((high - low) / levels, dtype=torch.float32)
-    if not scale > 0:
-        scale = torch.ones(())
-    zero_point = torch.round(torch.tensor(-low) / scale).clamp(0, levels)
-    return scale, zero_point.to(torch.uint8)
 
 
 class Observer(ABC):
@@ -146,7 +125,7 @@ class MeanSquares(Histogram):
         for step in range(self.ratios, 0, -1):
             candidate = (low * step / self.ratios, high * step / self.ratios)
             scale, zero_point = (t.double() for t in grid_of(*candidate, self.bits))
-            rounded = (torch.clamp(torch.round(values / scale) + zero_point, 0, 2**self.bits - 1) - zero_point) * scale
+            rounded = (torch.clamp(torch.round(values / scale) + zero_point, *unsigned(self.bits)) - zero_point) * scale
             error = (self.counts * (values - rounded) ** 2).sum().item()
             if error < least:
                 best, least = candidate, error
@@ -191,7 +170,7 @@ class Entropy(Histogram):
         clipped[0] += counts[:first].sum()
         clipped[-1] += counts[last + 1 :].sum()
         scale, zero_point = (t.double() for t in grid_of(*candidate, self.bits))
-        level = torch.clamp(torch.round(centres[inside] / scale) + zero_point, 0, 2**self.bits - 1).long()
+        level = torch.clamp(torch.round(centres[inside] / scale) + zero_point, *unsigned(self.bits)).long()
         filled = (kept > 0).double()
         totals, shares = (torch.zeros(2**self.bits, dtype=torch.float64).index_add(0, level, x) for x in (kept, filled))
         left = filled * (totals / shares.clamp(min=1))[level]
@@ -200,12 +179,12 @@ class Entropy(Histogram):
         return float((p * (p / q).clamp(min=torch.finfo(p.dtype).tiny).log()).sum())
 
 
-def observer_of(scheme: Static) -> Observer:
-    """A fresh observer of the scheme's kind."""
+def observer_of(setting: GridSetting) -> Observer:
+    """A fresh observer of the setting's kind."""
     return {
         "min-max": MinMax,
         "moving-average": MovingAverage,
-        "percentile": lambda: Percentile(scheme.percentile),
-        "mse": lambda: MeanSquares(scheme.activation_bits),
-        "entropy": lambda: Entropy(scheme.activation_bits),
-    }[scheme.observer]()
+        "percentile": lambda: Percentile(setting.percentile),
+        "mse": lambda: MeanSquares(setting.bits),
+        "entropy": lambda: Entropy(setting.bits),
+    }[setting.observer]()

@@ -18,17 +18,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from leandetr.detectors.attention import open_attention, unopened_attention
-from leandetr.quantization.config import OPERANDS, Scheme, Static
+from leandetr.quantization.config import OPERANDS, Scheme
+from leandetr.quantization.grids import GridSetting
 
 #: operand of attention -> its slot in `AttentionSlots`
 SLOT_OF = dict(zip(OPERANDS, ("query", "key", "value", "probabilities"), strict=True))
 
 
-def operand_settings(model: PreTrainedModel, config: Scheme) -> tuple[dict[nn.Module, Static], dict[str, str], list[str]]:
+def operand_settings(model: PreTrainedModel, config: Scheme) -> tuple[dict[nn.Module, GridSetting], dict[str, str], list[str]]:
     """Open the model's attention where a scheme, or one of its overrides, puts operands on grids.
 
     Returns:
-        The slots that get a grid and how it is calibrated; the attentions whose operands stay float although the scheme, or an
+        The slots that get a grid and how it is found; the attentions whose operands stay float although the scheme, or an
         override that matches them, asks for grids, and why; and the names of attentions that overrides can match, none where
         nothing was asked for.
     """

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from leandetr.errors import UserError
-from leandetr.quantization.config import LowBit, Static
+from leandetr.quantization.config import LowBit
+from leandetr.quantization.grids import grid_of
 from leandetr.quantization.layers.modules import GRID_INPUT, LayerPlan, is_quantizable, replace_modules
 from leandetr.quantization.layers.trainable import trainable_layer
-from leandetr.quantization.passes.observers import grid_of, observer_of
+from leandetr.quantization.passes.observers import observer_of
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def round_backbone(backbone: nn.Module, config: LowBit, batches: Iterable[Tensor
             first = not any(isinstance(earlier, nn.Conv2d) for earlier in order) and isinstance(layer, nn.Conv2d)
             weight, bits = config.layer_bits(layer, first)
             plans[layer] = LayerPlan(weight_bits=weight, input=GRID_INPUT, input_bits=bits)
-            observers[layer] = observer_of(Static(activation_bits=bits, observer="mse"))
+            observers[layer] = observer_of(config.grid(bits))
             order.append(layer)
         observers[layer].update(inputs[0])
 

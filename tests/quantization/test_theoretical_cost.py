@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from leandetr.quantization import Dynamic, LowBit, WeightOnly, finish, quantize
-from leandetr.quantization.multiply_adds import Cost, theoretical_cost
+from leandetr.quantization.theoretical_cost import Cost, theoretical_cost
 
 
 @pytest.fixture
