@@ -35,12 +35,12 @@ class QuantizationRecord(QuantizationConfigMixin):
         layers: quantized layer -> its `LayerPlan`, as a mapping.
         activations: activation function -> bits of the grid on its output.
         left_float: layer with weights, or attention, that stayed float -> why.
-        trainable: whether the layers hold float weights that are rounded as they run, see `trainable.py`.
+        trainable: whether the layers hold float weights that are rounded as they run, see `layers/trainable.py`.
         kept_wide: layer with 8-bit weights and float arithmetic where fewer bits or integer arithmetic were asked for -> why.
         merges: branch of a block -> the convolution that has taken it in.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the keys of config.json
         self,
         scheme: dict[str, Any],
         folds: dict[str, str],

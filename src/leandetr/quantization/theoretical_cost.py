@@ -66,42 +66,7 @@ def theoretical_cost(detector: Detector, image_size: tuple[int, int] | None = No
     image_size: (height, width); the preprocessing's by default, (256, 256) where that is not fixed.
     """
     size, model = image_size or detector.preprocessing.size or (256, 256), detector.model
-    counted: Counter[int] = Counter()
-    unseen = 0  # products inside operators that the counter of float products does not look into
-    handles = []
-
-    def count_layer(layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
-        nonlocal unseen
-        shape = weight_shape(layer)
-        positions = output.numel() // (output.shape[1] if len(shape) == 4 else output.shape[-1])
-        products = positions * prod(shape)
-        if layer.plan.input == FLOAT_INPUT:
-            return
-        if layer.plan.input in AT_RUN_TIME:
-            unseen += products
-        counted[max(layer.plan.weight_bits, layer.plan.input_bits or 8)] += products
-
-    def watch_attention(slots: AttentionSlots) -> None:
-        seen: dict[str, Any] = {}
-
-        def remember(name: str, output: Tensor) -> None:
-            seen[name] = output.shape
-            if name == "value":  # the last of the four
-                pairs = prod(seen["probabilities"])
-                counted[max(bits["query"], bits["key"])] += pairs * seen["query"][-1]
-                counted[max(bits["probabilities"], bits["value"])] += pairs * seen["value"][-1]
-
-        parts = {name: getattr(slots, name) for name in ("query", "key", "probabilities", "value")}
-        bits = {name: operand_bits(part) for name, part in parts.items()}
-        if any(width != FLOAT_BITS for width in bits.values()):
-            for name, part in parts.items():
-                handles.append(part.register_forward_hook(lambda _m, _i, output, name=name: remember(name, output)))
-
-    for module in model.modules():
-        if isinstance(module, QuantizedLayer | TrainableLayer):
-            handles.append(module.register_forward_hook(count_layer))
-        elif isinstance(module, AttentionSlots):
-            watch_attention(module)
+    products = _Products(model)
     training = detector.training
     detector.eval()
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -114,10 +79,54 @@ def theoretical_cost(detector: Detector, image_size: tuple[int, int] | None = No
         detector.train(training)
         for parameter in learning:
             parameter.requires_grad_(True)
-        for handle in handles:
+        for handle in products.handles:
             handle.remove()
-    counted[FLOAT_BITS] += max(0, counter.get_total_flops() // 2 + unseen - counted.total())
+    counted = products.counted
+    counted[FLOAT_BITS] += max(0, counter.get_total_flops() // 2 + products.unseen - counted.total())
     return Cost({bits: count for bits, count in counted.items() if count}, *_weights(model))
+
+
+class _Products:
+    """Those of a model's layers and attentions on grids, counted while it runs.
+
+    counted: by the wider operand's bits. unseen: those inside operators that the counter of float products does not look into.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.counted: Counter[int] = Counter()
+        self.unseen = 0
+        self.handles = []
+        for module in model.modules():
+            if isinstance(module, QuantizedLayer | TrainableLayer):
+                self.handles.append(module.register_forward_hook(self._count_layer))
+            elif isinstance(module, AttentionSlots):
+                self._watch_attention(module)
+
+    def _count_layer(self, layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        if layer.plan.input == FLOAT_INPUT:
+            return
+        shape = weight_shape(layer)
+        positions = output.numel() // (output.shape[1] if len(shape) == 4 else output.shape[-1])
+        products = positions * prod(shape)
+        if layer.plan.input in AT_RUN_TIME:
+            self.unseen += products
+        self.counted[max(layer.plan.weight_bits, layer.plan.input_bits or 8)] += products
+
+    def _watch_attention(self, slots: AttentionSlots) -> None:
+        seen: dict[str, Any] = {}
+
+        def remember(name: str, output: Tensor) -> None:
+            seen[name] = output.shape
+            if name == "value":  # the last of the four
+                pairs = prod(seen["probabilities"])
+                self.counted[max(bits["query"], bits["key"])] += pairs * seen["query"][-1]
+                self.counted[max(bits["probabilities"], bits["value"])] += pairs * seen["value"][-1]
+
+        parts = {name: getattr(slots, name) for name in ("query", "key", "probabilities", "value")}
+        bits = {name: operand_bits(part) for name, part in parts.items()}
+        if any(width != FLOAT_BITS for width in bits.values()):
+            for name, part in parts.items():
+                self.handles.append(part.register_forward_hook(lambda _m, _i, output, name=name: remember(name, output)))
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:

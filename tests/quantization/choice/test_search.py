@@ -56,13 +56,13 @@ def test_it_comes_close_to_the_cheapest_within_the_budget(seed, candidates):
     best = cheapest(costs, evaluate, 0.008)
     assert found.drop <= 0.008
     assert best <= found.cost <= best + 0.15 * (found.float_cost - best)
-    assert (found.ap, found.cost) == (evaluate(found.assignment), total(costs, found.assignment))
+    assert (found.ap, found.cost) == (evaluate(found.choices), total(costs, found.choices))
 
 
 def test_layers_that_are_not_faster_stay_float():
     costs = {"fast": {"float": 1.0, "int8": 0.5}, "slow": {"float": 1.0, "int8": 1.1}}
     errors = {layer: {"int8": 0.0} for layer in costs}
-    assert search(costs, errors, lambda _: 0.5, 0.01).assignment == {"fast": "int8", "slow": "float"}
+    assert search(costs, errors, lambda _: 0.5, 0.01).choices == {"fast": "int8", "slow": "float"}
 
 
 def test_no_more_measurements_than_allowed():

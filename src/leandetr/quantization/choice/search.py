@@ -9,7 +9,7 @@ AP is measured on images that calibration has not seen, operator times on the en
    of steps along this order that brings the AP into the budget is found by bisection.
 3. Steps are taken back one by one, the most expensive first, while the AP stays within the budget.
 
-AP need not fall with every step, so an assignment is judged by what was measured for it and nothing else.
+AP need not fall with every step, so choices are judged by what was measured for them and nothing else.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from leandetr.errors import UserError
+from leandetr.quantization.config import FLOAT
 
 Table = Mapping[str, Mapping[str, float]]
-Assignment = dict[str, str]
+Choices = dict[str, str]  # layer -> candidate
 
 
 @dataclass(frozen=True)
 class Found:
-    """assignment: layer -> candidate. ap, float_ap: measured on the search's images. cost: of the assigned layers together, in
-    the unit of the table. float_cost: the same for the float model. evaluations: how often AP was measured."""
+    """ap, float_ap: measured on the search's images. cost, float_cost: of all layers together, as chosen and in float, in the
+    unit of the table. evaluations: how often AP was measured."""
 
-    assignment: Assignment
+    choices: Choices
     ap: float
     float_ap: float
     cost: float
@@ -53,50 +54,39 @@ class Step:
 def search(
     costs: Table,
     errors: Table,
-    evaluate: Callable[[Assignment], float],
+    evaluate: Callable[[Choices], float],
     max_drop: float,
     max_cost: float | None = None,
-    float_candidate: str = "float",
     evaluations: int = 24,
 ) -> Found:
-    """The cheapest assignment found whose AP is at most `max_drop` below the float model's.
+    """The cheapest choices found whose AP is at most `max_drop` below the float model's.
 
     Args:
-        costs: layer -> candidate -> cost, milliseconds as a rule; every layer has `float_candidate`.
+        costs: layer -> candidate -> cost, milliseconds as a rule; "float" is a candidate of every layer.
         errors: layer -> candidate -> error of `layer_errors`; float has none.
-        evaluate: AP of an assignment, a fraction.
+        evaluate: AP with given choices, a fraction.
         max_drop: in AP, 0.005 is half a point.
-        max_cost: of the assigned layers together; no assignment above it is looked at.
-        evaluations: at most so many measurements of AP; those of the float model and of the first and the last assignment are
+        max_cost: of all layers together; nothing above it is looked at.
+        evaluations: at most so many measurements of AP; those of the float model and of the first and the last choices are
             always made.
 
     Raises:
-        UserError: a layer without a float cost, or no assignment within `max_cost` keeps the budget.
+        UserError: a layer without a float cost, or nothing within `max_cost` keeps to the budget.
     """
     for layer, found in costs.items():
-        if float_candidate not in found:
-            raise UserError(f"layer {layer}: its costs lack {float_candidate}; measure that too")
-    measured: dict[tuple[str, ...], float] = {}
-
-    def ap_of(assignment: Assignment) -> float:
-        key = tuple(assignment[layer] for layer in costs)
-        if key not in measured:
-            measured[key] = evaluate(dict(assignment))
-        return measured[key]
+        if FLOAT not in found:
+            raise UserError(f"layer {layer}: its costs lack {FLOAT}; measure that too")
+    exact = dict.fromkeys(costs, FLOAT)
+    judge = _Judge(evaluate, exact, max_drop, evaluations)
 
     def error_of(layer: str, candidate: str) -> float:
-        return 0.0 if candidate == float_candidate else errors[layer][candidate]
+        return 0.0 if candidate == FLOAT else errors[layer][candidate]
 
-    exact = dict.fromkeys(costs, float_candidate)
-    float_ap = ap_of(exact)
     start = {layer: min(found, key=lambda name: (found[name], error_of(layer, name))) for layer, found in costs.items()}
     steps = _steps(start, costs, error_of)
 
-    def after(count: int) -> Assignment:
+    def after(count: int) -> Choices:
         return start | {step.layer: step.candidate for step in steps[:count]}
-
-    def within(assignment: Assignment) -> bool:
-        return float_ap - ap_of(assignment) <= max_drop
 
     limit = len(steps)
     if max_cost is not None:
@@ -106,24 +96,55 @@ def search(
             )
         while _total(after(limit), costs) > max_cost:
             limit -= 1
-    low, high = 0, limit  # the AP after `high` steps is taken to be within the budget, that before `low` not to be
-    while low < high and len(measured) < evaluations:
-        middle = (low + high) // 2
-        low, high = (low, middle) if within(after(middle)) else (middle + 1, high)
-    chosen = after(high)
-    if not within(chosen):
+    chosen = after(_bisected(limit, after, judge))
+    if not judge.within(chosen):
         chosen = after(limit)
-        if not within(chosen):
+        if not judge.within(chosen):
             raise UserError(
-                f"no mix within the target loses at most {max_drop:g} AP: the best loses {float_ap - ap_of(chosen):.4f}; "
+                f"no mix within the target loses at most {max_drop:g} AP: the best loses {judge.drop(chosen):.4f}; "
                 "allow more loss or more time"
             )
     if max_cost is None:
-        chosen = _taken_back(chosen, start, costs, within, lambda: len(measured) < evaluations)
-    return Found(chosen, ap_of(chosen), float_ap, _total(chosen, costs), _total(exact, costs), len(measured))
+        chosen = _taken_back(chosen, start, costs, judge)
+    ap = judge.ap(chosen)
+    return Found(chosen, ap, judge.float_ap, _total(chosen, costs), _total(exact, costs), len(judge.measured))
 
 
-def _steps(start: Assignment, costs: Table, error_of: Callable[[str, str], float]) -> list[Step]:
+class _Judge:
+    """AP of choices, each measured once, against the float model's."""
+
+    def __init__(self, evaluate: Callable[[Choices], float], exact: Choices, max_drop: float, evaluations: int) -> None:
+        self.evaluate, self.max_drop, self.evaluations = evaluate, max_drop, evaluations
+        self.order = list(exact)
+        self.measured: dict[tuple[str, ...], float] = {}
+        self.float_ap = self.ap(exact)
+
+    def ap(self, choices: Choices) -> float:
+        key = tuple(choices[layer] for layer in self.order)
+        if key not in self.measured:
+            self.measured[key] = self.evaluate(dict(choices))
+        return self.measured[key]
+
+    def drop(self, choices: Choices) -> float:
+        return self.float_ap - self.ap(choices)
+
+    def within(self, choices: Choices) -> bool:
+        return self.drop(choices) <= self.max_drop
+
+    def may_measure(self) -> bool:
+        return len(self.measured) < self.evaluations
+
+
+def _bisected(limit: int, after: Callable[[int], Choices], judge: _Judge) -> int:
+    """How many steps bring the AP into the budget, at most `limit`."""
+    low, high = 0, limit  # the AP after `high` steps is taken to be within the budget, that before `low` not to be
+    while low < high and judge.may_measure():
+        middle = (low + high) // 2
+        low, high = (low, middle) if judge.within(after(middle)) else (middle + 1, high)
+    return high
+
+
+def _steps(start: Choices, costs: Table, error_of: Callable[[str, str], float]) -> list[Step]:
     """Every layer's way from its first candidate to float, all layers' steps in the order of gain for the price."""
     steps = []
     for layer, first in start.items():
@@ -147,20 +168,14 @@ def _worth(step: Step) -> float:
     return step.gain / step.price if step.price > 0 else float("inf")
 
 
-def _taken_back(
-    chosen: Assignment,
-    start: Assignment,
-    costs: Table,
-    within: Callable[[Assignment], bool],
-    may_measure: Callable[[], bool],
-) -> Assignment:
-    """The assignment with layers back at their first candidate, the dearest first, as long as the budget holds."""
+def _taken_back(chosen: Choices, start: Choices, costs: Table, judge: _Judge) -> Choices:
+    """The choices with layers back at their first candidate, the dearest first, as long as the budget holds."""
     prices = {layer: costs[layer][chosen[layer]] - costs[layer][start[layer]] for layer in chosen}
     for layer in sorted(prices, key=prices.__getitem__, reverse=True):
-        if prices[layer] > 0 and may_measure() and within(trial := chosen | {layer: start[layer]}):
+        if prices[layer] > 0 and judge.may_measure() and judge.within(trial := chosen | {layer: start[layer]}):
             chosen = trial
     return chosen
 
 
-def _total(assignment: Assignment, costs: Table) -> float:
-    return sum(costs[layer][candidate] for layer, candidate in assignment.items())
+def _total(choices: Choices, costs: Table) -> float:
+    return sum(costs[layer][candidate] for layer, candidate in choices.items())

@@ -28,7 +28,7 @@ class WeightOnly(Scheme):
             8 it is the whole output channel. A layer whose inputs it does not divide takes the largest smaller group that does,
             of 16 or more; one without any (depthwise convolutions, the first layer) holds 8 bits.
         calibration_images: how many images are read to round fewer than 8 bits such that a layer's errors make up for each
-            other (`rounding.py`); 0 rounds every weight to its nearest integer.
+            other (`layers/rounding.py`); 0 rounds every weight to its nearest integer.
     """
 
     bits: int = 8
@@ -80,7 +80,7 @@ class Static(Scheme):
         percentile: in percent, above 50.
         calibration_images: how many images are read from the batches.
         attention: whether the products of attention, q k^T and p v, multiply integers too, where the model's attention can be
-            opened; what that gains is in `operands.py`.
+            opened; what that gains is in `passes/operands.py`.
     """
 
     weight_bits: int = 8
@@ -114,7 +114,7 @@ class Static(Scheme):
 
 @dataclass(frozen=True)
 class SmoothQuant(Scheme):
-    """Linear layers whose outlying input channels have been moved into their weights, see `smooth.py`; then as another scheme.
+    """Linear layers whose outlying input channels have been moved into their weights, see `passes/smooth.py`; then as another scheme.
 
     Args:
         activations: "float", as `WeightOnly`; "dynamic" or "static", as those schemes.
@@ -153,7 +153,7 @@ class SmoothQuant(Scheme):
 
 @dataclass(frozen=True)
 class Unified(Scheme):
-    """For every layer one of the other schemes, by what it does to that layer's output on calibration images; see `unified.py`.
+    """For every layer one of the other schemes, by what it does to that layer's output on calibration images; see `choice/unified.py`.
 
     Args:
         size: bytes of the tensors, as a share of the float ones, that must be met.
@@ -161,7 +161,7 @@ class Unified(Scheme):
         prefer: of the schemes within the tolerance the fastest arithmetic ("speed"), or the fewest bytes ("size").
         calibration_images: how many images are read from the batches, several times.
         attention: whether the products of an attention whose layers are all on calibrated grids multiply integers too, see
-            `operands.py`.
+            `passes/operands.py`.
     """
 
     size: float = 0.27

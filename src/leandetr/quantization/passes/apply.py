@@ -65,7 +65,7 @@ def apply(detector: Detector, config: Scheme, calibration_batches: Iterable[Batc
         if layer not in placement.idle
     }
     plans |= {layer: replace(plans[layer], smoothed=True) for layer in factors}
-    idle = {names[layer][0]: "does not run on images" for layer in placement.idle}
+    idle = {names[layer][0]: "does not run on images" for layer in decision.settings if layer in placement.idle}
     record = QuantizationRecord(
         scheme=config.to_dict(),
         folds=folds,
