@@ -114,7 +114,8 @@ class Static(Scheme):
 
 @dataclass(frozen=True)
 class SmoothQuant(Scheme):
-    """Linear layers whose outlying input channels have been moved into their weights, see `passes/smooth.py`; then as another scheme.
+    """Linear layers whose outlying input channels have been moved into their weights, see `passes/smooth.py`; then as another
+    scheme.
 
     Args:
         activations: "float", as `WeightOnly`; "dynamic" or "static", as those schemes.
@@ -153,7 +154,8 @@ class SmoothQuant(Scheme):
 
 @dataclass(frozen=True)
 class Unified(Scheme):
-    """For every layer one of the other schemes, by what it does to that layer's output on calibration images; see `choice/unified.py`.
+    """For every layer one of the other schemes, by what it does to that layer's output on calibration images; see
+    `choice/unified.py`.
 
     Args:
         size: bytes of the tensors, as a share of the float ones, that must be met.
