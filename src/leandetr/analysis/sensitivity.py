@@ -18,7 +18,7 @@ from leandetr.analysis.snapshots import loader_of, progress
 from leandetr.data.coco import Split
 from leandetr.detectors.load import load
 from leandetr.files import write_json
-from leandetr.quantization.choice.sensitivity import layer_errors
+from leandetr.quantization.choice.sensitivity import measure_layers
 from leandetr.quantization.config import Scheme, Static, WeightOnly
 
 SHOWN = 40  # layers in the picture; the JSON has all
@@ -48,7 +48,7 @@ def sensitivity(model: str | Path, split: Split, out: Path, images: int | None =
         "4-bit weights": WeightOnly(bits=4),
         "8-bit weights and inputs": Static(calibration_images=count),
     }
-    errors = layer_errors(detector, candidates, batches)
+    errors, _ = measure_layers(detector, candidates, batches)
     order = {name: place for place, (name, _) in enumerate(detector.model.named_modules())}
     layers = [{"name": name, "errors": errors[name]} for name in sorted(errors, key=lambda name: order.get(name, 0))]
     found = {"model": str(model), "images": count, "candidates": list(candidates), "layers": layers}

@@ -35,8 +35,7 @@ from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.evaluation import coco
 from leandetr.quantization.choice.search import Choices, Found, search
-from leandetr.quantization.choice.sensitivity import bytes_of
-from leandetr.quantization.choice.sensitivity import measure as measure_layers
+from leandetr.quantization.choice.sensitivity import bytes_of, measure_layers
 from leandetr.quantization.config import FLOAT, Static, WeightOnly
 from leandetr.quantization.quantize import quantize
 from leandetr.structures import Batch

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from leandetr.quantization import Dynamic, Static, WeightOnly, quantize
-from leandetr.quantization.choice.sensitivity import bytes_of, layer_errors
+from leandetr.quantization.choice.sensitivity import bytes_of, measure_layers
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_more_bits_err_less_and_a_layer_answers_for_itself_alone(tiny_detector, 
         "dynamic": Dynamic(),
         "static": Static(calibration_images=4),
     }
-    errors = layer_errors(detector, candidates, batches)
+    errors, _ = measure_layers(detector, candidates, batches)
     layer = "model.decoder.layers.1.mlp.fc1"
     assert set(errors[layer]) == set(candidates)
     assert errors[layer]["2"] > errors[layer]["4"] > errors[layer]["8"] > 0

@@ -11,7 +11,7 @@ from leandetr.quantization import LowBit, WeightOnly, finish, in_training, quant
 from leandetr.quantization.checkpoint import weights_left_float
 from leandetr.quantization.config import from_dict
 from leandetr.quantization.layers.modules import LayerPlan, QuantizedLayer, quantized_layer
-from leandetr.quantization.layers.trainable import LearnedGrid, TrainableLayer, trainable_layer, trainable_layers
+from leandetr.quantization.layers.trainable import LearnedGrid, TrainableLayer, trainable_layer
 
 SWIN = {"backbone_config.embed_dim": 24, "backbone_config.depths": [1, 1, 1, 1]}
 FAMILIES = ["detr", "conditional_detr", "deformable_detr", "smca_detr", "swin_detr", "rt_detr_v2"]
@@ -181,9 +181,13 @@ def test_attention_that_was_not_reached_is_said(tiny, batches, name):
     assert ("operands of attention" in summary) == (name not in DENSE)
 
 
+def trainable_layers(detector):
+    return {name: module for name, module in detector.model.named_modules() if isinstance(module, TrainableLayer)}
+
+
 def test_two_stages_end_with_everything_quantized(tiny, batches):
     first = trained(quantize(tiny("detr"), low_bit(part="backbone"), batches), batches)
-    layers = trainable_layers(first.model)
+    layers = trainable_layers(first)
     assert layers
     assert all(name.startswith("model.backbone.") for name in layers)
     second = quantize(first, low_bit(), batches)
@@ -191,7 +195,7 @@ def test_two_stages_end_with_everything_quantized(tiny, batches):
         kept = second.model.get_submodule(name)
         assert all(torch.equal(value, kept.state_dict()[key]) for key, value in layer.state_dict().items())
     whole = quantize(tiny("detr"), low_bit(), batches)
-    assert trainable_layers(second.model).keys() == trainable_layers(whole.model).keys()
+    assert trainable_layers(second).keys() == trainable_layers(whole).keys()
     assert second.config.quantization_config.left_float == whole.config.quantization_config.left_float
     finish(second)
 

@@ -63,7 +63,7 @@ def search(
 
     Args:
         costs: layer -> candidate -> cost, milliseconds as a rule; "float" is a candidate of every layer.
-        errors: layer -> candidate -> error of `layer_errors`; float has none.
+        errors: layer -> candidate -> error of `measure_layers`; float has none.
         evaluate: AP with given choices, a fraction.
         max_drop: in AP, 0.005 is half a point.
         max_cost: of all layers together; nothing above it is looked at.

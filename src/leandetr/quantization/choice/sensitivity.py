@@ -16,7 +16,9 @@ from leandetr.structures import Batch
 Errors = dict[str, dict[str, float]]
 
 
-def layer_errors(detector: Detector, candidates: Mapping[str, Scheme], batches: Iterable[Batch]) -> Errors:
+def measure_layers(
+    detector: Detector, candidates: Mapping[str, Scheme], batches: Iterable[Batch]
+) -> tuple[Errors, dict[str, dict[str, int]]]:
     """The relative squared error of every layer's output under every candidate, all layers before it being float:
 
         error = sum (y - y_quantized)^2 / sum y^2
@@ -29,18 +31,11 @@ def layer_errors(detector: Detector, candidates: Mapping[str, Scheme], batches: 
             float one.
 
     Returns:
-        layer -> candidate -> error, for the layers that a candidate quantizes; the names are those of the quantized model's
-        record.
+        layer -> candidate -> error, for the layers that a candidate quantizes, and likewise the bytes of the layer's tensors;
+        the names are those of the quantized model's record.
 
     Raises UserError as `quantize` does.
     """
-    return measure(detector, candidates, batches)[0]
-
-
-def measure(
-    detector: Detector, candidates: Mapping[str, Scheme], batches: Iterable[Batch]
-) -> tuple[Errors, dict[str, dict[str, int]]]:
-    """The errors of `layer_errors`, and likewise the bytes of every layer's tensors."""
     plain = apply(detector, WeightOnly(overrides={"*": FLOAT}))  # its norms folded, as under every scheme
     errors: Errors = {}
     sizes: dict[str, dict[str, int]] = {}

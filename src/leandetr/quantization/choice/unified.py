@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from leandetr.detectors.attention import open_attention, unopened_attention
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
-from leandetr.quantization.choice.sensitivity import Errors, bytes_of, measure
+from leandetr.quantization.choice.sensitivity import Errors, bytes_of, measure_layers
 from leandetr.quantization.config import AUTO, FLOAT, Dynamic, Scheme, SmoothQuant, Static, Unified, WeightOnly
 from leandetr.quantization.passes.apply import apply
 from leandetr.quantization.passes.operands import SLOT_OF
@@ -42,7 +42,7 @@ def quantize_unified(detector: Detector, config: Unified, batches: Iterable[Batc
     """As `quantize`; layers of the overrides are as these say, and count in the size. Raises UserError where no tolerance meets
     it."""
     schemes = candidates(config.calibration_images)
-    errors, sizes = measure(detector, schemes, batches)
+    errors, sizes = measure_layers(detector, schemes, batches)
     plain = apply(detector, WeightOnly(overrides={"*": FLOAT, **config.overrides}), batches)
     free = {layer: found for layer, found in errors.items() if not config.overridden(layer)}
     floats = {layer: bytes_of(plain.model.get_submodule(layer)) for layer in free}

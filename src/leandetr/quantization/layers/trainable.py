@@ -202,8 +202,3 @@ def trainable_layer(layer: nn.Linear | nn.Conv2d, plan: LayerPlan) -> TrainableL
     """The trainable counterpart of a float layer, which takes over its parameters."""
     kind = TrainableLinear if isinstance(layer, nn.Linear) else TrainableConv2d
     return kind(layer, plan).to(layer.weight.device)
-
-
-def trainable_layers(model: nn.Module) -> dict[str, TrainableLinear | TrainableConv2d]:
-    """Name -> layer, each once."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, TrainableLayer)}

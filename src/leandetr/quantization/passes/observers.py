@@ -108,8 +108,8 @@ class Percentile(Histogram):
         return max(min(low * self.width, 0.0), least), min(max(high * self.width, 0.0), most)
 
 
-class MeanSquares(Histogram):
-    """The range, both ends shrunk by one ratio out of 80, with the least sum of (x - fake_quantize(x))^2."""
+class Shrunk(Histogram):
+    """The range, both ends shrunk by one ratio out of 80, with the least loss."""
 
     ratios = 80
 
@@ -117,60 +117,50 @@ class MeanSquares(Histogram):
         super().__init__()
         self.bits = bits
 
+    @abstractmethod
+    def loss(self, candidate: Range) -> float:
+        """What the grid over a range loses of what was seen."""
+
     def range(self) -> Range:
+        low, high = self.ends()
+        shrunk = [(low * step / self.ratios, high * step / self.ratios) for step in range(self.ratios, 0, -1)]
+        return min(shrunk, key=self.loss)
+
+
+class MeanSquares(Shrunk):
+    """The sum of (x - fake_quantize(x))^2."""
+
+    def loss(self, candidate: Range) -> float:
         centres = (torch.arange(self.bins, dtype=torch.float64) + 0.5) * self.width
         values = torch.stack([-centres, centres])
-        low, high = self.ends()
-        best, least = (low, high), float("inf")
-        for step in range(self.ratios, 0, -1):
-            candidate = (low * step / self.ratios, high * step / self.ratios)
-            scale, zero_point = (t.double() for t in grid_of(*candidate, self.bits))
-            rounded = (torch.clamp(torch.round(values / scale) + zero_point, *unsigned(self.bits)) - zero_point) * scale
-            error = (self.counts * (values - rounded) ** 2).sum().item()
-            if error < least:
-                best, least = candidate, error
-        return best
+        scale, zero_point = (t.double() for t in grid_of(*candidate, self.bits))
+        rounded = (torch.clamp(torch.round(values / scale) + zero_point, *unsigned(self.bits)) - zero_point) * scale
+        return (self.counts * (values - rounded) ** 2).sum().item()
 
 
-class Entropy(Histogram):
-    """The range, both ends shrunk by one ratio out of 80, with the least divergence KL(P || Q) between the histogram and what
-    the grid leaves of it.
+class Entropy(Shrunk):
+    """The divergence KL(P || Q) between the histogram and what the grid leaves of it.
 
     P is the histogram inside the range, what lies outside added to its end bins. Q is the histogram inside the range alone,
     each level's count shared evenly among its bins that are not empty. Both are normalised; a ten-thousandth of Q is spread
     over all bins, so that the divergence is finite.
     """
 
-    ratios = 80
     spread = 1e-4
 
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        self.bits = bits
-
-    def range(self) -> Range:
+    def loss(self, candidate: Range) -> float:
         counts = torch.cat([self.counts[0].flip(0), self.counts[1]])
         edge = torch.arange(-self.bins, self.bins, dtype=torch.float64) * self.width  # the lower one of each bin
-        low, high = self.ends()
-        best, least = (low, high), float("inf")
-        for step in range(self.ratios, 0, -1):
-            candidate = (low * step / self.ratios, high * step / self.ratios)
-            inside = (edge >= candidate[0] - self.width / 2) & (edge + self.width <= candidate[1] + self.width / 2)
-            if not inside.any() or not counts[inside].any():
-                continue
-            divergence = self._divergence(counts, edge + self.width / 2, inside, candidate)
-            if divergence < least:
-                best, least = candidate, divergence
-        return best
-
-    def _divergence(self, counts: Tensor, centres: Tensor, inside: Tensor, candidate: Range) -> float:
+        inside = (edge >= candidate[0] - self.width / 2) & (edge + self.width <= candidate[1] + self.width / 2)
         kept = counts[inside]
+        if not kept.any():
+            return float("inf")
         first, last = (int(index) for index in torch.nonzero(inside).flatten()[[0, -1]])
         clipped = kept.clone()
         clipped[0] += counts[:first].sum()
         clipped[-1] += counts[last + 1 :].sum()
         scale, zero_point = (t.double() for t in grid_of(*candidate, self.bits))
-        level = torch.clamp(torch.round(centres[inside] / scale) + zero_point, *unsigned(self.bits)).long()
+        level = torch.clamp(torch.round((edge + self.width / 2)[inside] / scale) + zero_point, *unsigned(self.bits)).long()
         filled = (kept > 0).double()
         totals, shares = (torch.zeros(2**self.bits, dtype=torch.float64).index_add(0, level, x) for x in (kept, filled))
         left = filled * (totals / shares.clamp(min=1))[level]
