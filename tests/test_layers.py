@@ -7,9 +7,17 @@ import sys
 import tomllib
 from pathlib import Path
 
+import grimp
+
 import leandetr
 
 CONFIG = Path(__file__).resolve().parents[1] / "pyproject.toml"
+
+#: circles that are still to be cut, for types alone
+LEFT_CIRCLES = {
+    frozenset({"leandetr.detectors.detector", "leandetr.detectors.query_sets"}),
+    frozenset({"leandetr.analysis.masks", "leandetr.analysis.mask_figure"}),
+}
 
 
 def test_imports_run_downwards():
@@ -20,7 +28,19 @@ def test_imports_run_downwards():
 
 
 def test_every_module_has_its_layer():
-    (contract,) = tomllib.loads(CONFIG.read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    contract, _ = tomllib.loads(CONFIG.read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
     placed = set(re.findall(r"leandetr\.(\w+)", " ".join(contract["layers"])))
     found = {module.name for module in pkgutil.iter_modules(leandetr.__path__)} - {"__main__"}
     assert found <= placed
+
+
+def test_no_module_imports_itself_through_others():
+    """Imports inside functions and those for types alone count too: a circle that does not run is still one to read."""
+    graph = grimp.build_graph("leandetr", cache_dir=None)
+    circles = {
+        frozenset(chain)
+        for importer in graph.modules
+        for imported in graph.find_modules_directly_imported_by(importer)
+        if (chain := graph.find_shortest_chain(imported, importer))
+    }
+    assert circles == LEFT_CIRCLES

@@ -1,4 +1,4 @@
-"""The picture's numbers are those of `layer_errors`; layers and candidates are all there."""
+"""The picture's numbers are those of `measure_layers`; layers and candidates are all there."""
 
 import json
 

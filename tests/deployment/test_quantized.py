@@ -11,8 +11,8 @@ from leandetr.deployment.runtimes import PyTorchRuntime, open_runtime
 from leandetr.detectors.attention import open_attention
 from leandetr.errors import UserError
 from leandetr.quantization.config import scheme_config
+from leandetr.quantization.layers.trainable import TrainableLayer
 from leandetr.quantization.quantize import quantize
-from leandetr.quantization.trainable import trainable_layers
 
 # The operators that show how a scheme computes; the float file has none of any.
 OPERATORS = {
@@ -126,7 +126,9 @@ def test_a_low_bit_file_holds_the_integers_that_were_trained(build, tmp_path):
     batches = [{"pixel_values": pixels, "pixel_mask": torch.ones(4, 96, 96, dtype=torch.int64)}]
     trained = quantize(build("detr"), scheme_config("low-bit", bits="3-4-8", calibration_images=4), batches)
     expected = {
-        layer.weight_grid.integers(layer.weight).numpy().tobytes() for layer in trainable_layers(trained.model).values()
+        layer.weight_grid.integers(layer.weight).numpy().tobytes()
+        for layer in trained.model.modules()
+        if isinstance(layer, TrainableLayer)
     }
     graph = onnx.load(export_onnx(trained, tmp_path / "model.onnx")).graph
     weights = [tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1]

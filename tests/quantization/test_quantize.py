@@ -8,9 +8,10 @@ from transformers import AutoModelForObjectDetection
 from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.quantization import Dynamic, Static, WeightOnly, quantize, scheme_config
-from leandetr.quantization.fold import Nothing, fold_batch_norms, is_norm, merge_parallel
-from leandetr.quantization.modules import QuantizedLayer
-from leandetr.quantization.operators import dequantize, fake_quantize
+from leandetr.quantization.layers.folded import Nothing
+from leandetr.quantization.layers.modules import QuantizedLayer
+from leandetr.quantization.layers.operators import dequantize, fake_quantize
+from leandetr.quantization.passes.fold import fold_batch_norms, is_norm, merge_parallel
 
 SCHEMES = {
     "weight-only": WeightOnly(),

@@ -1,6 +1,6 @@
 """Which layers suffer most from integers: each layer's relative squared error, alone, under each way of quantizing it.
 
-    error = sum (y - y_quantized)^2 / sum y^2        (`quantization/sensitivity.py`)
+    error = sum (y - y_quantized)^2 / sum y^2        (`quantization/choice/sensitivity.py`)
 
 0.01 is a signal 20 dB above its rounding noise. It is the layer's own output that is compared; how much of it reaches the
 detections is what the budget search measures.
@@ -18,8 +18,8 @@ from leandetr.analysis.snapshots import loader_of, progress
 from leandetr.data.coco import Split
 from leandetr.detectors.load import load
 from leandetr.files import write_json
+from leandetr.quantization.choice.sensitivity import measure_layers
 from leandetr.quantization.config import Scheme, Static, WeightOnly
-from leandetr.quantization.sensitivity import layer_errors
 
 SHOWN = 40  # layers in the picture; the JSON has all
 NOTHING = 1e-9  # where bars begin: an error of zero has no logarithm
@@ -48,7 +48,7 @@ def sensitivity(model: str | Path, split: Split, out: Path, images: int | None =
         "4-bit weights": WeightOnly(bits=4),
         "8-bit weights and inputs": Static(calibration_images=count),
     }
-    errors = layer_errors(detector, candidates, batches)
+    errors, _ = measure_layers(detector, candidates, batches)
     order = {name: place for place, (name, _) in enumerate(detector.model.named_modules())}
     layers = [{"name": name, "errors": errors[name]} for name in sorted(errors, key=lambda name: order.get(name, 0))]
     found = {"model": str(model), "images": count, "candidates": list(candidates), "layers": layers}

@@ -105,7 +105,7 @@ def quantize(
     --out runs/student-4-4-8`
     """
     from leandetr import verbs
-    from leandetr.quantization.cost import theoretical_cost
+    from leandetr.quantization.theoretical_cost import theoretical_cost
     from leandetr.report.columns import SLOWER
     from leandetr.report.rows import surely_slower
 

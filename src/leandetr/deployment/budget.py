@@ -1,4 +1,5 @@
-"""Quantization within a budget of accuracy, and of time where asked: the search of `quantization/search.py` with real measures.
+"""Quantization within a budget of accuracy, and of time where asked: the search of
+`quantization/choice/search.py` with real measures.
 
 AP is PyTorch's with the integers that the engines compute with, on photographs of the training split that calibration did not
 see; times are those of the layers on the engine (`costs.py`). In two passes:
@@ -15,7 +16,7 @@ ten objects allow for 0.005 AP more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,11 +34,11 @@ from leandetr.deployment.runtimes import PyTorchRuntime, open_runtime
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.evaluation import coco
-from leandetr.quantization.config import FLOAT, Scheme, Static, WeightOnly
+from leandetr.quantization.choice.search import Choices, Found, search
+from leandetr.quantization.choice.sensitivity import bytes_of, measure_layers
+from leandetr.quantization.config import FLOAT, Static, WeightOnly
 from leandetr.quantization.quantize import quantize
-from leandetr.quantization.search import Assignment, Found, Table, search
-from leandetr.quantization.sensitivity import bytes_of
-from leandetr.quantization.sensitivity import measure as measure_layers
+from leandetr.structures import Batch
 
 STORED = {"int8 weights": WeightOnly(), "int4 weights": WeightOnly(bits=4)}
 INTEGERS = "static"
@@ -86,106 +87,115 @@ def quantize_within(detector: Detector, scheme: Static, split: Split, budget: Bu
         UserError: too few photographs, none with an object among those that judge, an unknown engine, overrides that lose more
             than the budget, or a target that cannot be met within it.
     """
-    dataset = CocoDataset(split, eval_transform(detector.preprocessing), detector.class_map)
-    if len(dataset) < 2:
-        raise UserError(f"{split.annotations} has fewer than 2 images, and the search needs others than calibration; add some")
-    scheme = replace(scheme, calibration_images=min(scheme.calibration_images, len(dataset) // 2))
-    calibration = spread(range(len(dataset)), scheme.calibration_images)
-    unseen = sorted(set(range(len(dataset))) - set(calibration))
-    judges = Subset(dataset, spread(unseen, min(budget.held_out, len(unseen))))
-    if not any(not annotation["iscrowd"] for annotation in _truth(dataset, judges)["annotations"]):
-        raise UserError(f"{split.annotations}: the {len(judges)} images that are to judge hold no object; raise --held-out")
-    batches = list(DataLoader(Subset(dataset, calibration), batch_size=8, collate_fn=collate))
-    options: dict[str, Scheme] = {INTEGERS: scheme, **STORED}
-    errors, sizes = measure_layers(detector, options, batches)
+    passes = _Passes(detector, scheme, split, budget)
+    mixed = passes.storage(passes.arithmetic())
+    return passes.fastest({"mixed": mixed} | passes.all_in_integers())
 
-    def quantized(assignment: Assignment) -> Detector:
-        if set(assignment.values()) == {FLOAT} and not scheme.overrides:
-            return plain
-        own = {INTEGERS: replace(scheme, overrides={}), FLOAT: FLOAT, **STORED}
-        overrides = {**scheme.overrides, **{layer: own[choice] for layer, choice in assignment.items()}}
-        return quantize(detector, replace(scheme, overrides=overrides), batches)
 
-    plain = quantize(detector, WeightOnly(overrides={"*": FLOAT}))
-    known: dict[tuple[str, ...], float] = {}
+class _Passes:
+    """The two passes over one detector, and what both measure with. AP of a choice is measured once."""
 
-    def ap(assignment: Assignment) -> float:
-        key = tuple(assignment[layer] for layer in sorted(assignment))
-        if key not in known:
-            known[key] = _ap(quantized(assignment), dataset, judges)
-        return known[key]
+    def __init__(self, detector: Detector, scheme: Static, split: Split, budget: Budget) -> None:
+        self.detector, self.split, self.budget = detector, split, budget
+        self.dataset = CocoDataset(split, eval_transform(detector.preprocessing), detector.class_map)
+        self.scheme, self.batches, self.judges = self._share_images(scheme)
+        self.errors, self.sizes = measure_layers(detector, {INTEGERS: self.scheme, **STORED}, self.batches)
+        self.plain = quantize(detector, WeightOnly(overrides={"*": FLOAT}))
+        self.known: dict[tuple[str, ...], float] = {}
+        candidates = {FLOAT: self.plain, INTEGERS: quantize(detector, self.scheme, self.batches)}
+        costs = layer_costs(candidates, self.batches[0]["pixel_values"][:1], budget.engine)
+        self.costs = {layer: found for layer, found in costs.items() if not scheme.overridden(layer)}
+        given_ap = self.ap(dict.fromkeys(self.costs, FLOAT))
+        self.float_ap = self._measured_ap(self.plain) if scheme.overrides else given_ap
+        self.left = budget.max_ap_drop - (self.float_ap - given_ap)  # by the overrides
+        if self.left < 0:
+            raise UserError(f"the overrides alone lose more than {budget.max_ap_drop:g} AP; allow more loss or leave some out")
 
-    integers = quantize(detector, scheme, batches)
-    costs = layer_costs({FLOAT: plain, INTEGERS: integers}, batches[0]["pixel_values"][:1], budget.engine)
-    costs = {layer: found for layer, found in costs.items() if not scheme.overridden(layer)}
-    rest = _rest(detector, split, costs, budget)
-    given_ap = ap(dict.fromkeys(costs, FLOAT))
-    float_ap = _ap(plain, dataset, judges) if scheme.overrides else given_ap
-    left = budget.max_ap_drop - (float_ap - given_ap)
-    if left < 0:
-        raise UserError(f"the overrides alone lose more than {budget.max_ap_drop:g} AP; allow more loss or leave some out")
-    found = search(
-        costs,
-        errors,
-        ap,
-        left,
-        None if budget.target_latency_ms is None else budget.target_latency_ms - rest,
-        evaluations=budget.evaluations,
-    )
-    stored = _store(found, quantized(found.assignment), errors, sizes, ap, left - found.drop, budget.evaluations)
-    finals = {"mixed": stored.assignment}
-    everything = dict.fromkeys(costs, INTEGERS)
-    if float_ap - ap(everything) <= budget.max_ap_drop:
-        finals["all"] = everything
-    detectors = {name: quantized(assignment) for name, assignment in finals.items()}
-    whole = whole_latencies({FLOAT: detector} | detectors, split, budget.engine)
-    best = min(detectors, key=lambda name: whole[name]["latency_ms"])
-    rows = [
-        {"name": layer, "choice": choice, "errors": errors[layer], "milliseconds": costs[layer]}
-        for layer, choice in finals[best].items()
-    ]
-    best_ap = ap(finals[best])
-    return detectors[best], {
-        "engine": budget.engine,
-        "max_ap_drop": budget.max_ap_drop,
-        "images": len(judges),
-        "float_ap": float_ap,
-        "ap": best_ap,
-        "drop": float_ap - best_ap,
-        **{key: whole[best][key] for key in ("latency_ms", "speedup", "speedup_low", "speedup_high")},
-        "float_latency_ms": whole[FLOAT]["latency_ms"],
-        "evaluations": len(known),
-        "layers": rows,
-    }
+    def _share_images(self, scheme: Static) -> tuple[Static, list[Batch], Subset]:
+        """The scheme with as many calibration images as there can be, these in batches, and the images that judge."""
+        dataset, annotations = self.dataset, self.split.annotations
+        if len(dataset) < 2:
+            raise UserError(f"{annotations} has fewer than 2 images, and the search needs others than calibration; add some")
+        scheme = replace(scheme, calibration_images=min(scheme.calibration_images, len(dataset) // 2))
+        calibration = spread(range(len(dataset)), scheme.calibration_images)
+        unseen = sorted(set(range(len(dataset))) - set(calibration))
+        judges = Subset(dataset, spread(unseen, min(self.budget.held_out, len(unseen))))
+        if not any(not annotation["iscrowd"] for annotation in _truth(dataset, judges)["annotations"]):
+            raise UserError(f"{annotations}: the {len(judges)} images that are to judge hold no object; raise --held-out")
+        return scheme, list(DataLoader(Subset(dataset, calibration), batch_size=8, collate_fn=collate)), judges
+
+    def quantized(self, choices: Choices) -> Detector:
+        """The detector with each searched layer as chosen."""
+        if set(choices.values()) == {FLOAT} and not self.scheme.overrides:
+            return self.plain
+        own = {INTEGERS: replace(self.scheme, overrides={}), FLOAT: FLOAT, **STORED}
+        overrides = {**self.scheme.overrides, **{layer: own[choice] for layer, choice in choices.items()}}
+        return quantize(self.detector, replace(self.scheme, overrides=overrides), self.batches)
+
+    def ap(self, choices: Choices) -> float:
+        key = tuple(choices[layer] for layer in sorted(choices))
+        if key not in self.known:
+            self.known[key] = self._measured_ap(self.quantized(choices))
+        return self.known[key]
+
+    def _measured_ap(self, detector: Detector) -> float:
+        return _ap(detector, self.dataset, self.judges)
+
+    def arithmetic(self) -> Found:
+        """The first pass."""
+        target = self.budget.target_latency_ms
+        if target is not None:  # what the float model spends outside of the searched layers is spent anyway
+            whole = whole_latencies({FLOAT: self.detector}, self.split, self.budget.engine)[FLOAT]
+            target -= max(0.0, whole["latency_ms"] - sum(found[FLOAT] for found in self.costs.values()))
+        return search(self.costs, self.errors, self.ap, self.left, target, evaluations=self.budget.evaluations)
+
+    def storage(self, found: Found) -> Choices:
+        """The second pass: how the layers that the first left float hold their weights, for what it left of the budget."""
+        fixed = {layer: choice for layer, choice in found.choices.items() if choice != FLOAT}
+        model = self.quantized(found.choices).model
+        costs = {
+            layer: {FLOAT: bytes_of(model.get_submodule(layer))}
+            | {name: size for name, size in self.sizes[layer].items() if name in STORED}
+            for layer in found.choices
+            if layer not in fixed
+        }
+        if not costs:
+            return found.choices
+        left = self.left - found.drop
+        stored = search(costs, self.errors, lambda choices: self.ap(fixed | choices), left, evaluations=self.budget.evaluations)
+        return {layer: (fixed | stored.choices)[layer] for layer in found.choices}
+
+    def all_in_integers(self) -> dict[str, Choices]:
+        """Every layer in integers, where that keeps to the budget."""
+        everything = dict.fromkeys(self.costs, INTEGERS)
+        return {"all": everything} if self.float_ap - self.ap(everything) <= self.budget.max_ap_drop else {}
+
+    def fastest(self, finals: Mapping[str, Choices]) -> tuple[Detector, dict[str, Any]]:
+        """Of the finals the fastest as a whole, and what `quantize_within` returns of it."""
+        detectors = {name: self.quantized(choices) for name, choices in finals.items()}
+        whole = whole_latencies({FLOAT: self.detector} | detectors, self.split, self.budget.engine)
+        best = min(detectors, key=lambda name: whole[name]["latency_ms"])
+        ap = self.ap(finals[best])
+        return detectors[best], {
+            "engine": self.budget.engine,
+            "max_ap_drop": self.budget.max_ap_drop,
+            "images": len(self.judges),
+            "float_ap": self.float_ap,
+            "ap": ap,
+            "drop": self.float_ap - ap,
+            **{key: whole[best][key] for key in ("latency_ms", "speedup", "speedup_low", "speedup_high")},
+            "float_latency_ms": whole[FLOAT]["latency_ms"],
+            "evaluations": len(self.known),
+            "layers": [
+                {"name": layer, "choice": choice, "errors": self.errors[layer], "milliseconds": self.costs[layer]}
+                for layer, choice in finals[best].items()
+            ],
+        }
 
 
 def spread(choices: Sequence[int], count: int) -> list[int]:
     """`count` of the choices, evenly spread."""
     return [choices[index] for index in torch.linspace(0, len(choices) - 1, count).round().long().tolist()]
-
-
-def _store(
-    found: Found,
-    chosen: Detector,
-    errors: Table,
-    sizes: Table,
-    ap: Callable[[Assignment], float],
-    left: float,
-    evaluations: int,
-) -> Found:
-    """The second pass: how the layers that were left float hold their weights, for at most `left` AP more."""
-    fixed = {layer: choice for layer, choice in found.assignment.items() if choice != FLOAT}
-    costs = {
-        layer: {FLOAT: bytes_of(chosen.model.get_submodule(layer))}
-        | {name: size for name, size in sizes[layer].items() if name in STORED}
-        for layer, choice in found.assignment.items()
-        if choice == FLOAT
-    }
-    if not costs:
-        return found
-    best = search(costs, errors, lambda stored: ap(fixed | stored), left, evaluations=evaluations)
-    order = {layer: (fixed | best.assignment)[layer] for layer in found.assignment}
-    return replace(best, assignment=order)
 
 
 def _ap(detector: Detector, dataset: CocoDataset, images: Subset) -> float:
@@ -212,11 +222,3 @@ def whole_latencies(detectors: Mapping[str, Detector], split: Split, engine: str
         files = [export_onnx(detector, Path(folder) / f"{name}.onnx") for name, detector in detectors.items()]
         measured = measure([open_runtime(file, engine=engine) for file in files], split, repeats=30)
     return dict(zip(detectors, measured, strict=True))
-
-
-def _rest(detector: Detector, split: Split, costs: dict[str, dict[str, float]], budget: Budget) -> float:
-    """Milliseconds of the float model outside of the searched layers, where a target makes that matter."""
-    if budget.target_latency_ms is None:
-        return 0.0
-    whole = whole_latencies({FLOAT: detector}, split, budget.engine)[FLOAT]
-    return max(0.0, whole["latency_ms"] - sum(found[FLOAT] for found in costs.values()))

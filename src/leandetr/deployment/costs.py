@@ -28,8 +28,8 @@ from leandetr.deployment.unpacking import unpack_onnx
 from leandetr.detectors.detector import Detector
 from leandetr.errors import unknown
 from leandetr.files import read_json
-from leandetr.quantization.modules import GIVEN_INPUT, QuantizedConv2d, QuantizedLayer
-from leandetr.quantization.operators import fake_quantize, onnx_translations, store_integers
+from leandetr.quantization.layers.modules import GIVEN_INPUT, QuantizedConv2d, QuantizedLayer
+from leandetr.quantization.layers.operators import fake_quantize, onnx_translations, store_integers
 
 ENGINES = ("onnxruntime", "openvino")
 LAYOUT = ("Transpose", "ReorderInput", "ReorderOutput", "Reorder", "Parameter", "Result", "Input", "Output")
@@ -98,7 +98,7 @@ def _starts_with_integers(layer: nn.Module) -> bool:
 
 
 def _ends_with_integers(layer: nn.Module) -> bool:
-    """As every convolution on grids does, see `quantization/placement.py`."""
+    """As every convolution on grids does, see `quantization/passes/placement.py`."""
     on_grids = isinstance(layer, QuantizedConv2d) and layer.input is not None
     return on_grids or (isinstance(layer, QuantizedLayer) and layer.output is not None)
 

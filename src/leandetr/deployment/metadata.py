@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from leandetr.detectors.detector import Detector
-from leandetr.quantization.cost import theoretical_cost
-from leandetr.quantization.modules import QuantizedLayer
+from leandetr.quantization.layers.modules import QuantizedLayer
+from leandetr.quantization.theoretical_cost import theoretical_cost
 from leandetr.structures import ClassMap, Preprocessing
 
 #: the key under which the text is kept, in an ONNX file's properties and in an OpenVINO file's runtime information
@@ -27,7 +27,7 @@ class Metadata:
     head: "softmax" or "sigmoid". parameters: how many the model has. scheme: of its quantization, None for float.
     provenance: what it was made from and with, by name. end_to_end: whether pre- and post-processing are in the graph, see
     `end_to_end.py`; its labels are positions in `class_map.names`, and `class_map.dataset_ids` has the data set's own ids.
-    theoretical_speedup: over float by the bits of its products, see `quantization/cost.py`; None for float.
+    theoretical_speedup: over float by the bits of its products, see `quantization/theoretical_cost.py`; None for float.
     """
 
     class_map: ClassMap

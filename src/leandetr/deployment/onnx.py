@@ -36,7 +36,7 @@ from leandetr.detectors.create import check_size, size_divisor
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.files import writing
-from leandetr.quantization.lowbit import finish, in_training
+from leandetr.quantization.training.finish import finish, in_training
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def _sample(images: int, metadata: Metadata, free_size: tuple[int, int] = FREE_S
 
 
 def _to_onnx(model: PlainDetector | EndToEnd, sample: tuple[Tensor, ...], dynamic_batch: bool, opset: int) -> onnx_ir.Model:
-    from leandetr.quantization.operators import onnx_translations, store_integers
+    from leandetr.quantization.layers.operators import onnx_translations, store_integers
 
     free = torch.export.Dim.DYNAMIC
     batch = {0: free} if dynamic_batch else {}

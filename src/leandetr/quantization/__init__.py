@@ -2,10 +2,11 @@
 
 from leandetr.quantization.checkpoint import QuantizationRecord
 from leandetr.quantization.config import Dynamic, LowBit, Scheme, SmoothQuant, Static, Unified, WeightOnly, scheme_config
-from leandetr.quantization.lowbit import LogClipped, finish, in_training
-from leandetr.quantization.operators import onnx_translations
+from leandetr.quantization.layers.operators import onnx_translations
 from leandetr.quantization.quantize import quantize
 from leandetr.quantization.torchao import to_torchao
+from leandetr.quantization.training.clipping import LogClipped
+from leandetr.quantization.training.finish import finish, in_training
 
 __all__ = [
     "Dynamic",

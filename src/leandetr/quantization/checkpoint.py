@@ -17,9 +17,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from leandetr.detectors.attention import open_attention
 from leandetr.quantization.config import LowBit
-from leandetr.quantization.fold import apply_folds, apply_merges
-from leandetr.quantization.modules import GriddedActivation, LayerPlan, quantized_layer, replace_modules
-from leandetr.quantization.trainable import TrainableActivation, TrainableLayer, trainable_layer
+from leandetr.quantization.layers.folded import apply_folds, apply_merges
+from leandetr.quantization.layers.modules import GriddedActivation, LayerPlan, quantized_layer, replace_modules
+from leandetr.quantization.layers.trainable import TrainableActivation, TrainableLayer, trainable_layer
 
 METHOD = "leandetr"
 SLOTS = ".slots."  # in the names of attention operands
@@ -35,12 +35,12 @@ class QuantizationRecord(QuantizationConfigMixin):
         layers: quantized layer -> its `LayerPlan`, as a mapping.
         activations: activation function -> bits of the grid on its output.
         left_float: layer with weights, or attention, that stayed float -> why.
-        trainable: whether the layers hold float weights that are rounded as they run, see `trainable.py`.
+        trainable: whether the layers hold float weights that are rounded as they run, see `layers/trainable.py`.
         kept_wide: layer with 8-bit weights and float arithmetic where fewer bits or integer arithmetic were asked for -> why.
         merges: branch of a block -> the convolution that has taken it in.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the keys of config.json
         self,
         scheme: dict[str, Any],
         folds: dict[str, str],

@@ -11,7 +11,7 @@ from torch import nn
 
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
-from leandetr.quantization.modules import (
+from leandetr.quantization.layers.modules import (
     AT_RUN_TIME,
     FLOAT_INPUT,
     ROWS_INPUT,

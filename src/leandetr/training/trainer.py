@@ -29,7 +29,6 @@ from leandetr.training.ema import MovingAverage
 from leandetr.training.precision import keep_boxes_precise
 
 COMPLETE = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
-GRID_NAMES = ("raw_step", "raw_zero_point")  # of the trained grids of low-bit layers
 SLOW_NAMES = ("reference_points", "sampling_offsets")  # Deformable DETR trains these ten times slower
 
 
@@ -108,12 +107,16 @@ class AveragingTrainer(Trainer):
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with the rates of `rate_of`, no weight decay for norms, biases and grids."""
+        """AdamW with the rates of `rate_of`, no weight decay for norms, biases and grids. A grid's parameters are what modules
+        call so: their `parameter_groups()`, where they have it, gives {"grid": parameters}."""
+        model = model or self.model
+        offered = [module.parameter_groups() for module in model.modules() if hasattr(module, "parameter_groups")]
+        grids = {parameter for found in offered for parameter in found.get("grid", ())}
         groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
-        for name, parameter in (model or self.model).named_parameters():
+        for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 decay = self.config.weight_decay if parameter.ndim > 1 else 0.0
-                grid = name.endswith(GRID_NAMES)
+                grid = parameter in grids
                 groups[self.config.grid_lr if grid else self.rate_of(name, parameter), decay, grid].append(parameter)
         self.optimizer = torch.optim.AdamW(
             [

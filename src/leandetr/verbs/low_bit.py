@@ -17,7 +17,8 @@ from leandetr.distillation.methods import build_terms
 from leandetr.errors import UserError
 from leandetr.inputs import State
 from leandetr.quantization.config import LowBit
-from leandetr.quantization.lowbit import LogClipped, finish, in_training
+from leandetr.quantization.training.clipping import LogClipped
+from leandetr.quantization.training.finish import finish, in_training
 from leandetr.training.config import Training
 from leandetr.verbs.calibration import calibrate_alignment, calibrated
 from leandetr.verbs.data import Data

@@ -15,7 +15,7 @@ from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.files import claiming, write_json
 from leandetr.quantization.config import LowBit, Scheme, scheme_config
-from leandetr.quantization.lowbit import finish
+from leandetr.quantization.training.finish import finish
 from leandetr.verbs.calibration import asking, calibrated
 from leandetr.verbs.data import Data, split_of, state_of
 from leandetr.verbs.low_bit import LowBitTraining, train_low_bit

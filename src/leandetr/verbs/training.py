@@ -18,7 +18,7 @@ from leandetr.distillation.methods import build_terms
 from leandetr.errors import UserError
 from leandetr.files import claiming, read_json
 from leandetr.quantization.config import LowBit
-from leandetr.quantization.pretraining import round_backbone
+from leandetr.quantization.training.pretraining import round_backbone
 from leandetr.structures import Preprocessing
 from leandetr.training import classification
 from leandetr.training.config import Training

@@ -9,8 +9,8 @@ from typing import ClassVar
 from torch import nn
 
 from leandetr.errors import UserError, unknown
-from leandetr.quantization.config.post_training import Static
 from leandetr.quantization.config.scheme import DEFAULT_FLOAT, OPERANDS, Scheme
+from leandetr.quantization.grids import BITS, GridSetting
 
 PARTS = ("all", "backbone")
 
@@ -56,7 +56,7 @@ class LowBit(Scheme):
         widths = self.bits.split("-")
         if len(widths) == 1:
             widths = [*widths * 2, "8"]
-        if len(widths) != 3 or not all(width in "2345678" and len(width) == 1 for width in widths):
+        if len(widths) != 3 or not all(width in map(str, BITS) for width in widths):
             raise UserError(
                 f"low-bit: bits is {self.bits!r}; give those of weights, activations and attention as 4-4-8, each from 2 to 8, "
                 "or one number"
@@ -65,13 +65,12 @@ class LowBit(Scheme):
         for operand, width in self.attention.items():
             if operand not in OPERANDS:
                 raise unknown("operand of attention", operand, OPERANDS)
-            _check_bits(f"attention.{operand}", width)
-        _check_bits("first_convolution", self.first_convolution)
-        _check_bits("depthwise", self.depthwise)
+            self._require_bits(f"attention.{operand}", width)
+        self._require_bits("first_convolution", self.first_convolution)
+        self._require_bits("depthwise", self.depthwise)
         if self.part not in PARTS:
             raise unknown("part", self.part, PARTS)
-        if self.calibration_images < 1:
-            raise UserError(f"low-bit: calibration_images is {self.calibration_images}; give 1 or more")
+        self._require_images()
 
     @property
     def weight_bits(self) -> int:
@@ -89,13 +88,9 @@ class LowBit(Scheme):
             return max(self.weight_bits, self.depthwise), max(self.activation_bits, self.depthwise)
         return self.weight_bits, self.activation_bits
 
-    def operand(self, name: str) -> Static | None:
-        bits = self.attention.get(name, int(self.bits.split("-")[2]))
-        if self.part != "all":
-            return None
-        return Static(activation_bits=bits, observer="mse", calibration_images=self.calibration_images)
+    def grid(self, bits: int) -> GridSetting:
+        """How the grid that the training of an activation's step begins with is found."""
+        return GridSetting(bits, "mse", calibration_images=self.calibration_images)
 
-
-def _check_bits(option: str, bits: int) -> None:
-    if bits not in range(2, 9):
-        raise UserError(f"low-bit: {option} is {bits}; give 2 to 8")
+    def operand(self, name: str) -> GridSetting | None:
+        return self.grid(self.attention.get(name, int(self.bits.split("-")[2]))) if self.part == "all" else None

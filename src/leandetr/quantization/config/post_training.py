@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from leandetr.errors import UserError, unknown
+from leandetr.errors import unknown
 from leandetr.quantization.config.scheme import FLOAT, Scheme
+from leandetr.quantization.grids import OBSERVERS, GridSetting
 
 GROUP_SIZES = (32, 64, 128)
 
 AUTO = "auto"
 ACTIVATIONS = (FLOAT, "dynamic", "static")
-
-OBSERVERS = ("min-max", "moving-average", "percentile", "mse", "entropy")
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class WeightOnly(Scheme):
             8 it is the whole output channel. A layer whose inputs it does not divide takes the largest smaller group that does,
             of 16 or more; one without any (depthwise convolutions, the first layer) holds 8 bits.
         calibration_images: how many images are read to round fewer than 8 bits such that a layer's errors make up for each
-            other (`rounding.py`); 0 rounds every weight to its nearest integer.
+            other (`layers/rounding.py`); 0 rounds every weight to its nearest integer.
     """
 
     bits: int = 8
@@ -40,12 +39,9 @@ class WeightOnly(Scheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 2 <= self.bits <= 8:
-            raise UserError(f"weight-only: bits is {self.bits}; give 2 to 8")
-        if self.group_size not in GROUP_SIZES:
-            raise UserError(f"weight-only: group_size is {self.group_size}; give {', '.join(map(str, GROUP_SIZES))}")
-        if self.calibration_images < 0:
-            raise UserError(f"weight-only: calibration_images is {self.calibration_images}; give 0 or more")
+        self._require_bits("bits", self.bits)
+        self._require(self.group_size in GROUP_SIZES, "group_size", ", ".join(map(str, GROUP_SIZES)))
+        self._require_images(0)
 
     def careful(self) -> Scheme:
         return WeightOnly()
@@ -84,7 +80,7 @@ class Static(Scheme):
         percentile: in percent, above 50.
         calibration_images: how many images are read from the batches.
         attention: whether the products of attention, q k^T and p v, multiply integers too, where the model's attention can be
-            opened; what that gains is in `operands.py`.
+            opened; what that gains is in `passes/operands.py`.
     """
 
     weight_bits: int = 8
@@ -98,26 +94,28 @@ class Static(Scheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("weight_bits", "activation_bits"):
-            if not 2 <= getattr(self, option) <= 8:
-                raise UserError(f"static: {option} is {getattr(self, option)}; give 2 to 8")
+        self._require_bits("weight_bits", self.weight_bits)
+        self._require_bits("activation_bits", self.activation_bits)
         if self.observer not in OBSERVERS:
             raise unknown("observer", self.observer, OBSERVERS)
-        if not 50 < self.percentile <= 100:
-            raise UserError(f"static: percentile is {self.percentile}; give more than 50 and at most 100")
-        if self.calibration_images < 1:
-            raise UserError(f"static: calibration_images is {self.calibration_images}; give 1 or more")
+        self._require(50 < self.percentile <= 100, "percentile", "more than 50 and at most 100")
+        self._require_images()
 
     def careful(self) -> Scheme:
         return WeightOnly()
 
-    def operand(self, name: str) -> Static | None:
-        return self if self.attention else None
+    def grid(self) -> GridSetting:
+        """How the grids of activations are found."""
+        return GridSetting(self.activation_bits, self.observer, self.percentile, self.calibration_images)
+
+    def operand(self, name: str) -> GridSetting | None:
+        return self.grid() if self.attention else None
 
 
 @dataclass(frozen=True)
 class SmoothQuant(Scheme):
-    """Linear layers whose outlying input channels have been moved into their weights, see `smooth.py`; then as another scheme.
+    """Linear layers whose outlying input channels have been moved into their weights, see `passes/smooth.py`; then as another
+    scheme.
 
     Args:
         activations: "float", as `WeightOnly`; "dynamic" or "static", as those schemes.
@@ -139,10 +137,9 @@ class SmoothQuant(Scheme):
         super().__post_init__()
         if self.activations not in ACTIVATIONS:
             raise unknown("activations of smoothquant", self.activations, ACTIVATIONS)
-        if self.alpha != AUTO and not (isinstance(self.alpha, int | float) and 0 <= self.alpha <= 1):
-            raise UserError(f"smoothquant: alpha is {self.alpha}; give 0 to 1, or {AUTO}")
-        if self.calibration_images < 1:
-            raise UserError(f"smoothquant: calibration_images is {self.calibration_images}; give 1 or more")
+        in_range = isinstance(self.alpha, int | float) and 0 <= self.alpha <= 1
+        self._require(self.alpha == AUTO or in_range, "alpha", f"0 to 1, or {AUTO}")
+        self._require_images()
         self.after()
 
     def after(self) -> Scheme:
@@ -157,7 +154,8 @@ class SmoothQuant(Scheme):
 
 @dataclass(frozen=True)
 class Unified(Scheme):
-    """For every layer one of the other schemes, by what it does to that layer's output on calibration images; see `unified.py`.
+    """For every layer one of the other schemes, by what it does to that layer's output on calibration images; see
+    `choice/unified.py`.
 
     Args:
         size: bytes of the tensors, as a share of the float ones, that must be met.
@@ -165,7 +163,7 @@ class Unified(Scheme):
         prefer: of the schemes within the tolerance the fastest arithmetic ("speed"), or the fewest bytes ("size").
         calibration_images: how many images are read from the batches, several times.
         attention: whether the products of an attention whose layers are all on calibrated grids multiply integers too, see
-            `operands.py`.
+            `passes/operands.py`.
     """
 
     size: float = 0.27
@@ -178,11 +176,8 @@ class Unified(Scheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.size <= 1:
-            raise UserError(f"unified: size is {self.size}; give a share of the float bytes above 0 and at most 1")
-        if self.tolerance is not None and self.tolerance <= 0:
-            raise UserError(f"unified: tolerance is {self.tolerance}; give more than 0")
+        self._require(0 < self.size <= 1, "size", "a share of the float bytes above 0 and at most 1")
+        self._require(self.tolerance is None or self.tolerance > 0, "tolerance", "more than 0")
         if self.prefer not in ("speed", "size"):
             raise unknown("preference", self.prefer, ("speed", "size"))
-        if self.calibration_images < 1:
-            raise UserError(f"unified: calibration_images is {self.calibration_images}; give 1 or more")
+        self._require_images()

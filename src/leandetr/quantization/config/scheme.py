@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from leandetr.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    from leandetr.quantization.config.post_training import Static
+from leandetr.quantization.grids import BITS, GridSetting
 
 FLOAT = "float"
 
@@ -80,6 +78,18 @@ class Scheme:
         settings = {pattern: self._setting(pattern, value) for pattern, value in self.overrides.items()}
         object.__setattr__(self, "overrides", settings)
 
+    def _require(self, holds: bool, option: str, give: str, value: Any = None) -> None:
+        """Raises UserError for an option out of range. value: where it is not the attribute of that name."""
+        if not holds:
+            value = getattr(self, option) if value is None else value
+            raise UserError(f"{self.name}: {option} is {value}; give {give}")
+
+    def _require_bits(self, option: str, value: int) -> None:
+        self._require(value in BITS, option, f"{BITS[0]} to {BITS[-1]}", value)
+
+    def _require_images(self, least: int = 1) -> None:
+        self._require(self.calibration_images >= least, "calibration_images", f"{least} or more")
+
     def _setting(self, pattern: str, value: Any) -> Scheme | str:
         if value == FLOAT:
             return FLOAT
@@ -122,8 +132,8 @@ class Scheme:
         """What the default exceptions get, whose arithmetic is float; None for float weights, too."""
         return None
 
-    def operand(self, name: str) -> Static | None:
-        """How the grid of an operand of attention, one of `OPERANDS`, is calibrated; None where it stays float."""
+    def operand(self, name: str) -> GridSetting | None:
+        """How the grid of an operand of attention, one of `OPERANDS`, is found; None where it stays float."""
         return None
 
     def check_overrides(self, names: list[str]) -> None:

@@ -1,0 +1,105 @@
+"""One scheme done to one detector.
+
+The order: fold BatchNorm, decide for every layer, smooth, place the static grids, calibrate them on the float model, replace
+the layers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from leandetr.detectors.detector import Detector
+from leandetr.errors import UserError
+from leandetr.quantization.checkpoint import QuantizationRecord, attach, build
+from leandetr.quantization.config import Dynamic, LowBit, Scheme, Static, WeightOnly
+from leandetr.quantization.layers.groups import group_size_of
+from leandetr.quantization.layers.modules import DYNAMIC_INPUT, ROWS_INPUT, LayerPlan, names_of
+from leandetr.quantization.layers.rounding import InputMoment
+from leandetr.quantization.passes.calibrate import CalibrationImages, Grids, blank, calibrate
+from leandetr.quantization.passes.decide import decide
+from leandetr.quantization.passes.flow import watch
+from leandetr.quantization.passes.fold import fold_batch_norms, merge_parallel
+from leandetr.quantization.passes.placement import Placement, place, place_trained
+from leandetr.quantization.passes.smooth import smooth
+from leandetr.structures import Batch
+
+
+@torch.no_grad()
+def apply(detector: Detector, config: Scheme, calibration_batches: Iterable[Batch] = ()) -> Detector:
+    """`quantize`, for the schemes that decide by name and not by measurement."""
+    training = isinstance(config, LowBit)
+    before = getattr(detector.config, "quantization_config", None)
+    if before is not None and not (training and before.trainable):
+        raise UserError("the model is quantized already; give the float model that it was made from")
+    detector = copy.deepcopy(detector).eval()
+    model, (pixels, mask) = detector.model, blank(detector)
+    folds = fold_batch_norms(model, lambda: model(pixel_values=pixels, pixel_mask=mask))
+    merges = {} if training else merge_parallel(model)  # training wants the blocks as they are trained
+    decision = decide(detector, config)
+    moments = {layer: InputMoment(layer) for layer, setting in decision.settings.items() if _learns_rounding(layer, setting)}
+    gridded = {layer: setting for layer, setting in decision.settings.items() if isinstance(setting, Static | LowBit)}
+    calibrated = [*gridded.values(), *(decision.settings[layer] for layer in moments), *decision.operands.values()]
+    asked = max((setting.calibration_images for setting in (*calibrated, *decision.smoothed.values())), default=0)
+    images = CalibrationImages(calibration_batches, asked, detector)
+
+    def run() -> None:
+        pixels, mask = images.first
+        model(pixel_values=pixels[:1], pixel_mask=mask[:1])
+
+    factors = smooth(model, decision.smoothed, run, images) if decision.smoothed else {}
+    placement = (place_trained if training else place)(model, gridded, run) if gridded else Placement()
+    if decision.operands:
+        runs = watch(decision.operands, run).sources
+        placement.add_activations({slot: setting for slot, setting in decision.operands.items() if slot in runs})
+    grids = calibrate(model, placement, moments, images) if calibrated else Grids({}, {})
+
+    names = names_of(model)
+    plans = {
+        layer: placement.plans.get(layer) or _plain_plan(layer, setting)
+        for layer, setting in decision.settings.items()
+        if layer not in placement.idle
+    }
+    plans |= {layer: replace(plans[layer], smoothed=True) for layer in factors}
+    idle = {names[layer][0]: "does not run on images" for layer in decision.settings if layer in placement.idle}
+    record = QuantizationRecord(
+        scheme=config.to_dict(),
+        folds=folds,
+        layers={names[layer][0]: plan.to_dict() for layer, plan in plans.items()},
+        activations={names[module][0]: setting.bits for module, setting in placement.activations.items()},
+        left_float=decision.left_float | idle,
+        trainable=training,
+        kept_wide=decision.kept_wide,
+        merges=merges,
+    )
+    if before is not None:
+        record.folds, record.layers = before.folds | folds, before.layers | record.layers
+    replaced = build(model, record)
+    grids.fill(replaced)
+    for layer in plans:
+        replaced[layer].fill(layer, *(moments[layer],) if layer in moments else ())
+    for layer, factor in factors.items():
+        replaced[layer].input_factor.copy_(factor)
+    attach(model, record)
+    return detector
+
+
+def _plain_plan(layer: nn.Module, setting: Scheme) -> LayerPlan:
+    """The plan of a layer without calibrated grids."""
+    if isinstance(setting, Dynamic) and isinstance(layer, nn.Linear):
+        return LayerPlan(input=ROWS_INPUT if setting.per_row else DYNAMIC_INPUT)
+    group_size = _group_size(layer, setting)
+    return LayerPlan() if group_size is None else LayerPlan(weight_bits=setting.bits, group_size=group_size)
+
+
+def _group_size(layer: nn.Module, setting: Scheme) -> int | None:
+    """Of a layer whose weights are in groups."""
+    return group_size_of(layer, setting.group_size) if isinstance(setting, WeightOnly) and setting.bits < 8 else None
+
+
+def _learns_rounding(layer: nn.Module, setting: Scheme) -> bool:
+    return _group_size(layer, setting) is not None and setting.calibration_images > 0 and InputMoment.possible(layer)
