@@ -218,7 +218,8 @@ def test_a_training_that_diverges_is_one_sentence(prepared, short, tmp_path, nam
     with pytest.raises(UserError) as caught:
         fit(detector, train, val, short(lr=1e6), tmp_path, "wild")
     assert re.fullmatch(
-        r"the (loss|gradient) is not a number at step \d: .* not finite.*; lower training.lr or training.clip", str(caught.value)
+        r"the (loss|gradient) is not a number at step \d: .* not finite.*; lower training.lr or training.clip",
+        str(caught.value),
     )
 
 
