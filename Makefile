@@ -4,11 +4,12 @@ BIN := .venv/bin
 # What to try, in this order; `make PYTHON=/path/to/python` puts another one first.
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test test-gpu lint clean
 
 help:
 	@echo "make demo     install, then run the main job on the embedded data into runs/demo"
 	@echo "make test     install, then run the tests on two cores"
+	@echo "make test-gpu install, then run the tests that need a GPU"
 	@echo "make install  only create .venv with everything in it"
 	@echo "make lint     ruff and the import layers"
 	@echo "make clean    remove .venv and caches; runs/ stays"
@@ -35,6 +36,9 @@ demo: install
 # One thread a process: two processes with a thread pool each would fight over two cores.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
 
 lint: install
 	$(BIN)/ruff check .

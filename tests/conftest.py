@@ -32,15 +32,34 @@ def classes() -> ClassMap:
     return ClassMap(("disc", "square", "star", "ring", "cross"), (1, 3, 7, 9, 90))
 
 
+DECODER = {"decoder_layers": 3, "num_queries": 12, "decoder_ffn_dim": 64}
+ENCODER = DECODER | {"d_model": 64, "encoder_layers": 1}
+VIT = {"num_hidden_layers": 4, "num_attention_heads": 2, "out_indices": [2, 4]}
+
+
+def _own(**values):
+    return {f"backbone_config.{key}": value for key, value in values.items()}
+
+
+#: families that take other keys, or no backbone but their own
+OTHERS = {
+    "adamixer": ("resnet18", DECODER | {"d_model": 64}),
+    "dab_detr": ("resnet18", DECODER | {"hidden_size": 64, "encoder_layers": 1}),
+    "swin_detr": (None, ENCODER | _own(embed_dim=24, depths=[1, 1, 1, 1])),
+    "lw_detr": (None, DECODER | {"d_model": 64, "group_detr": 3} | _own(**VIT, hidden_size=36, window_block_indices=[0, 2])),
+    "rf_detr": (None, DECODER | {"d_model": 64, "group_detr": 3} | _own(**VIT, hidden_size=32, patch_size=16, num_windows=2)),
+}
+
+
 @pytest.fixture
 def tiny_detector(classes):
     """tiny_detector(name, **overrides): an untrained detector for 128 x 128 images, 3 decoder layers, 12 queries, in eval
     mode."""
 
-    def build(name: str, backbone: str = "resnet18", **overrides):
+    def build(name: str, backbone: str | None = None, **overrides):
         torch.manual_seed(0)
-        small = {"d_model": 64, "decoder_layers": 3, "encoder_layers": 1, "num_queries": 12, "decoder_ffn_dim": 64} | overrides
-        return create(name, classes, (128, 128), backbone=backbone, overrides=small).eval()
+        own_backbone, small = OTHERS.get(name, ("resnet18", ENCODER))
+        return create(name, classes, (128, 128), backbone=backbone or own_backbone, overrides=small | overrides).eval()
 
     return build
 

@@ -35,12 +35,14 @@ class Batch(TypedDict):
     """What a data loader yields: a mapping, so that the training engine can move it to a device.
 
     pixel_values: (B, 3, H, W) float32, normalised, zero where padded. pixel_mask: (B, H, W) int64, 1 where there is image.
-    labels: one `Target` an image.
+    labels: one `Target` an image. padded: False where `pixel_mask` is 1 everywhere, which a device would have to be asked;
+    absent where nobody has looked.
     """
 
     pixel_values: Tensor
     pixel_mask: Tensor
     labels: list[Target]
+    padded: NotRequired[bool]
 
 
 @dataclass

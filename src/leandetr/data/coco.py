@@ -145,4 +145,5 @@ def collate(items: Sequence[tuple[Tensor, Target]]) -> Batch:
     for index, (image, _) in enumerate(items):
         pixel_values[index, :, : image.shape[1], : image.shape[2]] = image
         pixel_mask[index, : image.shape[1], : image.shape[2]] = 1
-    return Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=[target for _, target in items])
+    padded = any(image.shape[1:] != (height, width) for image, _ in items)
+    return Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=[target for _, target in items], padded=padded)

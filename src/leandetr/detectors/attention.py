@@ -88,6 +88,18 @@ AttentionInterface.register(IMPLEMENTATION, attention_with_slots)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
+def leave_out_cudnn_attention() -> None:
+    """Have PyTorch choose among its attention kernels without cuDNN's, in this process from now on.
+
+    With a mask in half precision cuDNN's can answer well and give gradients that are NaN (PyTorch 2.11 on an H100: all of the
+    encoder of DETR, Conditional DETR and SMCA-DETR, in the first step). The others are right.
+
+    A switch and no context around a forward: what is compiled later, or computed again in the backward pass (gradient
+    checkpointing), would be outside of it. `torch.backends.cuda.enable_cudnn_sdp(True)` takes it back.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def open_attention(model: PreTrainedModel) -> dict[str, AttentionSlots]:
     """Give every attention of encoder and decoder its `slots`; one that has them keeps them. The model computes the same.
 

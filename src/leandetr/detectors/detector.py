@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from leandetr.detectors.attention import Taps, tapping
+from leandetr.detectors.attention import Taps, leave_out_cudnn_attention, tapping
 from leandetr.detectors.families import family_of
 from leandetr.detectors.family import DecoderRun
 from leandetr.detectors.postprocess import postprocess
@@ -23,6 +23,8 @@ from leandetr.structures import Batch, ClassMap, Detections, DetectorOutput, Mem
 
 class Detector(nn.Module):
     """A transformers detection model together with its preprocessing and its classes.
+
+    Building one keeps the process from cuDNN's attention, see `leave_out_cudnn_attention`.
 
     Args:
         model: a `...ForObjectDetection` model of one of the families in `families.py`.
@@ -37,6 +39,7 @@ class Detector(nn.Module):
 
     def __init__(self, model: PreTrainedModel, preprocessing: Preprocessing, class_map: ClassMap) -> None:
         super().__init__()
+        leave_out_cudnn_attention()
         self.model = model
         self.preprocessing = preprocessing
         self.class_map = class_map
@@ -58,9 +61,11 @@ class Detector(nn.Module):
         pixel_mask: Tensor | None = None,
         labels: list[Target] | None = None,
         attended: bool = False,
+        padded: bool = True,
     ) -> DetectorOutput:
         """pixel_values (B, 3, H, W) normalised, pixel_mask (B, H, W) with 1 where there is image, labels of the B images.
-        attended: ask for what the attentions of decoder and encoder gather.
+        attended: ask for what the attentions of decoder and encoder gather. padded: False where the mask is known to be 1
+        everywhere: the model does without, which is faster and the same.
 
         The output's `loss` is the family's own detection loss over all layers, encoder proposals and denoising groups.
         """
@@ -69,7 +74,7 @@ class Detector(nn.Module):
         switched = self.family.switched(self.model, replay=False)
         tap = tapping(self.model.model) if attended else nullcontext(Taps())
         with switched, self._recording() as runs, self._single_level() as level, tap as taps:
-            answer = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask, **arguments)
+            answer = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask if padded else None, **arguments)
         run = runs[0]
         logits, boxes, hidden = self.family.layers(self.model, run)
         shapes = self.family.shapes(self.model, run, level[0] if level else None)
@@ -114,7 +119,8 @@ class Detector(nn.Module):
         training = self.training
         self.eval()
         device = next(self.parameters()).device
-        output = self.model(pixel_values=batch["pixel_values"].to(device), pixel_mask=batch["pixel_mask"].to(device))
+        mask = batch["pixel_mask"].to(device) if batch.get("padded", True) else None
+        output = self.model(pixel_values=batch["pixel_values"].to(device), pixel_mask=mask)
         self.train(training)
         sizes = torch.stack([target["orig_size"] for target in batch["labels"]])
         return postprocess(output.logits, output.pred_boxes, self.head, sizes, top_k)

@@ -155,7 +155,7 @@ class TeacherCache:
     def _asked(self, batch: Batch, device: torch.device) -> dict[str, dict[str, Tensor]]:
         """The teacher's answer to B views, taken apart: field -> name -> (B, ...) on the CPU."""
         pixels, mask = batch["pixel_values"].to(device), batch["pixel_mask"].to(device)
-        answer = self.teacher(pixels, mask, "attended" in self.fields)
+        answer = self.teacher(pixels, mask, "attended" in self.fields, batch.get("padded", True))
         queries = {name: getattr(answer.queries, name) for name in ("content", "position", "reference")}
         every = {
             "logits": {"logits": answer.logits.transpose(0, 1)},

@@ -78,13 +78,13 @@ class Distiller(nn.Module):
         self.asks_attended = any({"attended", "encoder_attended"} & term.needs for term in self.terms.values())
         self.steps = 0
 
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor, labels: list[Target]) -> DistillerOutput:
-        """One batch of the student's augmented images (B, 3, H, W), its mask (B, H, W) and its objects -> loss and logs.
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor, labels: list[Target], padded: bool = True) -> DistillerOutput:
+        """One batch of the student's augmented images, see `Batch` -> loss and logs.
 
         Raises UserError where the teacher does not have what a term needs.
         """
-        student = single_precision(self.student(pixel_values, pixel_mask, labels=labels, attended=self.asks_attended))
-        teacher, batch = self._taught(Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels))
+        student = single_precision(self.student(pixel_values, pixel_mask, labels, self.asks_attended, padded))
+        teacher, batch = self._taught(Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels, padded=padded))
 
         losses, logs = {"detection": self.detection * student.loss}, {"detection": student.loss}
         for name, term in self.terms.items():
@@ -135,7 +135,8 @@ class Distiller(nn.Module):
         if self.cache is not None:
             return self.cache(batch["labels"], batch["pixel_values"].device), batch
         if self.teacher is not None:
-            return self.teacher(batch["pixel_values"], batch["pixel_mask"], self.asks_attended), batch
+            padded = batch.get("padded", True)
+            return self.teacher(batch["pixel_values"], batch["pixel_mask"], self.asks_attended, padded), batch
         return None, batch if self.detecting is None else self.detecting(batch)
 
     def _check_served(self, term: Term, output: DetectorOutput) -> None:

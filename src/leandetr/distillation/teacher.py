@@ -35,13 +35,13 @@ class Teacher:
         self.columns = class_columns(student.class_map, detector.class_map, detector.head)
 
     @torch.no_grad()
-    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor, attended: bool = False) -> DetectorOutput:
+    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor, attended: bool = False, padded: bool = True) -> DetectorOutput:
         """The student's pixel_values (B, 3, H, W) and pixel_mask (B, H, W) -> the teacher's output; `attended` asks for
-        what its attentions gather."""
+        what its attentions gather, `padded` is False where the mask is known to be 1 everywhere."""
         if next(self.detector.parameters()).device != pixel_values.device:
             self.detector.to(pixel_values.device)
         with torch.autocast("cuda", torch.float16, enabled=pixel_values.is_cuda):
-            return self._answer(self.detector(*self.view(pixel_values, pixel_mask), attended=attended))
+            return self._answer(self.detector(*self.view(pixel_values, pixel_mask), attended=attended, padded=padded))
 
     @torch.no_grad()
     def decode(self, queries: Queries, memory: Memory) -> DetectorOutput:

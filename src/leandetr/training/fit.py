@@ -72,7 +72,7 @@ def run(
 
     Raises:
         OutOfTime: `until` came before the end; a checkpoint of the last step is in `output`.
-        Diverged: the loss is not a number; the last checkpoint stays in `output`.
+        Diverged: the loss or its gradient is not a number; the last checkpoint stays in `output`.
     """
     output.mkdir(parents=True, exist_ok=True)
     resume = last_checkpoint(output)

@@ -19,24 +19,20 @@ from torch.utils.data import Dataset, Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from leandetr.data.coco import CocoDataset, collate
+from leandetr.detectors.attention import leave_out_cudnn_attention
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.evaluation.coco import evaluate_results, predict_dataset
 from leandetr.files import errors_of_writing
 from leandetr.training.callbacks import KeepEpochs, UpdateAverage
 from leandetr.training.config import Training
+from leandetr.training.diverged import Diverged, diverged
 from leandetr.training.ema import MovingAverage
 from leandetr.training.precision import keep_boxes_precise
 
 COMPLETE = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
+WATCHED_STEPS = 10  # whose gradients are looked at before they move a weight
 SLOW_NAMES = ("reference_points", "sampling_offsets")  # Deformable DETR trains these ten times slower
-
-
-class Diverged(UserError):
-    """A training whose numbers are not finite any more."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"the loss is not a number at step {step}; lower training.lr or training.clip")
 
 
 class AveragingTrainer(Trainer):
@@ -68,6 +64,10 @@ class AveragingTrainer(Trainer):
         self.kept = kept
         self.average = MovingAverage(kept, config.ema) if config.ema else None
         self._logged: dict[str, list[Tensor]] = defaultdict(list)
+        self._batches: list[dict[str, Any]] = []  # of the step that is being computed
+        self._norm: Tensor | None = None  # of the last step's gradient
+        self._updates = 0
+        leave_out_cudnn_attention()  # a backbone alone has attention too
         super().__init__(
             model=module,
             args=_arguments(config, output, len(train)),
@@ -76,6 +76,7 @@ class AveragingTrainer(Trainer):
             data_collator=collate,
             callbacks=[*callbacks, *([UpdateAverage(self.average)] if self.average else [])],
         )
+        self._watches_on = self.args.device.type == "cpu"
         self.remove_callback(PrinterCallback)
 
     def measure(self) -> dict[str, float]:
@@ -87,18 +88,37 @@ class AveragingTrainer(Trainer):
         return 1.0
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
-        step = self.state.global_step + 1
+        self._batches.append(inputs)
         try:
             output = model(**inputs)
         except ValueError as error:
             if "boxes1 must be in" in str(error) or "invalid numeric entries" in str(error):  # the losses' words for NaN
-                raise Diverged(step) from error
+                raise self._diverged() from error
             raise
         if not torch.isfinite(output.loss):
-            raise Diverged(step)
+            raise self._diverged()
         for name, value in getattr(output, "logs", {}).items():
             self._logged[name].append(value)
         return (output.loss, output) if return_outputs else output.loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Gradients that are not finite move no weight in the first steps, where a kernel or a precision that does not suit
+        shows itself; nor at any time on a CPU. Later, asking a GPU in every step would keep it waiting, and the next step's
+        loss tells. In float16 such steps are usual, and the scaler leaves them out."""
+        self._norm = super()._clip_grad_norm(model)
+        self._updates += 1
+        if (self._watches_on or self._updates <= WATCHED_STEPS) and not self.args.fp16 and not torch.isfinite(self._norm):
+            raise self._diverged("gradient")
+        self._batches.clear()
+        return self._norm
+
+    def _diverged(self, what: str = "loss") -> Diverged:
+        """Of the step that is being computed, or of the last one, where that has left gradients that are not finite or is
+        being evaluated."""
+        step, half = self.state.global_step + bool(self._batches), self.args.bf16 or self.args.fp16
+        if what == "loss" and self._norm is not None and not torch.isfinite(self._norm) and not self.args.fp16:
+            what, step = "gradient", self.state.global_step
+        return diverged(self.model, self._batches, step, what, again=self.args.world_size == 1, half=half)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -230,7 +250,7 @@ class DetectionTrainer(AveragingTrainer):
         )
         results = [row for part in self.gathered(results) for row in part]
         if not all(math.isfinite(number) for row in results for number in (*row["bbox"], row["score"])):
-            raise Diverged(self.state.global_step)
+            raise self._diverged()
         return evaluate_results(truth, results).as_dict()
 
 

@@ -1,0 +1,124 @@
+"""Where numbers that are not finite began: one more pass over the images that gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leandetr.errors import UserError
+
+LOWER = "lower training.lr or training.clip"
+LOWER_OR_PRECISE = f"set training.precision=float32, or {LOWER}"
+MEND_IMAGES = "mend or remove these images"
+
+
+class Diverged(UserError):
+    """A training whose numbers are not finite any more.
+
+    Args:
+        step: counted from 1.
+        what: which number; the loss, or the gradient.
+        origin: where it began, where that is known.
+        mend: what helps.
+    """
+
+    def __init__(self, step: int, what: str = "loss", origin: str = "", mend: str = LOWER) -> None:
+        super().__init__(f"the {what} is not a number at step {step}{': ' * bool(origin)}{origin}; {mend}")
+
+
+def diverged(
+    module: nn.Module, batches: Sequence[Mapping[str, Any]], step: int, what: str, again: bool, half: bool
+) -> Diverged:
+    """The error, with where it began.
+
+    Args:
+        module: what is trained; it is run again, forwards and backwards, and keeps no gradients.
+        batches: what the step was computed from, as the module's arguments.
+        step, what: see `Diverged`.
+        again: whether it may be run again; one process of several would wait for the others.
+        half: whether it computes in half precision.
+    """
+    mend = LOWER_OR_PRECISE if half else LOWER
+    images = [image for batch in batches for image in _images_not_finite(batch)]
+    if images:
+        return Diverged(step, what, f"the pixel values of image {', '.join(images)} are not finite", MEND_IMAGES)
+    weights = dict(module.named_parameters())
+    broken = [name for name, weight in weights.items() if not _finite(weight)]
+    if broken:
+        spread = f"{len(broken)} of {len(weights)} weights are not finite since an earlier step, the first is {broken[0]}"
+        return Diverged(step, what, spread, mend)
+    origins = (first_not_finite(module, batch) for batch in batches) if again else iter(())
+    return Diverged(step, what, next((origin for origin in origins if origin), ""), mend)
+
+
+def first_not_finite(module: nn.Module, batch: Mapping[str, Any]) -> str:
+    """Run a module on a batch forwards, and backwards from its loss: the first layer whose output, or else, from the loss on,
+    whose gradient is not finite, in words. "" where all is finite, as it can be where dropout drew otherwise."""
+    forward: list[str] = []
+    backward: list[str] = []
+
+    def look(name: str, layer: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        said = f"{name or 'the whole'} ({type(layer).__name__})"
+
+        def entered(_layer: nn.Module, inputs: tuple) -> None:
+            if not all(map(_finite, _tensors(inputs))):
+                forward.append(f"what enters {said}")
+
+        def left(_layer: nn.Module, _inputs: tuple, output: Any) -> None:
+            for tensor in _tensors(output):
+                if not _finite(tensor):
+                    forward.append(f"the output of {said}")
+                elif tensor.requires_grad:
+                    # a hook on the tensor: those of modules fail where a ReLU works in place
+                    tensor.register_hook(lambda gradient: None if _finite(gradient) else backward.append(said))
+
+        if not list(layer.children()):  # what functions between the layers made is seen where the next layer reads it
+            yield layer.register_forward_pre_hook(entered)
+        yield layer.register_forward_hook(left)
+
+    # not on identities: an attention whose empty slots are looked at computes with another kernel
+    layers = [(name, layer) for name, layer in module.named_modules() if type(layer) is not nn.Identity]
+    handles = [handle for name, layer in layers for handle in look(name, layer)]
+    output = None
+    try:
+        module.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            output = module(**batch)
+        if not forward and _finite(output.loss):
+            output.loss.backward()
+    except (ValueError, RuntimeError):  # the losses refuse numbers that are not finite
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    gradients = [name for name, weight in module.named_parameters() if weight.grad is not None and not _finite(weight.grad)]
+    module.zero_grad(set_to_none=True)
+    if forward:
+        return f"{forward[0]} is the first that is not finite"
+    if output is None or not _finite(output.loss):
+        logs = getattr(output, "logs", {}).items()
+        parts = [name for name, value in logs if not name.startswith(("share/", "gradient/")) and not _finite(value)]
+        return f"every layer's output is finite, and the loss is not{': ' * bool(parts)}{', '.join(parts)}"
+    if backward:
+        return f"from the loss backwards, the gradient of the output of {backward[0]} is the first that is not finite"
+    return f"the gradient of {gradients[0]} is not finite" if gradients else ""
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """Those of a layer. A whole model's answer is a mapping, and may hold infinities: of proposals that are none."""
+    values = values if isinstance(values, (tuple, list)) else (values,)
+    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _images_not_finite(batch: Mapping[str, Any]) -> list[str]:
+    """Their ids, or, where the batch does not tell, their places in it."""
+    finite, labels = torch.isfinite(batch["pixel_values"]).flatten(1).all(1).tolist(), batch.get("labels")
+    ids = [int(target["image_id"]) for target in labels] if isinstance(labels, list) else range(len(finite))
+    return [str(image) for image, good in zip(ids, finite, strict=True) if not good]
