@@ -58,6 +58,7 @@ def test_the_table_is_the_same_and_a_divergence_is_said_of_its_row_alone(both):
     assert measured(side_by_side) == measured(json.loads(json.dumps(in_order)))
     assert "1 of 5 results are left, the next is wild" in side_by_side["left"]
     assert "taught" not in error
+    assert error.count("is not a number at step") == 1
     assert sorted(path.name for path in (folder / "lanes" / "lanes").iterdir()) == ["alone-0.log", "taught-0.log", "wild-0.log"]
 
 

@@ -16,17 +16,7 @@ MEND_IMAGES = "mend or remove these images"
 
 
 class Diverged(UserError):
-    """A training whose numbers are not finite any more.
-
-    Args:
-        step: counted from 1.
-        what: which number; the loss, or the gradient.
-        origin: where it began, where that is known.
-        mend: what helps.
-    """
-
-    def __init__(self, step: int, what: str = "loss", origin: str = "", mend: str = LOWER) -> None:
-        super().__init__(f"the {what} is not a number at step {step}{': ' * bool(origin)}{origin}; {mend}")
+    """A training whose numbers are not finite any more."""
 
 
 def diverged(
@@ -37,21 +27,24 @@ def diverged(
     Args:
         module: what is trained; it is run again, forwards and backwards, and keeps no gradients.
         batches: what the step was computed from, as the module's arguments.
-        step, what: see `Diverged`.
+        step: counted from 1.
+        what: which number; "loss" or "gradient".
         again: whether it may be run again; one process of several would wait for the others.
         half: whether it computes in half precision.
     """
-    mend = LOWER_OR_PRECISE if half else LOWER
+
+    def said(origin: str, mend: str = LOWER_OR_PRECISE if half else LOWER) -> Diverged:
+        return Diverged(f"the {what} is not a number at step {step}{': ' * bool(origin)}{origin}; {mend}")
+
     images = [image for batch in batches for image in _images_not_finite(batch)]
     if images:
-        return Diverged(step, what, f"the pixel values of image {', '.join(images)} are not finite", MEND_IMAGES)
+        return said(f"the pixel values of image {', '.join(images)} are not finite", MEND_IMAGES)
     weights = dict(module.named_parameters())
     broken = [name for name, weight in weights.items() if not _finite(weight)]
     if broken:
-        spread = f"{len(broken)} of {len(weights)} weights are not finite since an earlier step, the first is {broken[0]}"
-        return Diverged(step, what, spread, mend)
+        return said(f"{len(broken)} of {len(weights)} weights are not finite since an earlier step, the first is {broken[0]}")
     origins = (first_not_finite(module, batch) for batch in batches) if again else iter(())
-    return Diverged(step, what, next((origin for origin in origins if origin), ""), mend)
+    return said(next((origin for origin in origins if origin), ""))
 
 
 def first_not_finite(module: nn.Module, batch: Mapping[str, Any]) -> str:
