@@ -159,7 +159,7 @@ def test_bits_in_short_and_as_plain_values():
     assert LowBit(bits=3) == LowBit(bits="3-3-8")
     config = LowBit(bits="2-3-4", attention={"softmax": 8}, overrides={"*.fc1": LowBit(bits=8), "*.fc2": "float"})
     assert (config.weight_bits, config.activation_bits) == (2, 3)
-    assert [config.operand(operand).activation_bits for operand in ("q", "softmax")] == [4, 8]
+    assert [config.operand(operand).bits for operand in ("q", "softmax")] == [4, 8]
     assert from_dict(config.to_dict()) == config
 
 
