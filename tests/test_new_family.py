@@ -121,9 +121,7 @@ SMALL = {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 32, "num_queries
 def registered():
     AutoConfig.register(PointedConfig.model_type, PointedConfig)
     AutoModelForObjectDetection.register(PointedConfig, PointedDetr)
-    registry.register(
-        "pointed_detr", Pointed(), pointed=Model("pointed_detr", "test_resnet", "DETR that points", built_here=True)
-    )
+    registry.register("pointed_detr", Pointed(), pointed=Model("pointed_detr", "test_resnet", "DETR that points"))
     yield
     del registry.FAMILIES["pointed_detr"], MODELS["pointed"]
 

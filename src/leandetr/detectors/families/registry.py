@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 
 from transformers import PreTrainedConfig
@@ -21,7 +22,7 @@ def register(model_type: str, family: Family, **models: Model) -> None:
     Its configuration and model must be registered with transformers' AutoConfig and AutoModelForObjectDetection.
     """
     FAMILIES[model_type] = family
-    MODELS.update(models)
+    MODELS.update({name: replace(model, built_here=True) for name, model in models.items()})
 
 
 def family_of(config: PreTrainedConfig) -> Family:
