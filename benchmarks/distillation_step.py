@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from leandetr.detectors.create import MODELS, create
+from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
+from leandetr.detectors.names import MODELS
 from leandetr.distillation import Distiller, build_terms
 from leandetr.structures import Batch, ClassMap
 

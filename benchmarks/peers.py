@@ -37,9 +37,9 @@ from leandetr.deployment.onnx import export_onnx
 from leandetr.deployment.openvino import import_openvino, onnx_metadata, read_onnx
 from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.runtimes import OnnxRuntime, OpenVinoRuntime, PyTorchRuntime
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.evaluation import coco
 from leandetr.files import write_json, write_text

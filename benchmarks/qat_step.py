@@ -18,9 +18,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.load import load
 from leandetr.quantization import LowBit, finish, quantize
 from leandetr.structures import Batch, ClassMap
 

@@ -13,8 +13,8 @@ from leandetr import verbs
 from leandetr.data.coco import class_map_of, find_split
 from leandetr.data.shapes import write_shapes
 from leandetr.detectors.alignment import align_queries
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
-from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.quantization import LowBit, in_training
 from leandetr.training.config import Training

@@ -10,7 +10,7 @@ import torchvision
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from leandetr.detectors import names
-from leandetr.detectors.teachers import HEADS
+from leandetr.detectors.teachers import CLASS_HEADS
 from leandetr.quantization import quantize
 from leandetr.quantization.config import WeightOnly
 
@@ -54,7 +54,7 @@ def test_libraries_that_a_command_imports_report_errors_alone():
     [
         "import leandetr.transformers\nfrom transformers import AutoModelForObjectDetection as Auto\n"
         "model = Auto.from_pretrained(sys.argv[1])",
-        "from leandetr.detectors.load import load\nmodel = load(sys.argv[1]).model",
+        "from leandetr.detectors.checkpoints.load import load\nmodel = load(sys.argv[1]).model",
     ],
     ids=["transformers", "load"],
 )
@@ -69,4 +69,4 @@ def test_names_are_those_of_the_installed_libraries():
         name for name, recipe in names.MODELS.items() if recipe.model_type not in CONFIG_MAPPING
     }
     theirs = torchvision.models.list_models(module=torchvision.models.detection)
-    assert list(names.TORCHVISION) == [name for name in theirs if name.partition("_")[0] in HEADS]
+    assert list(names.TORCHVISION) == [name for name in theirs if name.partition("_")[0] in CLASS_HEADS]

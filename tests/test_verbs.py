@@ -176,7 +176,7 @@ def two_sets(model, tmp_path_factory):
     """A saved detector with three distillation queries beside its eight object queries."""
     torch.manual_seed(0)
     detector = leandetr.load(model)
-    add_distillation_queries(detector, 3)
+    add_distillation_queries(detector.model, 3)
     with torch.no_grad():
         detector.model.model.query_position_embeddings.weight[8:] = torch.randn(3, 32)
     folder = tmp_path_factory.mktemp("models") / "two_sets"

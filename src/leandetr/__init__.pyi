@@ -1,7 +1,7 @@
 from .deployment.runtimes import open_runtime
+from .detectors.checkpoints.load import load
 from .detectors.create import create
 from .detectors.detector import Detector
-from .detectors.load import load
 from .errors import UserError
 from .recipe import Recipe, read_recipe
 from .runs import compress

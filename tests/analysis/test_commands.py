@@ -18,7 +18,7 @@ from leandetr.detectors.query_sets import add_distillation_queries
 )
 def test_a_table_on_the_terminal_and_files_in_the_folder(saved, more, tmp_path, monkeypatch, command, head, files):
     monkeypatch.setattr("leandetr.cli.analyze.out_console.width", 200)
-    model = saved(change=lambda detector: add_distillation_queries(detector, 5))
+    model = saved(change=lambda detector: add_distillation_queries(detector.model, 5))
     arguments = [str(model), "--data", str(more.images.parent), "--out", str(tmp_path / "out")]
     arguments += ["--image", "000001.jpg", "--limit", "2"] if command == "masks" else []
     result = CliRunner().invoke(app, ["analyze", command, *arguments], catch_exceptions=False)

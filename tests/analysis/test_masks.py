@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from leandetr.analysis.mask_figure import extremes
-from leandetr.analysis.masks import GRID, NUMBERS, View, compared, inside, look, masks
+from leandetr.analysis.mask_figure import Seen, extremes
+from leandetr.analysis.masks import GRID, NUMBERS, compared, inside, look, masks
 from leandetr.boxes import to_corners
 from leandetr.data.coco import CocoDataset, collate
 from leandetr.data.transforms import eval_transform
@@ -19,7 +19,7 @@ QUARTER = torch.tensor([[0.0, 0.0, 0.5, 0.5]])
 def view(level, objects=(0,), quality=(1.0,)):
     """One level's map as everything a detector sees."""
     count = len(objects)
-    return View(
+    return Seen(
         [level],
         [level],
         [level.expand(count, *level.shape)],
@@ -74,7 +74,7 @@ def test_an_even_map_has_the_boxes_share_of_the_area_and_no_correlation():
 
 def test_an_image_without_objects_has_no_number_but_the_correlation():
     level = torch.rand(4, 4)
-    nothing = View(
+    nothing = Seen(
         [level], [torch.zeros(4, 4)], [torch.zeros(0, 4, 4)], torch.empty(0, dtype=torch.int64), torch.empty(0), QUARTER[:0]
     )
     (found,) = compared(nothing, nothing, torch.empty(0, 4))

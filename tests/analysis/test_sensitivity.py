@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from leandetr.analysis.sensitivity import sensitivity
-from leandetr.detectors.load import load
+from leandetr.detectors.checkpoints.load import load
 from leandetr.errors import UserError
 from leandetr.quantization import WeightOnly, quantize
 

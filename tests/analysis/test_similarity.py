@@ -40,7 +40,7 @@ def test_one_query_has_no_pair_within_its_set():
 
 
 def test_every_kept_epoch_gets_its_line(saved, split, tmp_path):
-    with_queries = {"change": lambda detector: add_distillation_queries(detector, 7)}
+    with_queries = {"change": lambda detector: add_distillation_queries(detector.model, 7)}
     run = saved("run", **with_queries)
     saved("run/training/epoch-1", noise=0.3, **with_queries)
     found = similarity([run], split, tmp_path / "out", images=2)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from leandetr.analysis.stability import assigned_objects, assigned_queries, instability, stability
 from leandetr.errors import UserError
+from leandetr.heads import Head
 from leandetr.losses import HungarianMatcher, pad_targets
 from leandetr.losses.matcher import Assignment
 
@@ -31,7 +32,7 @@ def test_two_queries_that_swap_objects_count_twice():
 def test_is_equals_a_loop(labels):
     generator = torch.Generator().manual_seed(1)
     logits, boxes = torch.randn(4, 2, 9, 5, generator=generator), torch.rand(4, 2, 9, 4, generator=generator)
-    assignment = HungarianMatcher(2, 5, 2, "sigmoid")(logits, boxes, pad_targets(labels(4, 2)))
+    assignment = HungarianMatcher(2, 5, 2, Head.SIGMOID)(logits, boxes, pad_targets(labels(4, 2)))
     found = instability(assigned_objects(assignment, (4, 2, 9)))
     entries = set(zip(*(column.tolist() for column in assignment)))
     for k in range(3):

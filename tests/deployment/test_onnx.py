@@ -13,6 +13,7 @@ from leandetr.deployment.metadata import describe
 from leandetr.deployment.onnx import agreement, export_onnx
 from leandetr.deployment.runtimes import OnnxRuntime, PyTorchRuntime
 from leandetr.errors import UserError
+from leandetr.heads import Head
 
 FREE = {"size": None, "shortest_edge": 96, "longest_edge": 160}
 
@@ -104,17 +105,17 @@ class TestAgreement:
 
     def test_order_does_not_matter(self):
         order = torch.randperm(9)
-        for head in ("softmax", "sigmoid"):
+        for head in Head:
             shuffled = self.logits[:, order], self.boxes[:, order]
             assert agreement((self.logits, self.boxes), shuffled, head, 1e-6) == (1.0, 0.0)
 
     def test_the_worst_image_counts(self):
         moved = self.boxes.clone()
         moved[1, :3] += 0.3
-        share, median = agreement((self.logits, self.boxes), (self.logits, moved), "sigmoid", 1e-3)
+        share, median = agreement((self.logits, self.boxes), (self.logits, moved), Head.SIGMOID, 1e-3)
         assert share == pytest.approx(6 / 9)
         assert median == 0
 
     def test_what_is_not_a_number_never_agrees(self):
         broken = torch.full_like(self.logits, torch.nan)
-        assert agreement((self.logits, self.boxes), (broken, self.boxes), "sigmoid", 1.0)[0] == 0
+        assert agreement((self.logits, self.boxes), (broken, self.boxes), Head.SIGMOID, 1.0)[0] == 0

@@ -17,6 +17,7 @@ from leandetr.deployment.openvino import convert_openvino
 from leandetr.deployment.runtimes import OpenVinoRuntime, open_runtime
 from leandetr.detectors.postprocess import postprocess
 from leandetr.errors import UserError
+from leandetr.heads import Head
 from leandetr.structures import Preprocessing
 
 
@@ -91,7 +92,7 @@ def test_metadata_survives_the_text(build, name):
     for preprocessing in (detector.preprocessing, Preprocessing(None, 480, 640, (0.4, 0.5, 0.6), (1.0, 2.0, 3.0))):
         metadata = describe(detector, preprocessing)
         assert Metadata.from_json(metadata.to_json()) == metadata
-        assert metadata.head == ("softmax" if name == "detr" else "sigmoid")
+        assert metadata.head == (Head.SOFTMAX if name == "detr" else Head.SIGMOID)
         assert metadata.scheme is None
 
 

@@ -8,9 +8,8 @@ from torch import nn
 from leandetr.deployment.onnx import export_onnx
 from leandetr.deployment.runtimes import OnnxRuntime
 from leandetr.detectors.alignment import HeadNorm, align_queries, alignment_of, fit_alignment
-from leandetr.detectors.attention import cross_attention
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
-from leandetr.detectors.load import load
 from leandetr.errors import UserError
 
 DENSE = ["detr", "conditional_detr", "smca_detr"]
@@ -32,7 +31,7 @@ def noisy(detector):
 
 def norms(detector, kind="cross"):
     for layer in detector.model.model.decoder.layers:
-        attention = cross_attention(layer) if kind == "cross" else layer.self_attn
+        attention = detector.family.cross_attention(layer) if kind == "cross" else layer.self_attn
         yield attention.slots.align if hasattr(attention, "slots") else attention.align
 
 
@@ -70,7 +69,7 @@ def test_heads_are_normalised_one_by_one():
 def test_deformable_attention_samples_by_the_aligned_sum_of_content_and_position(tiny_detector, pixels):
     detector = noisy(tiny_detector("deformable_detr", backbone="test_resnet"))
     align_queries(detector.model)
-    attention, seen = cross_attention(detector.model.model.decoder.layers[0]), {}
+    attention, seen = detector.family.cross_attention(detector.model.model.decoder.layers[0]), {}
     attention.register_forward_pre_hook(lambda _, a, kw: seen.update(kw), with_kwargs=True, prepend=True)
     attention.sampling_offsets.register_forward_pre_hook(lambda _, a: seen.update(offsets=a[0]))
     attention.attention_weights.register_forward_pre_hook(lambda _, a: seen.update(weights=a[0]))

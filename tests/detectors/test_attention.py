@@ -12,7 +12,6 @@ from leandetr.deployment.runtimes import OnnxRuntime
 from leandetr.detectors.attention import (
     AttentionSlots,
     attention_with_slots,
-    cross_attention,
     open_attention,
     unopened_attention,
 )
@@ -196,11 +195,13 @@ def test_co_attended_features_are_what_the_output_projection_reads(detector, pad
     detector = detector(name)
     outputs = []
     for layer in detector.model.model.decoder.layers:
-        cross_attention(layer).register_forward_hook(lambda _module, _arguments, output: outputs.append(output[0]))
+        detector.family.cross_attention(layer).register_forward_hook(
+            lambda _module, _arguments, output: outputs.append(output[0])
+        )
     output = detector(*padded, attended=True)
     assert output.attended.shape == output.hidden.shape
     for layer, attended, found in zip(detector.model.model.decoder.layers, output.attended, outputs, strict=True):
-        module = cross_attention(layer)
+        module = detector.family.cross_attention(layer)
         projection = getattr(module, "o_proj", getattr(module, "output_proj", nn.Identity()))
         torch.testing.assert_close(projection(attended), found)
 

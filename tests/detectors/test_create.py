@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from leandetr.detectors.create import MODELS, create
+from leandetr.detectors.create import create
+from leandetr.detectors.names import MODELS
 from leandetr.errors import UserError
 
 SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 4}
@@ -72,7 +73,7 @@ def test_box_refinement_is_a_model_of_its_own(classes):
 
 def test_every_model_has_a_description_and_a_family():
     assert {"detr", "conditional_detr", "deformable_detr", "deformable_detr_refine", "rt_detr", "rt_detr_v2"} <= set(MODELS)
-    assert all(recipe.description for recipe in MODELS.values())
+    assert all(model.description for model in MODELS.values())
 
 
 def test_normalisation_is_the_backbones(classes):

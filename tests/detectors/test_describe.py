@@ -2,8 +2,10 @@
 
 import pytest
 
-from leandetr.detectors.create import MODELS, configure
-from leandetr.detectors.describe import COCO, LARGE, SIZES, SOURCES, count_multiply_adds, count_parameters, describe
+from leandetr.detectors.create import configure
+from leandetr.detectors.describe import COCO, count_multiply_adds, count_parameters, describe
+from leandetr.detectors.families.registry import FAMILIES
+from leandetr.detectors.names import MODELS
 from leandetr.errors import UserError
 
 #: millions, as the papers' tables and repositories print them, for ResNet-50 where a family has several backbones
@@ -22,7 +24,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("name", "millions"), PUBLISHED.items())
 def test_parameters_are_the_published_ones(name, millions):
-    config, _ = configure(name, COCO, SIZES.get(MODELS[name].model_type, LARGE))
+    config, _ = configure(name, COCO, FAMILIES[MODELS[name].model_type].published_size)
     assert count_parameters(config) / 1e6 == pytest.approx(millions, rel=0.03)
 
 
@@ -46,7 +48,7 @@ def test_a_description_says_all_that_can_be_known_before_training():
     assert (found.image_size, found.size_divisor, found.backbone) == ((640, 640), 64, "lw_detr_vit")
     assert found.multiply_adds / 1e9 == pytest.approx(16.6, rel=0.1)  # published for LW-DETR-small, sampling included
     assert found.source.startswith("https://")
-    assert {recipe.model_type for recipe in MODELS.values()} == set(SOURCES)
+    assert all(family.source for family in FAMILIES.values())
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForObjectDetection
 
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
-from leandetr.detectors.load import load
+from leandetr.heads import Head
 from leandetr.structures import Queries
 
 NAMES = ["detr", "conditional_detr", "deformable_detr", "deformable_detr_refine", "rt_detr", "rt_detr_v2"]
@@ -77,7 +78,7 @@ def test_last_layer_is_the_models_own_answer(detector, pixels, name):
         output, answer = found(pixels), found.model(pixel_values=pixels)
     torch.testing.assert_close(output.logits[-1], answer.logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(output.boxes[-1], answer.pred_boxes, rtol=0, atol=1e-5)
-    assert output.logits.shape == (3, 2, 12, 5 + (found.head == "softmax"))
+    assert output.logits.shape == (3, 2, 12, 5 + (found.head == Head.SOFTMAX))
     assert output.boxes.shape == (3, 2, 12, 4)
     assert output.hidden.shape == (3, 2, 12, 64)
     assert output.loss is None

@@ -11,13 +11,14 @@ from transformers import AutoImageProcessor
 from leandetr.data.transforms import eval_transform
 from leandetr.detectors.preprocessing import read_preprocessing, write_preprocessing
 from leandetr.errors import UserError
+from leandetr.heads import Head
 from leandetr.structures import Preprocessing
 
 FIXED = Preprocessing(size=(64, 96), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 SHORTEST = Preprocessing(size=None, shortest_edge=48, longest_edge=80, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("head", Head)
 @pytest.mark.parametrize("preprocessing", [FIXED, SHORTEST], ids=["fixed", "shortest edge"])
 def test_round_trip_and_the_same_pixels_as_transformers(tmp_path, preprocessing, head):
     write_preprocessing(tmp_path, preprocessing, head)

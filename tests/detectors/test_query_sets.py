@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForObjectDetection
 
 from leandetr.deployment.runtimes import PlainDetector
-from leandetr.detectors.load import load
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.query_sets import add_distillation_queries, answer_with
 from leandetr.errors import UserError
 
@@ -22,14 +22,14 @@ def batch(labels):
 @pytest.fixture
 def detector(tiny_detector):
     found = tiny_detector("detr")
-    add_distillation_queries(found, 7)
+    add_distillation_queries(found.model, 7)
     return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_sets_answer_as_one_and_the_loss_is_of_the_object_queries(tiny_detector, batch, family):
     detector = tiny_detector(family)
-    add_distillation_queries(detector, 7)
+    add_distillation_queries(detector.model, 7)
     whole = detector.model(batch["pixel_values"], batch["pixel_mask"])  # the object queries' alone, by default
     with torch.no_grad():
         output = detector(**batch)
@@ -49,7 +49,7 @@ def test_the_two_sets_attend_to_each_other(detector, batch):
 
 def test_object_queries_are_kept_and_new_ones_drawn_as_the_family_draws_them(tiny_detector):
     plain, detector = tiny_detector("detr"), tiny_detector("detr")
-    add_distillation_queries(detector)
+    add_distillation_queries(detector.model)
     before, after = (d.model.model.query_position_embeddings.weight for d in (plain, detector))
     assert torch.equal(after[:12], before)
     assert len(after) == 24
@@ -59,7 +59,7 @@ def test_object_queries_are_kept_and_new_ones_drawn_as_the_family_draws_them(tin
 
 @pytest.mark.parametrize(("which", "count"), [("object", 12), ("distillation", 7), ("both", 19)])
 def test_the_chosen_set_gives_predictions_after_saving_too(detector, batch, tmp_path, which, count):
-    answer_with(detector, which)
+    answer_with(detector.config, which)
     output = detector(batch["pixel_values"])
     sets = {"object": [output], "distillation": [output.distillation], "both": [output, output.distillation]}[which]
     expected = torch.cat([part.logits[-1] for part in sets], 1)
@@ -78,19 +78,19 @@ def test_the_chosen_set_gives_predictions_after_saving_too(detector, batch, tmp_
 
 def test_a_detector_that_has_them_keeps_them(detector):
     before = detector.model.model.query_position_embeddings.weight.clone()
-    add_distillation_queries(detector)
+    add_distillation_queries(detector.model)
     assert torch.equal(detector.model.model.query_position_embeddings.weight, before)
     with pytest.raises(UserError, match="already has 7 distillation queries; do not ask for 9"):
-        add_distillation_queries(detector, 9)
+        add_distillation_queries(detector.model, 9)
 
 
 def test_what_cannot_be_is_refused(tiny_detector, detector):
     with pytest.raises(UserError, match="this rt_detr_v2 student has no table of learned queries"):
-        add_distillation_queries(tiny_detector("rt_detr_v2"))
+        add_distillation_queries(tiny_detector("rt_detr_v2").model)
     plain = tiny_detector("detr")
     with pytest.raises(UserError, match="0 distillation queries are too few"):
-        add_distillation_queries(plain, 0)
+        add_distillation_queries(plain.model, 0)
     with pytest.raises(UserError, match="object queries alone"):
-        answer_with(plain, "both")
+        answer_with(plain.config, "both")
     with pytest.raises(UserError, match="unknown set of queries 'objects': did you mean 'object'"):
-        answer_with(detector, "objects")
+        answer_with(detector.config, "objects")

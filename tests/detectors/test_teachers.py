@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
-from leandetr.detectors.published_classes import COCO_BY_ID, published_classes
+from leandetr.detectors.checkpoints.published_classes import COCO_BY_ID, published_classes
 from leandetr.detectors.teachers import TorchvisionDetector, load_torchvision, names_torchvision
 from leandetr.errors import UserError
 from leandetr.structures import ClassMap

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from leandetr.heads import Head
 from leandetr.structures import DetectorOutput, Memory, Queries
 
 
@@ -20,7 +21,7 @@ def output():
         layers: int = 3,
         images: int = 2,
         queries: int = 8,
-        head: str = "sigmoid",
+        head: Head = Head.SIGMOID,
         widths: list[int] = [8],  # noqa: B006 - read alone
         shapes: list[tuple[int, int, int, int]] | None = None,
         grad: bool = False,
@@ -34,7 +35,7 @@ def output():
         centres, sizes = torch.rand(2, layers, images, queries, 2) * 0.5
         hidden = leaf(torch.randn(layers, images, queries, width))
         return DetectorOutput(
-            logits=leaf(torch.randn(layers, images, queries, 5 + (head == "softmax"))),
+            logits=leaf(torch.randn(layers, images, queries, 5 + (head == Head.SOFTMAX))),
             boxes=leaf(torch.cat([centres + 0.25, sizes + 0.02], -1)),
             hidden=hidden,
             queries=Queries(content=hidden[0].detach()),

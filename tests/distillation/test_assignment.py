@@ -8,6 +8,7 @@ import torch
 from leandetr.distillation.assignment import QueryPriorAssignment, at_every_stage
 from leandetr.distillation.query_map import sample
 from leandetr.errors import UserError
+from leandetr.heads import Head
 from leandetr.losses import Assignment, HungarianMatcher, SetCriterion, pad_targets
 
 FAMILIES = ["detr", "conditional_detr", "deformable_detr", "rt_detr_v2"]
@@ -81,7 +82,7 @@ def test_rematching_lets_every_stage_choose_the_cheapest_pairs(answers, batch):
     given = QueryPriorAssignment.build(student, teacher)
     given.queries = rematched.queries
     group = student.decode(rematched.queries(taught.queries, own), own.memory)
-    own_choice = SetCriterion.from_config(student.config, "softmax")(group.logits, group.boxes, batch["labels"])
+    own_choice = SetCriterion.from_config(student.config, Head.SOFTMAX)(group.logits, group.boxes, batch["labels"])
     found = rematched(own, taught, batch)
     torch.testing.assert_close(found, own_choice)
     assert found["bbox"] + found["giou"] < sum(given(own, taught, batch)[part] for part in ("bbox", "giou"))

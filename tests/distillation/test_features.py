@@ -10,10 +10,11 @@ from torchvision.ops import box_convert, box_iou
 from leandetr.distillation.features import TargetAwareFeatures
 from leandetr.distillation.levels import Levels
 from leandetr.errors import UserError
+from leandetr.heads import Head
 from leandetr.losses import HungarianMatcher, pad_targets
 
 
-def term(head: str = "sigmoid", widths: tuple[int, int] = (8, 8), **options) -> TargetAwareFeatures:
+def term(head: Head = Head.SIGMOID, widths: tuple[int, int] = (8, 8), **options) -> TargetAwareFeatures:
     return TargetAwareFeatures(Levels(*widths), head, HungarianMatcher(2.0, 5.0, 2.0, head), **options)
 
 
@@ -33,7 +34,7 @@ def responses(queries: Tensor, feature: Tensor, normalised: bool) -> Tensor:
     return psi
 
 
-@pytest.mark.parametrize("head", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("head", Head)
 @pytest.mark.parametrize("response", ["normalised", "raw"])
 @pytest.mark.parametrize("counts", [(3, 1), (0, 2), (9, 1)], ids=["few", "one image without", "more objects than queries"])
 def test_equals_equations_7_and_8_as_a_plain_loop(output, labels, head, response, counts):
@@ -50,7 +51,7 @@ def test_equals_equations_7_and_8_as_a_plain_loop(output, labels, head, response
                 if b != image:
                     continue
                 logits, label = teacher.logits[-1, image, i], objects[image]["class_labels"][j]
-                score = logits.sigmoid()[label] if head == "sigmoid" else logits.softmax(-1)[label]
+                score = logits.sigmoid()[label] if head == Head.SIGMOID else logits.softmax(-1)[label]
                 boxes = [
                     box_convert(box[None], "cxcywh", "xyxy")
                     for box in (teacher.boxes[-1, image, i], objects[image]["boxes"][j])

@@ -10,6 +10,7 @@ from leandetr.distillation import Distiller, build_terms
 from leandetr.distillation.hard_label import HardLabel
 from leandetr.distillation.orthogonality import Orthogonality
 from leandetr.errors import UserError
+from leandetr.heads import Head
 from leandetr.losses import SetCriterion
 
 
@@ -32,7 +33,7 @@ def sure(output, *detections: tuple[int, int, int, float]):
     return replace(output, logits=logits)
 
 
-@pytest.mark.parametrize("head", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("head", Head)
 def test_pseudo_labels_are_the_detections_over_the_threshold_and_no_others(tiny_detector, output, head):
     teacher = sure(output(head=head), (0, 3, 2, 0.9), (0, 5, 4, 0.45), (1, 1, 0, 0.55))
     term = HardLabel(tiny_detector("detr"), head)
@@ -68,7 +69,7 @@ def test_loss_is_half_the_objects_and_half_the_pseudo_labels(tiny_detector, batc
 
 def test_object_queries_never_see_the_pseudo_labels(tiny_detector, output, batch):
     student = tiny_detector("detr")
-    term = HardLabel(student, "sigmoid", queries=4)
+    term = HardLabel(student, Head.SIGMOID, queries=4)
     own = student(batch["pixel_values"], batch["pixel_mask"])
     own.logits.retain_grad()
     own.distillation.logits.retain_grad()
@@ -79,7 +80,7 @@ def test_object_queries_never_see_the_pseudo_labels(tiny_detector, output, batch
 
 def test_an_image_without_confident_detections_teaches_no_object(tiny_detector, output, batch):
     student = tiny_detector("deformable_detr")
-    term = HardLabel(student, "sigmoid")
+    term = HardLabel(student, Head.SIGMOID)
     parts = term(student(batch["pixel_values"], batch["pixel_mask"]), sure(output()), batch)
     assert parts["bbox"] == parts["giou"] == 0
     assert torch.isfinite(parts["class"])
@@ -87,7 +88,7 @@ def test_an_image_without_confident_detections_teaches_no_object(tiny_detector, 
 
 def test_the_order_of_the_teachers_queries_does_not_matter(tiny_detector, output, batch):
     student = tiny_detector("detr")
-    term = HardLabel(student, "sigmoid")
+    term = HardLabel(student, Head.SIGMOID)
     own, teacher = student(batch["pixel_values"]), sure(output(), (0, 3, 2, 0.9), (0, 5, 4, 0.8), (1, 1, 0, 0.6))
     order = torch.randperm(8)
     shuffled = replace(teacher, logits=teacher.logits[:, :, order], boxes=teacher.boxes[:, :, order])
@@ -110,9 +111,9 @@ def test_a_threshold_that_leaves_no_label_in_the_whole_set_is_refused(tiny_detec
 
 def test_bad_options_and_students_are_refused(tiny_detector):
     with pytest.raises(UserError, match="threshold of the hard-label term is 1"):
-        HardLabel(tiny_detector("detr"), "sigmoid", threshold=1)
+        HardLabel(tiny_detector("detr"), Head.SIGMOID, threshold=1)
     with pytest.raises(UserError, match="no table of learned queries"):
-        HardLabel(tiny_detector("rt_detr_v2"), "sigmoid")
+        HardLabel(tiny_detector("rt_detr_v2"), Head.SIGMOID)
     with pytest.raises(UserError, match=r"margin of the orthogonality term is -0\.1"):
         Orthogonality(margin=-0.1)
 

@@ -10,6 +10,7 @@ from torchvision.ops import box_convert, generalized_box_iou
 from leandetr.distillation import Distiller, build_terms
 from leandetr.distillation.kd_detr import DistillationPoints, draw
 from leandetr.errors import UserError
+from leandetr.heads import Head
 from leandetr.structures import ClassMap, DetectorOutput, Queries
 
 FAMILIES = ["detr", "conditional_detr", "deformable_detr", "rt_detr_v2"]
@@ -36,14 +37,14 @@ def answers(tiny_detector, batch):
     return build
 
 
-def plain_loop(student: DetectorOutput, teacher: DetectorOutput, head: str, foreground: bool) -> tuple[Tensor, Tensor]:
+def plain_loop(student: DetectorOutput, teacher: DetectorOutput, head: Head, foreground: bool) -> tuple[Tensor, Tensor]:
     """One layer, image and query at a time, against the teacher's last layer."""
     losses, total = [torch.zeros(()), torch.zeros(())], 0.0
     layers, images, count = student.logits.shape[:3]
     for image in range(images):
         for query in range(count):
             z, box = teacher.logits[-1, image, query], teacher.boxes[-1, image, query]
-            weight = (z.sigmoid().max() if head == "sigmoid" else z.softmax(-1)[:-1].max()).item() if foreground else 1.0
+            weight = (z.sigmoid().max() if head == Head.SIGMOID else z.softmax(-1)[:-1].max()).item() if foreground else 1.0
             total += weight
             p = (z / 10).softmax(-1)
             for layer in range(layers):

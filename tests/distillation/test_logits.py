@@ -11,12 +11,13 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from leandetr.distillation.logits import HungarianLogits, teaching_stages
 from leandetr.errors import UserError
+from leandetr.heads import Head
 from leandetr.losses import HungarianMatcher
 
-HEADS = [("sigmoid", "sigmoid"), ("softmax", "softmax"), ("sigmoid", "softmax"), ("softmax", "sigmoid")]
+HEADS = [(Head.SIGMOID, Head.SIGMOID), (Head.SOFTMAX, Head.SOFTMAX), (Head.SIGMOID, Head.SOFTMAX), (Head.SOFTMAX, Head.SIGMOID)]
 
 
-def term(student_head: str = "sigmoid", teacher_head: str = "sigmoid", **options) -> HungarianLogits:
+def term(student_head: Head = Head.SIGMOID, teacher_head: Head = Head.SIGMOID, **options) -> HungarianLogits:
     return HungarianLogits(student_head, teacher_head, HungarianMatcher(2.0, 5.0, 2.0, teacher_head), **options)
 
 
@@ -24,12 +25,12 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     return generalized_box_iou(*(box_convert(boxes, "cxcywh", "xyxy") for boxes in (a, b)))
 
 
-def class_loss(logits: Tensor, student_head: str, teacher_logits: Tensor, teacher_head: str) -> Tensor:
+def class_loss(logits: Tensor, student_head: Head, teacher_logits: Tensor, teacher_head: Head) -> Tensor:
     """One student's query against one teacher's query."""
-    if student_head == teacher_head == "softmax":
+    if student_head == teacher_head == Head.SOFTMAX:
         return F.kl_div(logits.log_softmax(-1), teacher_logits.softmax(-1), reduction="sum")
     probabilities = [
-        values.sigmoid() if head == "sigmoid" else values.softmax(-1)[:-1]
+        values.sigmoid() if head == Head.SIGMOID else values.softmax(-1)[:-1]
         for values, head in ((logits, student_head), (teacher_logits, teacher_head))
     ]
     return F.binary_cross_entropy(*probabilities, reduction="sum")
@@ -80,7 +81,7 @@ def test_equals_a_plain_loop(output, labels, student_head, teacher_head, depths,
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("head", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("head", Head)
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn(output, labels, head):
     student = output(head=head, grad=True)
     teacher = replace(student, logits=student.logits.detach().clone(), boxes=student.boxes.detach().clone())

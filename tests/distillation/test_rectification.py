@@ -9,8 +9,8 @@ from torchvision.ops import generalized_box_iou
 
 from leandetr.boxes import to_corners
 from leandetr.detectors.alignment import alignment_of
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
-from leandetr.detectors.load import load
 from leandetr.distillation import Distiller, build_terms
 from leandetr.distillation.rectification import DistributionRectification, foreground_queries, partners
 from leandetr.errors import UserError

@@ -10,17 +10,18 @@ from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 from leandetr.distillation import Distiller, build_terms
 from leandetr.distillation.soft_label import SoftBox, SoftClass, gaussian_divergence
 from leandetr.errors import UserError
+from leandetr.heads import Head
 from leandetr.losses import box_cost
 
 TERMS = [SoftClass, SoftBox]
-HEADS = ["sigmoid", "softmax"]
+HEADS = list(Head)
 NOTHING = {"labels": []}
 
 
 @pytest.fixture
 def term(tiny_detector):
     """term(kind, student's head, teacher's head)"""
-    families = {"softmax": "detr", "sigmoid": "deformable_detr"}
+    families = {Head.SOFTMAX: "detr", Head.SIGMOID: "deformable_detr"}
     return lambda kind, student, teacher: kind(tiny_detector(families[student]), teacher)
 
 
@@ -63,18 +64,18 @@ def test_order_of_queries_does_not_matter_and_the_teacher_gets_no_gradient(term,
 
 
 @pytest.mark.parametrize("kind", TERMS)
-@pytest.mark.parametrize(("head", "queries"), [("sigmoid", 2), ("softmax", 2), ("sigmoid", 4)])
+@pytest.mark.parametrize(("head", "queries"), [(Head.SIGMOID, 2), (Head.SOFTMAX, 2), (Head.SIGMOID, 4)])
 def test_loss_is_the_best_assignments_weighted_divergence(term, output, kind, head, queries):
     """One image, every assignment tried; the teacher's most confident queries are the ones that teach."""
     soft = term(kind, head, head)
     teacher = output(images=1, queries=3, head=head)
     student = with_set(output(images=1, queries=queries, head=head))
     logits, boxes = teacher.logits[-1, 0], teacher.boxes[-1, 0]
-    scores = (logits.sigmoid() if head == "sigmoid" else logits.softmax(-1)[:, :-1]).amax(-1)
+    scores = (logits.sigmoid() if head == Head.SIGMOID else logits.softmax(-1)[:, :-1]).amax(-1)
     teaching = scores.argsort(descending=True)[: min(queries, 3)].tolist()
 
     def class_divergence(i, z):
-        if head == "softmax":
+        if head == Head.SOFTMAX:
             return kl_divergence(Categorical(logits=logits[i]), Categorical(logits=z))
         return kl_divergence(Bernoulli(logits=logits[i]), Bernoulli(logits=z)).sum()
 

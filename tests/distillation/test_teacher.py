@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from leandetr.distillation.teacher import Teacher, View, class_columns
 from leandetr.errors import UserError
+from leandetr.heads import Head
 from leandetr.structures import ClassMap, Preprocessing
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -59,14 +60,14 @@ def test_padding_is_cut_off_where_the_teachers_size_is_fixed():
 
 def test_columns_follow_the_students_names():
     student, teacher = ClassMap(("cat", "dog"), (1, 2)), ClassMap(("dog", "bird", "cat"), (5, 6, 7))
-    assert class_columns(student, teacher, "sigmoid") == [2, 0]
-    assert class_columns(student, teacher, "softmax") == [2, 0, 3]
-    assert class_columns(student, ClassMap(("cat", "dog"), (8, 9)), "softmax") is None
+    assert class_columns(student, teacher, Head.SIGMOID) == [2, 0]
+    assert class_columns(student, teacher, Head.SOFTMAX) == [2, 0, 3]
+    assert class_columns(student, ClassMap(("cat", "dog"), (8, 9)), Head.SOFTMAX) is None
 
 
 def test_a_class_the_teacher_lacks_is_refused_with_both_lists():
     with pytest.raises(UserError, match="does not know fox: it has the classes cat, dog, and the student has fox, cat"):
-        class_columns(ClassMap(("fox", "cat"), (1, 2)), ClassMap(("cat", "dog"), (1, 2)), "sigmoid")
+        class_columns(ClassMap(("fox", "cat"), (1, 2)), ClassMap(("cat", "dog"), (1, 2)), Head.SIGMOID)
 
 
 @pytest.mark.parametrize("family", ["detr", "deformable_detr"])

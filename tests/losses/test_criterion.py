@@ -15,6 +15,7 @@ from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetect
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
 from leandetr.detectors.create import create
+from leandetr.heads import Head
 from leandetr.losses import Assignment, SetCriterion, box_losses, mean_over_ranks
 
 LAYERS, IMAGES, QUERIES, CLASSES = 3, 3, 8, 5
@@ -36,15 +37,15 @@ def objects(*counts: int) -> list[dict[str, torch.Tensor]]:
 @pytest.mark.parametrize(
     ("kind", "head", "reference"),
     [
-        (DetrConfig, "softmax", ForObjectDetectionLoss),
-        (DeformableDetrConfig, "sigmoid", DeformableDetrForObjectDetectionLoss),
-        (ConditionalDetrConfig, "sigmoid", DeformableDetrForObjectDetectionLoss),
+        (DetrConfig, Head.SOFTMAX, ForObjectDetectionLoss),
+        (DeformableDetrConfig, Head.SIGMOID, DeformableDetrForObjectDetectionLoss),
+        (ConditionalDetrConfig, Head.SIGMOID, DeformableDetrForObjectDetectionLoss),
     ],
 )
 def test_equals_transformers_with_auxiliary_layers(kind, head, reference, counts):
     torch.manual_seed(0)
     config = config_of(kind)
-    logits = torch.randn(LAYERS, IMAGES, QUERIES, CLASSES + (head == "softmax"))
+    logits = torch.randn(LAYERS, IMAGES, QUERIES, CLASSES + (head == Head.SOFTMAX))
     predicted, labels = boxes(LAYERS, IMAGES, QUERIES), objects(*counts)
     ours = SetCriterion.from_config(config, head)(logits, predicted, labels)
     theirs, _, _ = reference(logits[-1], labels, "cpu", predicted[-1], config, logits, predicted)
@@ -62,12 +63,12 @@ def test_equals_the_loss_that_the_family_is_trained_with(classes, labels, name):
     torch.testing.assert_close(sum(ours.values()), out.loss, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("head", Head)
 def test_a_given_assignment_is_used_instead_of_the_cheapest(head):
     torch.manual_seed(0)
-    criterion = SetCriterion.from_config(config_of(DetrConfig if head == "softmax" else DeformableDetrConfig), head)
+    criterion = SetCriterion.from_config(config_of(DetrConfig if head == Head.SOFTMAX else DeformableDetrConfig), head)
     labels = objects(2)
-    logits, predicted = torch.zeros(1, 1, 4, CLASSES + (head == "softmax")), boxes(1, 1, 4)
+    logits, predicted = torch.zeros(1, 1, 4, CLASSES + (head == Head.SOFTMAX)), boxes(1, 1, 4)
     predicted[0, 0, :2] = labels[0]["boxes"]
     crossed = Assignment(*(torch.tensor(values) for values in ([0, 0], [0, 0], [0, 1], [1, 0])))
     own, given = criterion(logits, predicted, labels), criterion(logits, predicted, labels, crossed)
@@ -93,10 +94,10 @@ def test_equal_boxes_cost_nothing_however_small():
 @pytest.mark.parametrize(
     ("kind", "head", "weights"),
     [
-        (DetrConfig, "softmax", (1, 1)),
-        (DeformableDetrConfig, "sigmoid", (1, 1)),
-        (LwDetrConfig, "sigmoid", (2, 1)),
-        (RTDetrConfig, "sigmoid", (2, 1)),
+        (DetrConfig, Head.SOFTMAX, (1, 1)),
+        (DeformableDetrConfig, Head.SIGMOID, (1, 1)),
+        (LwDetrConfig, Head.SIGMOID, (2, 1)),
+        (RTDetrConfig, Head.SIGMOID, (2, 1)),
     ],
 )
 def test_weights_come_from_the_configuration(kind, head, weights):

@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from leandetr.heads import Head
 from leandetr.losses import HungarianMatcher, assign, matcher, pad_targets, solve
 from leandetr.losses.matcher import UNUSABLE, linear_assignment
 
@@ -53,13 +54,13 @@ def test_all_layers_and_images_leave_the_device_in_one_copy(monkeypatch):
     copies = []
     real = Tensor.cpu
     monkeypatch.setattr(Tensor, "cpu", lambda self: copies.append(self.shape) or real(self))
-    hungarian = HungarianMatcher(1.0, 5.0, 2.0, "softmax")
+    hungarian = HungarianMatcher(1.0, 5.0, 2.0, Head.SOFTMAX)
     targets = pad_targets([target([0, 1], torch.rand(2, 4)), target([], torch.zeros(0, 4))])
     hungarian(torch.randn(6, 2, 7, 4), torch.rand(6, 2, 7, 4), targets)
     assert len(copies) == 1
 
 
-@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("head", Head)
 def test_cost_equals_the_definition(head):
     torch.manual_seed(0)
     logits, boxes = torch.randn(2, 1, 3, 4), torch.rand(2, 1, 3, 4) * 0.4 + 0.2
@@ -69,7 +70,7 @@ def test_cost_equals_the_definition(head):
         for query in range(3):
             for column in range(2):
                 label = objects["class_labels"][column]
-                if head == "softmax":
+                if head == Head.SOFTMAX:
                     by_class = -logits[layer, 0, query].softmax(-1)[label]
                 else:
                     p = logits[layer, 0, query].sigmoid()[label]

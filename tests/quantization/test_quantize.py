@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForObjectDetection
 
-from leandetr.detectors.load import load
+from leandetr.detectors.checkpoints.load import load
 from leandetr.errors import UserError
 from leandetr.quantization import Dynamic, Static, WeightOnly, quantize, scheme_config
 from leandetr.quantization.layers.folded import Nothing

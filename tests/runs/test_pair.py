@@ -8,7 +8,7 @@ import pytest
 
 from leandetr import verbs
 from leandetr.data.shapes import write_shapes
-from leandetr.detectors.load import load
+from leandetr.detectors.checkpoints.load import load
 from leandetr.errors import UserError
 from leandetr.recipe import parse_recipe, read_recipe
 from leandetr.runs import compress, ledger, steps

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from leandetr.detectors.load import load
+from leandetr.detectors.checkpoints.load import load
 from leandetr.distillation import Distiller, build_terms
 from leandetr.errors import UserError
 from leandetr.training import fit as fitting

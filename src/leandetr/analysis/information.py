@@ -39,8 +39,8 @@ from leandetr.analysis.mutual_information import (
 from leandetr.analysis.query_distributions import Distributions, distributions, listening
 from leandetr.analysis.snapshots import loader_of, over_training, progress, spread
 from leandetr.data.coco import Split
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.files import write_json
 from leandetr.losses import HungarianMatcher, pad_targets

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,16 +14,30 @@ from torch import Tensor
 
 from leandetr.analysis import figures
 
-if TYPE_CHECKING:
-    from leandetr.analysis.masks import View
-
 LONGEST = 480  # pixels of the photograph behind a map
 PANEL = 1.75  # inches
 NARROWEST = 8  # inches of a whole picture, below which its caption cannot be read
 
 
+@dataclass
+class Seen:
+    """What a detector sees in one image, M of whose objects its matching gives a query.
+
+    active, mask: (h, w) a level, in [0, 1]; the quality-weighted mask is divided by its largest value. psi: (M, h, w) a level,
+    in [-1, 1]. objects: (M,) their indices among the image's. quality: (M,) in [0, 1]. found: (M, 4), the queries' boxes,
+    (x0, y0, x1, y1) in [0, 1].
+    """
+
+    active: list[Tensor]
+    mask: list[Tensor]
+    psi: list[Tensor]
+    objects: Tensor
+    quality: Tensor
+    found: Tensor
+
+
 def draw(
-    photograph: Image.Image, name: str, boxes: Tensor, labels: Sequence[str], views: Mapping[str, View], path: Path
+    photograph: Image.Image, name: str, boxes: Tensor, labels: Sequence[str], views: Mapping[str, Seen], path: Path
 ) -> None:
     """Write the picture of one image.
 
@@ -80,7 +94,7 @@ def draw(
     figures.save(figure, path)
 
 
-def extremes(views: Sequence[View]) -> dict[str, int]:
+def extremes(views: Sequence[Seen]) -> dict[str, int]:
     """The objects, among those that every detector has matched, with the highest and the lowest quality on average."""
     shared = set.intersection(*(set(view.objects.tolist()) for view in views))
     if not shared:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,13 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from leandetr.analysis.mask_figure import draw
+from leandetr.analysis.mask_figure import Seen, draw
 from leandetr.analysis.snapshots import progress, single, spread
 from leandetr.boxes import to_corners
 from leandetr.data.coco import CocoDataset, Split, collate
 from leandetr.data.transforms import eval_transform
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.load import load
 from leandetr.distillation.features import TargetAwareFeatures
 from leandetr.errors import unknown
 from leandetr.files import write_json
@@ -37,23 +36,6 @@ from leandetr.files import write_json
 GRID = 96  # numbers are taken of maps brought to so many cells a side, so that they do not depend on a detector's strides
 DRAWN = 3
 NUMBERS = ("active_inside", "mask_inside", "peak_inside", "peak_on_object", "active_like_first", "mask_like_first")
-
-
-@dataclass
-class View:
-    """What a detector sees in one image, M of whose objects its matching gives a query.
-
-    active, mask: (h, w) a level, in [0, 1]; the quality-weighted mask is divided by its largest value. psi: (M, h, w) a level,
-    in [-1, 1]. objects: (M,) their indices among the image's. quality: (M,) in [0, 1]. found: (M, 4), the queries' boxes,
-    (x0, y0, x1, y1) in [0, 1].
-    """
-
-    active: list[Tensor]
-    mask: list[Tensor]
-    psi: list[Tensor]
-    objects: Tensor
-    quality: Tensor
-    found: Tensor
 
 
 def masks(
@@ -118,7 +100,7 @@ def masks(
 
 
 @torch.inference_mode()
-def look(detector: Detector, dataset: CocoDataset, index: int) -> View:
+def look(detector: Detector, dataset: CocoDataset, index: int) -> Seen:
     """A detector's view of an image alone, and so without padding."""
     batch = collate([dataset[index]])
     term = TargetAwareFeatures.build(detector, detector)
@@ -126,7 +108,7 @@ def look(detector: Detector, dataset: CocoDataset, index: int) -> View:
     pairs, quality = term.assigned(output, batch)
     psi = [term.responses(level, output.hidden[-1][:, pairs.queries])[0] for level in term.levels(output, output, batch)]
     masks = [term.weights(responses[None], quality[None], output.hidden.shape[2])[0] for responses in psi]
-    return View(
+    return Seen(
         active=[_stretched(level[0].abs().mean(0)) for level in output.features],
         mask=[mask / mask.max().clamp(min=1e-12) for mask in masks],
         psi=psi,
@@ -141,7 +123,7 @@ def inside(boxes: Tensor) -> Tensor:
     return _each_inside(boxes).any(0)
 
 
-def compared(view: View, first: View, boxes: Tensor) -> Tensor:
+def compared(view: Seen, first: Seen, boxes: Tensor) -> Tensor:
     """The `NUMBERS` of every level, (levels, 6); NaN where an image has no objects, or a map no variation."""
     within, each = inside(boxes), _each_inside(boxes)
     rows = []
@@ -157,7 +139,7 @@ def compared(view: View, first: View, boxes: Tensor) -> Tensor:
     return torch.stack([torch.stack(row) for row in rows])
 
 
-def _levels(rows: list[Tensor], view: View) -> list[dict[str, Any]]:
+def _levels(rows: list[Tensor], view: Seen) -> list[dict[str, Any]]:
     means = torch.stack(rows).nanmean(0)
     return [
         {"cells": list(active.shape)} | {name: _number(value) for name, value in zip(NUMBERS, level)}

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from leandetr.analysis import figures
 from leandetr.analysis.mutual_information import entropy
 from leandetr.detectors.alignment import alignment_of
-from leandetr.detectors.attention import cross_attention, open_attention
+from leandetr.detectors.attention import open_attention
 from leandetr.detectors.detector import Detector
 
 BITS = 4
@@ -85,7 +85,7 @@ def listening(detector: Detector) -> Iterator[list[list[tuple[Tensor, Tensor]]]]
     """While the block runs, collect the queries of every decoder layer's attention to the image, (B, H, N, d) before and after
     their alignment, a pair a call; no layers in a family whose queries cannot be reached (AdaMixer, DAB-DETR)."""
     open_attention(detector.model)
-    attentions = [cross_attention(layer) for layer in detector.model.model.decoder.layers]
+    attentions = [detector.family.cross_attention(layer) for layer in detector.model.model.decoder.layers]
     reached = all(hasattr(attention, "slots") or hasattr(attention, "sampling_offsets") for attention in attentions)
     collected: list[list[tuple[Tensor, Tensor]]] = [[] for _ in attentions if reached]
     handles = [_listen(attention, found) for attention, found in zip(attentions, collected)]

@@ -16,7 +16,7 @@ import numpy as np
 from leandetr.analysis import figures
 from leandetr.analysis.snapshots import loader_of, progress
 from leandetr.data.coco import Split
-from leandetr.detectors.load import load
+from leandetr.detectors.checkpoints.load import load
 from leandetr.files import write_json
 from leandetr.quantization.choice.sensitivity import measure_layers
 from leandetr.quantization.config import Scheme, Static, WeightOnly

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from leandetr.analysis import figures
 from leandetr.analysis.snapshots import Snapshot, loader_of, over_training, progress
 from leandetr.data.coco import Split
-from leandetr.detectors.load import load
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.query_sets import has_distillation_queries
 from leandetr.errors import UserError
 from leandetr.files import write_json

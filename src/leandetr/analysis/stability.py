@@ -21,7 +21,7 @@ from torch import Tensor
 from leandetr.analysis import figures
 from leandetr.analysis.snapshots import Snapshot, loader_of, progress, single
 from leandetr.data.coco import Split
-from leandetr.detectors.load import load
+from leandetr.detectors.checkpoints.load import load
 from leandetr.errors import UserError
 from leandetr.files import write_json
 from leandetr.losses import HungarianMatcher, pad_targets

@@ -32,9 +32,9 @@ def models(
         out_console.print(f"sizes: multiples of {found.size_divisor}\n{found.source}")
         return
     table = Table("name", "backbone", "what it is")
-    for name, recipe in MODELS.items():
+    for name, model in MODELS.items():
         absent = " (not in the installed transformers)" if missing(name) else ""
-        table.add_row(name, recipe.backbone, recipe.description + absent)
+        table.add_row(name, model.backbone, model.description + absent)
     out_console.print(table)
     out_console.print("torchvision's, for --teacher alone, as NAME or NAME:WEIGHTS:")
     for name in TORCHVISION:

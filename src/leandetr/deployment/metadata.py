@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from leandetr.detectors.detector import Detector
+from leandetr.heads import Head
 from leandetr.quantization.layers.modules import QuantizedLayer
 from leandetr.quantization.theoretical_cost import theoretical_cost
 from leandetr.structures import ClassMap, Preprocessing
@@ -24,7 +25,7 @@ KEY = "leandetr"
 class Metadata:
     """What is known of an exported file.
 
-    head: "softmax" or "sigmoid". parameters: how many the model has. scheme: of its quantization, None for float.
+    head: what the columns of its logits mean. parameters: how many the model has. scheme: of its quantization, None for float.
     provenance: what it was made from and with, by name. end_to_end: whether pre- and post-processing are in the graph, see
     `end_to_end.py`; its labels are positions in `class_map.names`, and `class_map.dataset_ids` has the data set's own ids.
     theoretical_speedup: over float by the bits of its products, see `quantization/theoretical_cost.py`; None for float.
@@ -32,7 +33,7 @@ class Metadata:
 
     class_map: ClassMap
     preprocessing: Preprocessing
-    head: str
+    head: Head
     parameters: int
     scheme: str | None
     provenance: dict[str, str]
@@ -51,6 +52,7 @@ class Metadata:
         return cls(
             **values
             | {
+                "head": Head(values["head"]),
                 "class_map": ClassMap(tuple(classes["names"]), tuple(classes["dataset_ids"])),
                 "preprocessing": Preprocessing(
                     None if size is None else tuple(size), mean=tuple(mean), std=tuple(std), **preprocessing

@@ -32,10 +32,11 @@ from leandetr.deployment.end_to_end import EndToEnd
 from leandetr.deployment.metadata import KEY, Metadata, describe, scheme_of
 from leandetr.deployment.rewrites import forget_types, own_zero_points, pad_in_convolutions, select_tokens
 from leandetr.deployment.runtimes import OnnxRuntime, PlainDetector
-from leandetr.detectors.create import check_size, size_divisor
+from leandetr.detectors.create import check_size
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.files import writing
+from leandetr.heads import Head
 from leandetr.quantization.training.finish import finish, in_training
 
 logger = logging.getLogger(__name__)
@@ -85,8 +86,8 @@ def export_onnx(
         detector = finish(detector)
     preprocessing = detector.preprocessing
     if image_size is not None:
-        kind, backbone = detector.config.model_type, detector.config.to_dict().get("backbone_config")
-        check_size(kind, image_size, size_divisor(kind, backbone or {}))
+        backbone = detector.config.to_dict().get("backbone_config") or {}
+        check_size(detector.config.model_type, image_size, detector.family.divisor(backbone))
         preprocessing = replace(preprocessing, size=tuple(image_size), shortest_edge=None, longest_edge=None)
     if end_to_end and preprocessing.size is None:
         raise UserError(f"{path}: an end-to-end file resizes to one size, which this detector has not; add --image-size")
@@ -116,7 +117,7 @@ def export_onnx(
     return path
 
 
-def agreement(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], head: str, tolerance: float) -> tuple[float, float]:
+def agreement(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], head: Head, tolerance: float) -> tuple[float, float]:
     """How far two answers (logits (B, N, C), boxes (B, N, 4)) are the same set of queries, in any order.
 
     Returns:
@@ -131,9 +132,8 @@ def agreement(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], head: 
     return min(found)
 
 
-def _rows(logits: Tensor, boxes: Tensor, head: str) -> np.ndarray:
-    probabilities = logits.softmax(-1) if head == "softmax" else logits.sigmoid()
-    rows = torch.cat([probabilities, boxes], -1).float().cpu().numpy()
+def _rows(logits: Tensor, boxes: Tensor, head: Head) -> np.ndarray:
+    rows = torch.cat([head.distribution(logits), boxes], -1).float().cpu().numpy()
     return np.nan_to_num(rows, nan=9.0)  # far from any probability and coordinate
 
 
@@ -243,7 +243,7 @@ def _check(model: PlainDetector | EndToEnd, file: Path, dynamic_batch: bool, tol
             expected, head = model(*[tensor.to(device) for tensor in sample]), metadata.head
             if metadata.end_to_end:
                 expected, found = (_as_queries(answer, size, len(metadata.class_map)) for answer in (expected, found))
-                head = "sigmoid"
+                head = Head.SIGMOID
             shares.append(agreement(expected, found, head, tolerance)[0])
     return min(shares)
 

@@ -16,8 +16,8 @@ from leandetr.deployment.metadata import KEY, Metadata, describe
 from leandetr.deployment.openvino import core, onnx_metadata, read_onnx
 from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.unpacking import unpack_onnx, unpack_openvino
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.load import load
 from leandetr.detectors.query_sets import answer_with
 from leandetr.detectors.teachers import TorchvisionDetector, load_torchvision, names_torchvision
 from leandetr.errors import UserError, unknown
@@ -69,7 +69,7 @@ class TorchvisionRuntime(Runtime):
         metadata = Metadata(
             class_map=detector.class_map,
             preprocessing=detector.preprocessing,
-            head="softmax" if detector.source.startswith("fasterrcnn") else "sigmoid",
+            head=detector.head,
             parameters=sum(parameter.numel() for parameter in detector.parameters()),
             scheme=None,
             provenance={"source": detector.source},
@@ -256,7 +256,7 @@ def load_answering(source: str | Path, queries: str | None) -> Detector:
     """A saved detector whose answers come from one of its sets of queries, or from the one it was saved with."""
     detector = load(source)
     if queries is not None:
-        answer_with(detector, queries)
+        answer_with(detector.config, queries)
     return detector
 
 

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING
 
-from leandetr.detectors.attention import cross_attention, open_attention
+from leandetr.detectors.attention import open_attention
+from leandetr.detectors.families.registry import family_of
 from leandetr.errors import UserError, unknown
 
 #: which of the decoder's attentions have their query aligned
@@ -63,8 +64,9 @@ def align_queries(model: PreTrainedModel, which: str = "cross") -> None:
             f"the model's queries are aligned in {alignment_of(model.config)} attention already; do not ask for {which}"
         )
     open_attention(model)
+    family = family_of(model.config)
     for layer in model.model.decoder.layers:
-        attentions = {"cross": cross_attention(layer), "self": layer.self_attn}
+        attentions = {"cross": family.cross_attention(layer), "self": layer.self_attn}
         for kind in ALIGNMENTS[which]:
             _align(attentions[kind], kind, model)
     model.config.query_alignment = which

@@ -25,10 +25,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from leandetr.detectors.families.family import Family
+
 #: how a configuration says that its model's attention is open, while the model lives; it is not saved
 IMPLEMENTATION = "leandetr"
-CROSS_ATTENTION = ("encoder_attn", "cross_attn")
-OUTPUT_PROJECTION = ("o_proj", "output_proj")
 
 
 class AttentionSlots(nn.Module):
@@ -130,12 +130,6 @@ def unopened_attention(model: nn.Module) -> list[str]:
     return names
 
 
-def cross_attention(layer: nn.Module) -> nn.Module | None:
-    """A decoder layer's attention to the memory; None where it has none (AdaMixer)."""
-    module = next((getattr(layer, name) for name in CROSS_ATTENTION if hasattr(layer, name)), None)
-    return getattr(module, "cross_attn", module)  # DAB-DETR wraps it
-
-
 @dataclass
 class Taps:
     """decoder: (B, N, D) co-attended features of every decoder layer: what its attention to the memory gathered, heads
@@ -147,7 +141,7 @@ class Taps:
 
 
 @contextmanager
-def tapping(trunk: nn.Module) -> Iterator[Taps]:
+def tapping(trunk: nn.Module, family: Family) -> Iterator[Taps]:
     """Collect what attention gathers while the block runs; `trunk` has the encoder, if any, and the decoder."""
     taps, handles = Taps(), []
 
@@ -155,10 +149,10 @@ def tapping(trunk: nn.Module) -> Iterator[Taps]:
         return lambda _module, _arguments, output: into.append(output if isinstance(output, Tensor) else output[0])
 
     for layer in trunk.decoder.layers:
-        attention = cross_attention(layer)
-        projection = next((getattr(attention, name) for name in OUTPUT_PROJECTION if hasattr(attention, name)), None)
-        if projection is not None:
-            handles.append(projection.register_forward_pre_hook(lambda _module, given: taps.decoder.append(given[0])))
+        attention, projection = family.cross_attention(layer), family.output_projection
+        if attention is not None and projection is not None:
+            gathered = getattr(attention, projection)
+            handles.append(gathered.register_forward_pre_hook(lambda _module, given: taps.decoder.append(given[0])))
         elif attention is not None:
             handles.append(attention.register_forward_hook(answered(taps.decoder)))
     handles += [attention.register_forward_hook(answered(taps.encoder)) for attention in encoder_attentions(trunk)]

@@ -70,6 +70,19 @@ def describe_backbone(name: str, stages: int, frozen_norm: bool, overrides: dict
     return Backbone(config, channels, strides, tuple(mean), tuple(std))
 
 
+def configured(kind: str, values: dict[str, Any], overrides: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration of a backbone of one family, which differs from transformers' default in `values`.
+
+    Raises UserError for an unknown key, with the nearest one, and for values that do not fit each other.
+    """
+    refuse_unknown(overrides, AutoConfig.for_model(kind))
+    try:
+        return AutoConfig.for_model(kind, **values | overrides)
+    except Exception as error:  # transformers' strict configurations raise kinds of their own
+        fault = str(error).splitlines()[-1].strip()
+        raise UserError(f"model.backbone_config: {kind} refuses {overrides}: {fault}; change these values") from error
+
+
 def refuse_unknown(overrides: dict[str, Any], config: PreTrainedConfig) -> None:
     """Raises UserError for a key that the configuration of a backbone does not have, with the nearest one."""
     for key in overrides:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,17 +13,14 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
-from leandetr.detectors.backbones import Backbone, describe_backbone, load_backbone_weights
+from leandetr.detectors.backbones import Backbone, load_backbone_weights
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.families import FAMILIES
-from leandetr.detectors.initialise import initialise
-from leandetr.detectors.names import MODELS, Recipe, missing
-from leandetr.detectors.transformer_backbones import SWIN_DETR, VITS, describe_own_backbone, window_divisor
+from leandetr.detectors.families.registry import FAMILIES, family_of
+from leandetr.detectors.names import MODELS, Model, missing
 from leandetr.errors import UserError, unknown
 from leandetr.structures import ClassMap, Preprocessing
 
-REAL_TIME = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
-HEADS = ("decoder_attention_heads", "decoder_self_attention_heads", "decoder_cross_attention_heads")
+ATTENTION_HEADS = ("decoder_attention_heads", "decoder_self_attention_heads", "decoder_cross_attention_heads")
 COARSEST = 32  # pixels: the stride of the coarsest feature map
 GIVEN = ("num_labels", "id2label", "label2id", "backbone_config", "model_type")  # by the data, --backbone and --model
 
@@ -53,8 +51,8 @@ def create(
     Randomness comes from torch's global generator: seed it for the same weights twice.
     """
     config, described = configure(name, class_map, image_size, backbone, weights, overrides)
-    model, family = _build(config, overrides), FAMILIES[config.model_type]
-    initialise(model)
+    model, family = _build(config, overrides), family_of(config)
+    family.initialise(model)
     if weights is not None:
         load_backbone_weights(family.backbone(model), described.config, weights)
     else:
@@ -76,7 +74,7 @@ def configure(
     """What `create` builds, with the same arguments and errors."""
     if name not in MODELS:
         raise unknown("model", name, MODELS)
-    recipe = MODELS[name]
+    model, family = MODELS[name], FAMILIES[MODELS[name].model_type]
     if missing(name):
         raise UserError(f"model {name}: transformers {transformers.__version__} has no such family; install a newer one")
     overrides = dict(overrides or {})
@@ -85,23 +83,15 @@ def configure(
         for key in list(overrides)
         if key.startswith("backbone_config.")
     }
-    vit = recipe.model_type in VITS
-    check_size(name, image_size, size_divisor(recipe.model_type, inner))
-    if vit and weights is not None:
-        raise UserError(f"weights {weights}: {name} has them in whole checkpoints alone; name one of those as the model")
-    # DETR's own lineage always freezes the norms of its backbone; RT-DETR only where they have been trained before.
-    frozen_norm = weights is not None or recipe.model_type not in REAL_TIME
-    described = (
-        describe_own_backbone(recipe.model_type, backbone or recipe.backbone, image_size, inner)
-        if vit or recipe.model_type == SWIN_DETR
-        else describe_backbone(backbone or recipe.backbone, recipe.stages, frozen_norm, inner)
-    )
-    return _config(recipe, described, class_map, image_size, overrides, frozen_norm), described
-
-
-def size_divisor(model_type: str, inner: dict[str, Any]) -> int:
-    """What both sides of an image must be multiples of, in pixels; `inner` are changes of the backbone's configuration."""
-    return window_divisor(model_type, inner) if model_type in VITS else FAMILIES[model_type].size_divisor
+    check_size(name, image_size, family.divisor(inner))
+    if family.whole_checkpoints:
+        if weights is not None:
+            raise UserError(f"weights {weights}: {name} has them in whole checkpoints alone; name one of those as the model")
+        if backbone not in (None, model.backbone):
+            raise UserError(f"backbone {backbone}: {name} is made for its own, {model.backbone}; leave the backbone out")
+    frozen_norm = weights is not None or family.frozen_norm
+    described = family.describe_backbone(backbone or model.backbone, image_size, frozen_norm, inner)
+    return _config(model, described, class_map, image_size, overrides, frozen_norm), described
 
 
 def check_size(name: str, size: tuple[int, int], divisor: int) -> None:
@@ -116,48 +106,49 @@ def check_size(name: str, size: tuple[int, int], divisor: int) -> None:
 
 
 def _config(
-    recipe: Recipe,
+    model: Model,
     backbone: Backbone,
     class_map: ClassMap,
     image_size: tuple[int, int],
     overrides: dict[str, Any],
     frozen_norm: bool,
 ) -> PreTrainedConfig:
-    plain = AutoConfig.for_model(recipe.model_type)
-    for key in overrides:
-        if key in GIVEN:
-            raise UserError(f"model.{key}: it follows from the data, the backbone and the model's name; leave it out")
-        if not hasattr(plain, key):
-            near = difflib.get_close_matches(key, plain.to_dict(), n=1, cutoff=0.4)
-            hint = f"; did you mean model.{near[0]}?" if near else ""
-            raise UserError(f"model.{key}: {recipe.model_type} has no such configuration key{hint}")
-    values = {"num_labels": len(class_map), "backbone_config": backbone.config} | dict(recipe.changes) | overrides
-    if recipe.model_type in REAL_TIME:
-        values = _real_time(backbone, frozen_norm) | _widths(overrides, len(backbone.channels)) | values
-    if recipe.model_type == "adamixer":
-        values = {"feature_strides": backbone.strides} | values
-    cells = _cells(plain, backbone, image_size, values)
+    family, plain = FAMILIES[model.model_type], AutoConfig.for_model(model.model_type)
+    _check_keys(overrides, plain)
+    asked = {"num_labels": len(class_map), "backbone_config": backbone.config, **model.changes, **overrides}
+    values = family.follows(backbone, frozen_norm, overrides) | asked
+    strides = family.proposal_strides(plain, backbone, values)
+    cells = None if strides is None else sum(math.prod(math.ceil(side / stride) for side in image_size) for stride in strides)
     if cells is not None:
         values = {"num_queries": min(plain.num_queries, cells)} | values
-    if values.get("two_stage"):  # where this is what their number is called
-        values = values | {"num_queries": overrides.get("two_stage_num_proposals", values["num_queries"])}
-        values = values | {"two_stage_num_proposals": values["num_queries"]}
+    values = family.counted(values, overrides)
     try:
         config = type(plain)(**copy.deepcopy(values))
     except Exception as error:  # transformers' strict configurations raise kinds of their own
-        raise UserError(f"model: {recipe.model_type} refuses {overrides}: {str(error).splitlines()[-1].strip()}") from error
+        raise UserError(f"model: {model.model_type} refuses {overrides}: {str(error).splitlines()[-1].strip()}") from error
     key = "d_model" if hasattr(config, "d_model") else "hidden_size"
-    for kind in HEADS:
+    for kind in ATTENTION_HEADS:
         if (width := getattr(config, key)) % getattr(config, kind, 1):
             raise UserError(f"model.{key}: {width} is not divisible by its {getattr(config, kind)} attention heads")
     if getattr(config, "decoder_layers", 1) < 1:
-        raise UserError(f"model.decoder_layers: {recipe.model_type} needs at least 1 decoder layer")
+        raise UserError(f"model.decoder_layers: {model.model_type} needs at least 1 decoder layer")
     if cells is not None and config.num_queries > cells:
         raise UserError(
             f"model.num_queries: {config.num_queries} queries cannot be chosen among the {cells} cells of an image of "
             f"{image_size[0]} {image_size[1]}; ask for at most {cells}"
         )
     return config
+
+
+def _check_keys(overrides: Mapping[str, Any], plain: PreTrainedConfig) -> None:
+    """Raises UserError for a key that is given or that the configuration does not have, with the nearest one."""
+    for key in overrides:
+        if key in GIVEN:
+            raise UserError(f"model.{key}: it follows from the data, the backbone and the model's name; leave it out")
+        if not hasattr(plain, key):
+            near = difflib.get_close_matches(key, plain.to_dict(), n=1, cutoff=0.4)
+            hint = f"; did you mean model.{near[0]}?" if near else ""
+            raise UserError(f"model.{key}: {plain.model_type} has no such configuration key{hint}")
 
 
 def _build(config: PreTrainedConfig, overrides: dict[str, Any]) -> PreTrainedModel:
@@ -176,32 +167,3 @@ def _open_frozen_norms(backbone: nn.Module) -> None:
     for name, buffer in backbone.named_buffers():
         if name.endswith("weight") and not buffer.any():
             buffer.fill_(1.0)
-
-
-def _cells(plain: PreTrainedConfig, backbone: Backbone, image_size: tuple[int, int], values: dict[str, Any]) -> int | None:
-    """How many cells an image has that its queries are chosen among; None where queries are learned."""
-    strides = list(backbone.strides)
-    if values.get("two_stage"):  # further levels halve the coarsest one
-        extra = values.get("num_feature_levels", plain.num_feature_levels) - len(strides)
-        strides += [strides[-1] * 2**level for level in range(1, extra + 1)]
-    elif plain.model_type == "lw_detr":
-        strides = [strides[0] / scale for scale in values["projector_scale_factors"]]
-    elif not FAMILIES[plain.model_type].queries_from_encoder:
-        return None
-    height, width = image_size
-    return sum(math.ceil(height / stride) * math.ceil(width / stride) for stride in strides)
-
-
-def _real_time(backbone: Backbone, frozen_norm: bool) -> dict[str, Any]:
-    """RT-DETR and its descendants repeat their backbone's channels and strides."""
-    return {
-        "encoder_in_channels": backbone.channels,
-        "feat_strides": backbone.strides,
-        "freeze_backbone_batch_norms": frozen_norm and backbone.config.model_type != "timm_backbone",
-    }
-
-
-def _widths(overrides: dict[str, Any], levels: int) -> dict[str, Any]:
-    """One width through encoder and decoder where only one of them was asked for."""
-    width = overrides.get("encoder_hidden_dim", overrides.get("d_model"))
-    return {} if width is None else {"encoder_hidden_dim": width, "d_model": width, "decoder_in_channels": [width] * levels}

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from leandetr.detectors.attention import Taps, leave_out_cudnn_attention, tapping
-from leandetr.detectors.families import family_of
-from leandetr.detectors.family import DecoderRun
+from leandetr.detectors.families.family import DecoderRun
+from leandetr.detectors.families.registry import family_of
 from leandetr.detectors.postprocess import postprocess
 from leandetr.detectors.preprocessing import write_preprocessing
 from leandetr.detectors.query_sets import has_distillation_queries, keep_answers, queries_of
 from leandetr.files import writing_files
+from leandetr.heads import Head
 from leandetr.structures import Batch, ClassMap, Detections, DetectorOutput, Memory, Preprocessing, Queries, Target
 
 
@@ -27,7 +28,7 @@ class Detector(nn.Module):
     Building one keeps the process from cuDNN's attention, see `leave_out_cudnn_attention`.
 
     Args:
-        model: a `...ForObjectDetection` model of one of the families in `families.py`.
+        model: a `...ForObjectDetection` model of one of the families in `families/`.
         preprocessing: how photographs become its pixel values.
         class_map: its contiguous classes and the data set's own ids of them.
 
@@ -51,8 +52,8 @@ class Detector(nn.Module):
         return self.model.config
 
     @property
-    def head(self) -> str:
-        """ "softmax": K + 1 columns, the last one no-object. "sigmoid": K columns."""
+    def head(self) -> Head:
+        """What the columns of its logits mean."""
         return self.family.head
 
     def forward(
@@ -72,7 +73,7 @@ class Detector(nn.Module):
         inside = labels is not None and self.family.labels_enter_model(self.training)
         arguments = {"labels": labels} if inside else {}
         switched = self.family.switched(self.model, replay=False)
-        tap = tapping(self.model.model) if attended else nullcontext(Taps())
+        tap = tapping(self.model.model, self.family) if attended else nullcontext(Taps())
         with switched, self._recording() as runs, self._single_level() as level, tap as taps:
             answer = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask if padded else None, **arguments)
         run = runs[0]

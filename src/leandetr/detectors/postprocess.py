@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from leandetr.boxes import to_corners
+from leandetr.heads import Head
 from leandetr.structures import Detections
 
 
 @torch.no_grad()
-def postprocess(logits: Tensor, boxes: Tensor, head: str, sizes: Tensor, top_k: int = 100) -> list[Detections]:
+def postprocess(logits: Tensor, boxes: Tensor, head: Head, sizes: Tensor, top_k: int = 100) -> list[Detections]:
     """The `top_k` best detections of every image, highest score first.
 
     A softmax head gives every query its likeliest class (DETR's `PostProcess`); a sigmoid head may give one query several
@@ -18,34 +19,30 @@ def postprocess(logits: Tensor, boxes: Tensor, head: str, sizes: Tensor, top_k: 
     Args:
         logits: (B, N, C). Softmax: C = K + 1 and the last column is no-object. Sigmoid: C = K.
         boxes: (B, N, 4), (cx, cy, w, h) in [0, 1] of the photograph.
-        head: "softmax" or "sigmoid".
+        head: what the columns mean.
         sizes: (B, 2), (height, width) of the original photographs in pixels.
         top_k: at most so many; fewer where the queries give fewer.
 
     Returns:
         One `Detections` an image, on the device of `logits`.
-
-    Raises:
-        ValueError: another head.
     """
     return [Detections(*image) for image in zip(*ranked(logits, boxes, head, sizes, top_k), strict=True)]
 
 
-def ranked(logits: Tensor, boxes: Tensor, head: str, sizes: Tensor, top_k: int = 100) -> tuple[Tensor, Tensor, Tensor]:
+def ranked(logits: Tensor, boxes: Tensor, head: Head, sizes: Tensor, top_k: int = 100) -> tuple[Tensor, Tensor, Tensor]:
     """`postprocess` as a function of tensors alone: scores (B, k), labels (B, k) and boxes (B, k, 4) of every image.
 
     sizes: (B, 2), or (1, 2) where all images are of one size.
     """
-    if head == "softmax":
-        scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)
+    probabilities = head.probabilities(logits.float())
+    if head.has_no_object:
+        scores, labels = probabilities.max(-1)
         scores, chosen = scores.topk(min(top_k, scores.shape[1]))
         labels, queries = labels.gather(1, chosen), chosen
-    elif head == "sigmoid":
-        flat = logits.float().sigmoid().flatten(1)
+    else:
+        flat = probabilities.flatten(1)
         scores, chosen = flat.topk(min(top_k, flat.shape[1]))
         labels, queries = chosen % logits.shape[2], chosen // logits.shape[2]
-    else:
-        raise ValueError(f"head is 'softmax' or 'sigmoid', not {head!r}")
     height, width = sizes.to(boxes.device, torch.float32).unbind(1)
     pixels = to_corners(boxes.float()) * torch.stack([width, height, width, height], 1)[:, None]
     pixels = pixels.gather(1, queries[..., None].expand(-1, -1, 4))

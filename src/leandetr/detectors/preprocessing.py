@@ -6,10 +6,11 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from leandetr.errors import UserError
 from leandetr.files import write_json
+from leandetr.heads import Head
 from leandetr.structures import Preprocessing
 
 #: the class whose post-processing fits the head: top-k over queries and classes, or the best class of every query
-PROCESSORS = {"sigmoid": "DeformableDetrImageProcessor", "softmax": "DetrImageProcessor"}
+PROCESSORS = {Head.SIGMOID: "DeformableDetrImageProcessor", Head.SOFTMAX: "DetrImageProcessor"}
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,7 +37,7 @@ def read_preprocessing(source: str) -> Preprocessing:
     raise UserError(f"{source}/preprocessor_config.json: size {size} is neither height and width nor shortest_edge; name one")
 
 
-def write_preprocessing(folder: Path, preprocessing: Preprocessing, head: str) -> None:
+def write_preprocessing(folder: Path, preprocessing: Preprocessing, head: Head) -> None:
     """Write `folder`/preprocessor_config.json, which transformers' `AutoImageProcessor` reads too."""
     if preprocessing.size is not None:
         size = dict(zip(("height", "width"), preprocessing.size, strict=True))

@@ -8,21 +8,17 @@ the model's: both sets always run, because dropping one would change the other.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from leandetr.detectors.families.registry import family_of
 from leandetr.errors import UserError, unknown
 
-if TYPE_CHECKING:
-    from leandetr.detectors.detector import Detector
-
 SETS = ("object", "distillation", "both")
-#: what the families with learned queries call their table
-TABLES = ("query_position_embeddings", "query_refpoint_embeddings", "query_content")
 
 
 def has_distillation_queries(config: PreTrainedConfig) -> bool:
@@ -36,56 +32,57 @@ def queries_of(config: PreTrainedConfig, which: str) -> slice:
 
 
 @torch.no_grad()
-def add_distillation_queries(detector: Detector, count: int | None = None) -> None:
-    """Give a detector distillation queries, initialised as its family initialises queries; one that has them keeps them.
+def add_distillation_queries(model: PreTrainedModel, count: int | None = None) -> None:
+    """Give a detector's model distillation queries, drawn as its family draws queries; one that has them keeps them.
 
     Args:
-        detector: of a family with learned queries.
+        model: of a family with learned queries.
         count: how many; by default as many as object queries.
 
     Raises:
         UserError: no learned queries, a count below 1, or another count than the detector already has.
     """
-    model, config = detector.model, detector.config
+    config = model.config
     if has_distillation_queries(config):
         if count not in (None, config.distillation_queries):
             raise UserError(
                 f"the student already has {config.distillation_queries} distillation queries; do not ask for {count}"
             )
         return
-    name = next((name for name in TABLES if isinstance(getattr(model.model, name, None), nn.Embedding)), None)
-    if name is None or getattr(config, "num_patterns", 0):  # DAB-DETR's patterns make several queries of a row
+    family = family_of(config)
+    table = family.learned_queries(model)
+    if table is None:
         raise UserError(
             f"this {config.model_type} student has no table of learned queries, a row a query, to which distillation queries "
             "could be added; take a detr, conditional_detr or deformable_detr that is not two-stage"
         )
-    objects = getattr(model.model, name).weight
+    objects = table.weight
     count = len(objects) if count is None else count
     if count < 1:
         raise UserError(f"{count} distillation queries are too few; ask for at least 1")
     both = nn.Embedding(len(objects) + count, objects.shape[1]).to(objects)  # unit normal, as queries begin in every family
     both.weight[: len(objects)] = objects
-    setattr(model.model, name, both)
+    setattr(model.model, family.query_table, both)
     config.num_queries, config.distillation_queries = len(both.weight), count
     config.answering_queries = "object"
 
 
-def answer_with(detector: Detector, which: str) -> None:
-    """Let a set of `SETS` give the detector's predictions from now on, in exports and after saving too.
+def answer_with(config: PreTrainedConfig, which: str) -> None:
+    """Let a set of `SETS` give a detector's predictions from now on, in exports and after saving too.
 
-    "both" are ranked by score together.
+    `config` is the model's own; "both" are ranked by score together.
 
     Raises:
         UserError: no such set, or a detector without distillation queries.
     """
     if which not in SETS:
         raise unknown("set of queries", which, SETS)
-    if not has_distillation_queries(detector.config):
+    if not has_distillation_queries(config):
         raise UserError(
             "the detector has object queries alone; leave the choice of a set to one that was distilled with hard-label or "
             "soft-label"
         )
-    detector.config.answering_queries = which
+    config.answering_queries = which
 
 
 def keep_answers(model: PreTrainedModel, _arguments: Any, output: ModelOutput) -> ModelOutput:

@@ -10,22 +10,34 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
+from leandetr.detectors.checkpoints.key_maps import read_checkpoint
+from leandetr.detectors.checkpoints.published_classes import BACKGROUND, published_classes
 from leandetr.detectors.names import TORCHVISION
-from leandetr.detectors.official import read_checkpoint
-from leandetr.detectors.published_classes import BACKGROUND, published_classes
 from leandetr.errors import UserError, unknown
+from leandetr.heads import Head
 from leandetr.structures import Batch, ClassMap, Detections, Preprocessing
 
-#: kind of detector -> the bias of its class head, and how many of its values belong to one class (RetinaNet: a cell's anchors)
-HEADS = {
-    "fasterrcnn": ("roi_heads.box_predictor.cls_score.bias", 1),
-    "retinanet": ("head.classification_head.cls_logits.bias", 9),
-    "fcos": ("head.classification_head.cls_logits.bias", 1),
+
+class ClassHead(NamedTuple):
+    """head: what its columns mean. bias: its name. values: how many of the bias belong to one class (RetinaNet: a cell's
+    anchors)."""
+
+    head: Head
+    bias: str
+    values: int
+
+
+#: kind of detector, with which its name begins -> its class head
+CLASS_HEADS = {
+    "fasterrcnn": ClassHead(Head.SOFTMAX, "roi_heads.box_predictor.cls_score.bias", 1),
+    "retinanet": ClassHead(Head.SIGMOID, "head.classification_head.cls_logits.bias", 9),
+    "fcos": ClassHead(Head.SIGMOID, "head.classification_head.cls_logits.bias", 1),
 }
 
 
@@ -36,14 +48,15 @@ class TorchvisionDetector(nn.Module):
         source: what it was named, for errors and tables.
         model: takes a list of images (3, h, w) in [0, 1] and returns their boxes, labels and scores.
         class_map: one class a label of the model; label 0 is Faster R-CNN's background.
+        head: of its classes; the no-object column of Faster R-CNN is its background.
 
     Attributes:
         preprocessing: the size that the model itself would give an image; without normalisation, which it does itself.
     """
 
-    def __init__(self, source: str, model: nn.Module, class_map: ClassMap) -> None:
+    def __init__(self, source: str, model: nn.Module, class_map: ClassMap, head: Head = Head.SIGMOID) -> None:
         super().__init__()
-        self.source, self.model, self.class_map = source, model.eval(), class_map
+        self.source, self.model, self.class_map, self.head = source, model.eval(), class_map, head
         own = model.transform
         self.preprocessing = Preprocessing(size=None, shortest_edge=own.min_size[-1], longest_edge=own.max_size)
 
@@ -67,7 +80,7 @@ class TorchvisionDetector(nn.Module):
 def names_torchvision(source: str | Path) -> bool:
     """Whether `load_torchvision` is meant: it begins as torchvision's names do, and is no path."""
     name = str(source).partition(":")[0]
-    return name.partition("_")[0] in HEADS and not Path(source).exists()
+    return name.partition("_")[0] in CLASS_HEADS and not Path(source).exists()
 
 
 def load_torchvision(source: str) -> TorchvisionDetector:
@@ -81,12 +94,12 @@ def load_torchvision(source: str) -> TorchvisionDetector:
     if name not in TORCHVISION:
         raise unknown("torchvision detector", name, TORCHVISION)
     state = read_checkpoint(Path(file)) if file else _downloaded(name)
-    bias, each = HEADS[name.partition("_")[0]]
+    head, bias, each = CLASS_HEADS[name.partition("_")[0]]
     if bias not in state:
         raise UserError(f"{file} is not of a {name}: it has no {bias}; name the detector that it was saved from")
     columns = len(state[bias]) // each
     class_map = published_classes(columns, Path(file) if file else None)
-    if name.startswith("fasterrcnn") and class_map.names[0] != BACKGROUND:
+    if head.has_no_object and class_map.names[0] != BACKGROUND:
         raise UserError(
             f"{Path(file).with_suffix('.json')} begins with {class_map.names[0]!r}, and the first column of Faster R-CNN is "
             f"its background; begin with {BACKGROUND!r}"
@@ -97,7 +110,7 @@ def load_torchvision(source: str) -> TorchvisionDetector:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = 0.0  # these weights were trained so, and torchvision runs them so
-    return TorchvisionDetector(str(source), model, class_map)
+    return TorchvisionDetector(str(source), model, class_map, head)
 
 
 def _downloaded(name: str) -> Mapping[str, Tensor]:

@@ -17,11 +17,10 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.query_sets import TABLES, queries_of
-from leandetr.distillation.query_map import content_from_memory, queries_at
+from leandetr.detectors.query_sets import queries_of
+from leandetr.distillation.query_map import queries_at
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError
 from leandetr.losses import SetCriterion
@@ -52,13 +51,13 @@ class AuxiliaryQueries(Term):
         self._student = (student,)  # a tuple hides it from the module's parameters
         self.groups = groups
         model, config = student.model, student.config
-        self.table = next((name for name in TABLES if isinstance(getattr(model.model, name, None), nn.Embedding)), None)
-        if self.table is not None and not getattr(config, "num_patterns", 0):
-            like = getattr(model.model, self.table).weight[queries_of(config, "object")]
+        table = student.family.learned_queries(model)
+        if table is not None:
+            like = table.weight[queries_of(config, "object")]
             self.queries = nn.Embedding(groups * len(like), like.shape[1], device=like.device)
             with torch.no_grad():
                 model._init_weights(self.queries)
-        elif content_from_memory(student):
+        elif student.family.content_from_memory:
             self.queries = nn.Embedding(groups * config.num_queries, 4, device=student.model.device)
             with torch.no_grad():
                 self.queries.weight[:, :2].uniform_().clamp_(0.02, 0.98)
@@ -89,14 +88,8 @@ class AuxiliaryQueries(Term):
         """Learned rows (N, ...) and the student's answer -> the decoder's queries (B, N, ...), as the student's model makes
         them of its own table."""
         (detector,) = self._student
-        own = student.queries
         rows = rows.expand(student.logits.shape[1], -1, -1)
-        if self.table is None:
+        if detector.family.content_from_memory:
             boxes = rows.sigmoid()
             return Queries(content=queries_at(boxes, detector, student).content, reference=boxes)
-        if self.table == "query_content":  # AdaMixer: all queries start from the whole image
-            return Queries(content=F.layer_norm(rows, rows.shape[-1:]), reference=own.reference)
-        if own.reference is not None:  # Deformable DETR: position and content in a row
-            position, content = rows.chunk(2, -1)
-            return Queries(content, position, detector.model.model.reference_points(position).sigmoid())
-        return Queries(content=torch.zeros_like(own.content), position=rows)
+        return detector.family.queries_of_rows(detector.model, rows, student.queries)

@@ -30,6 +30,7 @@ from leandetr.detectors.detector import Detector
 from leandetr.distillation.levels import Level, Levels
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError, unknown
+from leandetr.heads import Head
 from leandetr.losses import HungarianMatcher, pad_targets
 from leandetr.losses.matcher import Assignment
 from leandetr.structures import Batch, DetectorOutput
@@ -44,7 +45,7 @@ class TargetAwareFeatures(Term):
 
     Args:
         levels: brings the two detectors' feature maps together.
-        teacher_head: "softmax" or "sigmoid".
+        teacher_head: what the columns of its logits mean.
         matcher: how the teacher's queries are matched with the objects.
         mask: "quality" (eq. 7 and 8) or "uniform" (eq. 5 and 6).
         response: the mask "normalised" to a mean of 1, of responses of at most 1 in absolute value, or "raw" as in eq. 8.
@@ -63,7 +64,7 @@ class TargetAwareFeatures(Term):
     def __init__(
         self,
         levels: Levels,
-        teacher_head: str,
+        teacher_head: Head,
         matcher: HungarianMatcher,
         *,
         mask: str = "quality",
@@ -143,7 +144,7 @@ class TargetAwareFeatures(Term):
         pairs = self.matcher(teacher.logits[-1:], teacher.boxes[-1:], objects)
         classes = pairs.of_targets(objects.classes)[:, None]
         logits = pairs.of_queries(teacher.logits[-1:]).float()
-        scores = (logits.sigmoid() if self.teacher_head == "sigmoid" else logits.softmax(-1)).gather(1, classes)[:, 0]
+        scores = self.teacher_head.probabilities(logits).gather(1, classes)[:, 0]
         found = to_corners(pairs.of_queries(teacher.boxes[-1:]).float())
         overlap = box_iou(found[:, None], to_corners(pairs.of_targets(objects.boxes))[:, None]).flatten().nan_to_num()
         return pairs, scores**self.gamma * overlap ** (1 - self.gamma)

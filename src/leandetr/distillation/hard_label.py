@@ -24,6 +24,7 @@ from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.distillation.predictions import Predictions
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError
+from leandetr.heads import Head
 from leandetr.losses import SetCriterion
 from leandetr.structures import Batch, DetectorOutput
 
@@ -33,7 +34,7 @@ class HardLabel(Term):
 
     Args:
         student: gets the distillation queries, unless it has them from an earlier training.
-        teacher_head: "softmax" or "sigmoid"; None where the detections come with the batch.
+        teacher_head: what the columns of its logits mean; None where the detections come with the batch.
         threshold: in [0, 1); only detections with a higher score are labels.
         queries: how many distillation queries; as many as object queries by default.
 
@@ -47,12 +48,12 @@ class HardLabel(Term):
     detections_suffice = True
 
     def __init__(
-        self, student: Detector, teacher_head: str | None, *, threshold: float = 0.5, queries: int | None = None
+        self, student: Detector, teacher_head: Head | None, *, threshold: float = 0.5, queries: int | None = None
     ) -> None:
         super().__init__()
         if not 0 <= threshold < 1:
             raise UserError(f"threshold of the hard-label term is {threshold}; give a score of at least 0 and below 1")
-        add_distillation_queries(student, queries)
+        add_distillation_queries(student.model, queries)
         self.criterion = SetCriterion.from_config(student.config, student.head)
         self.teacher_head, self.threshold = teacher_head, threshold
 

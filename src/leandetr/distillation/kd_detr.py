@@ -25,8 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leandetr.detectors.detector import Detector
-from leandetr.distillation.logits import highest_probability
-from leandetr.distillation.query_map import QueryMap, content_from_memory, queries_at
+from leandetr.distillation.query_map import QueryMap, queries_at
 from leandetr.distillation.teacher import Teacher
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError
@@ -84,7 +83,7 @@ class DistillationPoints(Term):
         asked: dict[str, tuple[Queries, DetectorOutput]] = {}
         if self.general:
             points = draw(teacher.queries)
-            from_memory = content_from_memory(guide.detector)
+            from_memory = guide.detector.family.content_from_memory
             theirs = queries_at(points.reference, guide.detector, teacher) if from_memory else points
             asked["general"] = points, guide.decode(theirs, teacher.memory)
         if self.specific:
@@ -99,7 +98,8 @@ class DistillationPoints(Term):
         """The student's layers (L, B, M, ...) and the teacher's last, for the same points -> "class" and "box"."""
         logits, boxes = teacher.logits[-1], teacher.boxes[-1]
         (guide,) = self._teacher
-        weights = highest_probability(logits, guide.detector.head) if self.foreground else torch.ones_like(logits[..., 0])
+        scores = guide.detector.head.probabilities(logits.float())
+        weights = scores.amax(-1) if self.foreground else torch.ones_like(logits[..., 0])
         weights = weights / weights.sum().clamp(min=1e-6)
         wanted = (logits / TEMPERATURE).softmax(-1).expand(student.logits.shape)
         given = (student.logits.float() / TEMPERATURE).log_softmax(-1)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError, unknown
+from leandetr.heads import Head
 from leandetr.losses import Assignment, HungarianMatcher, box_cost, box_losses, mean_over_ranks, pad_targets, solve, to_host
 from leandetr.structures import Batch, DetectorOutput
 
@@ -33,7 +34,7 @@ class HungarianLogits(Term):
     """Makes the student's set of predictions like the teacher's. Their numbers of queries and of decoder stages may differ.
 
     Args:
-        student_head, teacher_head: "softmax" or "sigmoid".
+        student_head, teacher_head: what the columns of their logits mean.
         matcher: how the teacher's queries are matched with the objects.
         stages: "progressive": a teacher's stage teaches the student's stage of the same depth. "last": the teacher's last stage
             teaches all (DETRDistill, table 7).
@@ -48,8 +49,8 @@ class HungarianLogits(Term):
 
     def __init__(
         self,
-        student_head: str,
-        teacher_head: str,
+        student_head: Head,
+        teacher_head: Head,
         matcher: HungarianMatcher,
         *,
         stages: str = "progressive",
@@ -144,18 +145,17 @@ class SoftClasses:
     Mixed: binary cross-entropy between the K class probabilities; a softmax head's are taken without its no-object column.
 
     Args:
-        student_head, teacher_head: "softmax" or "sigmoid".
+        student_head, teacher_head: what the columns of their logits mean.
     """
 
-    def __init__(self, student_head: str, teacher_head: str) -> None:
+    def __init__(self, student_head: Head, teacher_head: Head) -> None:
         self.student_head, self.teacher_head = student_head, teacher_head
+        self.exclusive = student_head.has_no_object and teacher_head.has_no_object
 
     def targets(self, teacher_logits: Tensor) -> Tensor:
         """(..., C_T) -> (..., C), the teacher's probabilities of the classes that are compared."""
-        if self.teacher_head == "sigmoid":
-            return teacher_logits.float().sigmoid()
-        probabilities = teacher_logits.float().softmax(-1)
-        return probabilities if self.student_head == "softmax" else probabilities[..., :-1]
+        logits = teacher_logits.float()
+        return self.teacher_head.distribution(logits) if self.exclusive else self.teacher_head.probabilities(logits)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """(P, C_S), (P, C) -> (P,)."""
@@ -168,7 +168,7 @@ class SoftClasses:
         """(P, C_S), (P, C) -> (P,), the losses less what they are where the student says just the same: KL(teacher || student),
         summed over the K yes-or-no distributions where it is not over K + 1 classes."""
         losses = self.losses(logits, targets)
-        if self.student_head == self.teacher_head == "softmax":
+        if self.exclusive:
             return losses
         return losses + (torch.special.xlogy(targets, targets) + torch.special.xlogy(1 - targets, 1 - targets)).sum(-1)
 
@@ -184,17 +184,10 @@ class SoftClasses:
     def _log_probabilities(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logarithms of the probability of each compared class and of its absence (None where classes exclude each other)."""
         logits = logits.float()
-        if self.student_head == "sigmoid":
+        if not self.student_head.has_no_object:
             return F.logsigmoid(logits), F.logsigmoid(-logits)
         log_yes = logits.log_softmax(-1)
-        if self.teacher_head == "softmax":
+        if self.exclusive:
             return log_yes, None
         log_yes = log_yes[..., :-1]
         return log_yes, torch.log1p(-log_yes.exp().clamp(max=1 - 1e-6))
-
-
-def highest_probability(logits: Tensor, head: str) -> Tensor:
-    """(..., C) -> (...), of the classes; no-object is none."""
-    if head == "sigmoid":
-        return logits.float().amax(-1).sigmoid()
-    return logits.float().softmax(-1)[..., :-1].amax(-1)

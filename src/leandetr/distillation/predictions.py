@@ -18,6 +18,7 @@ from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.distillation.teacher import View, class_columns
 from leandetr.errors import UserError
 from leandetr.files import read_json
+from leandetr.heads import Head
 from leandetr.structures import Batch, ClassMap, Detections, Preprocessing
 
 
@@ -82,7 +83,7 @@ class DetectionTeacher:
     def __init__(self, detector: TorchvisionDetector, student: Detector) -> None:
         self.detector = detector.eval()
         self.view = View(student.preprocessing, Preprocessing(size=None, shortest_edge=1))  # plain pixels in [0, 1]
-        columns = class_columns(student.class_map, detector.class_map, "sigmoid") or range(len(detector.class_map))
+        columns = class_columns(student.class_map, detector.class_map, Head.SIGMOID) or range(len(detector.class_map))
         self.label_of = torch.full((len(detector.class_map),), -1)  # the teacher's labels -> the student's
         self.label_of[list(columns)] = torch.arange(len(student.class_map))
 

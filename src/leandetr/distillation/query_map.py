@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.families import RtDetr
 from leandetr.distillation.levels import width_of
 from leandetr.errors import UserError
 from leandetr.structures import DetectorOutput, Queries
@@ -32,7 +31,7 @@ class QueryMap(nn.Module):
     def __init__(self, student: Detector, teacher_width: int) -> None:
         super().__init__()
         width = width_of(student)
-        same = width == teacher_width or content_from_memory(student)
+        same = width == teacher_width or student.family.content_from_memory
         self.adapter = nn.Identity() if same else nn.Linear(teacher_width, width, bias=False)
         self._student = (student,)  # a tuple hides it from the module's parameters
 
@@ -51,15 +50,11 @@ class QueryMap(nn.Module):
     def forward(self, queries: Queries, student: DetectorOutput) -> Queries:
         """The teacher's M queries and the student's answer to the same batch -> queries of the student's width (B, M, D_S)."""
         (detector,) = self._student
-        if content_from_memory(detector):
+        if detector.family.content_from_memory:
             return queries_at(queries.reference.float(), detector, student)
         given = {name: getattr(queries, name) for name in ("content", "position", "reference")}
         given = {name: value.float() for name, value in given.items() if value is not None}
         return Queries(**{name: value if is_place(value) else self.adapter(value) for name, value in given.items()})
-
-
-def content_from_memory(detector: Detector) -> bool:
-    return isinstance(detector.family, RtDetr)
 
 
 def is_place(values: Tensor) -> bool:
@@ -70,7 +65,7 @@ def is_place(values: Tensor) -> bool:
 @torch.no_grad()  # RT-DETR trains what its encoder proposes by the encoder's own loss alone
 def queries_at(boxes: Tensor, detector: Detector, output: DetectorOutput) -> Queries:
     """Queries (B, M, ...) at boxes (B, M, 4) as an RT-DETR's encoder would have chosen them, out of its answer to a batch."""
-    return Queries(content=detector.model.model.enc_output(sample(output.features, boxes)), reference=boxes)
+    return Queries(content=detector.family.content_of(detector.model, sample(output.features, boxes)), reference=boxes)
 
 
 def sample(features: list[Tensor], boxes: Tensor) -> Tensor:

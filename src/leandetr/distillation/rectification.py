@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from leandetr.boxes import pairwise_giou, pairwise_l1
 from leandetr.detectors.alignment import align_queries
-from leandetr.detectors.attention import cross_attention
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.levels import width_of
 from leandetr.distillation.term import Term
@@ -61,7 +60,7 @@ class DistributionRectification(Term):
         if not 0 <= tau <= 1:
             raise UserError(f"tau of the drd term is {tau}; give a number from 0 to 1")
         for detector in (student, teacher):
-            if any(cross_attention(layer) is None for layer in detector.model.model.decoder.layers):
+            if any(detector.family.cross_attention(layer) is None for layer in detector.model.model.decoder.layers):
                 raise UserError(
                     f"the drd term needs co-attended features, and the decoder of {detector.config.model_type} has no "
                     "attention to the image; choose another method or another family"

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.query_sets import add_distillation_queries
-from leandetr.distillation.logits import BBOX_WEIGHT, GIOU_WEIGHT, SoftClasses, highest_probability
+from leandetr.distillation.logits import BBOX_WEIGHT, GIOU_WEIGHT, SoftClasses
 from leandetr.distillation.term import Term
+from leandetr.heads import Head
 from leandetr.losses import Assignment, box_cost, mean_over_ranks, solve, to_host
 from leandetr.structures import Batch, DetectorOutput
 
@@ -49,7 +50,7 @@ class SoftLabel(Term):
 
     Args:
         student: gets the distillation queries, unless it has them already.
-        teacher_head: "softmax" or "sigmoid".
+        teacher_head: what the columns of its logits mean.
         queries: how many distillation queries; as many as object queries by default.
 
     Raises:
@@ -59,9 +60,9 @@ class SoftLabel(Term):
     needs = frozenset({"logits", "boxes"})
     detection = 0.5
 
-    def __init__(self, student: Detector, teacher_head: str, *, queries: int | None = None) -> None:
+    def __init__(self, student: Detector, teacher_head: Head, *, queries: int | None = None) -> None:
         super().__init__()
-        add_distillation_queries(student, queries)
+        add_distillation_queries(student.model, queries)
         self.classes = SoftClasses(student.head, teacher_head)
         self.teacher_head = teacher_head
 
@@ -85,7 +86,7 @@ class SoftLabel(Term):
     def labels(self, teacher: DetectorOutput, count: int) -> Labels:
         """Of the teacher's last layer; all M queries where there are fewer than `count`."""
         logits, boxes = teacher.logits[-1], teacher.boxes[-1]
-        scores = highest_probability(logits, self.teacher_head)
+        scores = self.teacher_head.probabilities(logits.float()).amax(-1)
         weights, chosen = scores.topk(min(count, scores.shape[1]), dim=1)
         logits, boxes = (values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1])) for values in (logits, boxes))
         return Labels(self.classes.targets(logits), boxes.float(), weights)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.frames import cut_out
 from leandetr.errors import UserError
+from leandetr.heads import Head
 from leandetr.structures import ClassMap, DetectorOutput, Memory, Preprocessing, Queries
 
 
@@ -54,7 +55,7 @@ class Teacher:
         return output if self.columns is None else replace(output, logits=output.logits[..., self.columns])
 
 
-def class_columns(student: ClassMap, teacher: ClassMap, teacher_head: str) -> list[int] | None:
+def class_columns(student: ClassMap, teacher: ClassMap, teacher_head: Head) -> list[int] | None:
     """The teacher's logit column of each of the student's classes, by name; None where the two already agree.
 
     A softmax head's no-object column stays the last. Classes that only the teacher knows are left out.
@@ -67,7 +68,7 @@ def class_columns(student: ClassMap, teacher: ClassMap, teacher_head: str) -> li
             f"the teacher does not know {', '.join(missing)}: it has the classes {', '.join(teacher.names)}, and the student "
             f"has {', '.join(student.names)}; name a teacher that was trained on the student's classes"
         )
-    no_object = [len(teacher)] if teacher_head == "softmax" else []
+    no_object = [len(teacher)] if teacher_head.has_no_object else []
     return [teacher.names.index(name) for name in student.names] + no_object
 
 

@@ -19,6 +19,7 @@ from torchvision.ops import sigmoid_focal_loss
 from transformers import PreTrainedConfig
 
 from leandetr.boxes import pairwise_giou
+from leandetr.heads import Head
 from leandetr.losses.matcher import Assignment, HungarianMatcher, PaddedTargets, pad_targets
 from leandetr.structures import Target
 
@@ -47,7 +48,7 @@ class SetCriterion:
     """Set loss over all decoder layers, with a given assignment or its own.
 
     Args:
-        matcher: finds the assignment where none is given; its head ("softmax" or "sigmoid") chooses the class loss.
+        matcher: finds the assignment where none is given; its head chooses the class loss.
         class_weight, bbox_weight, giou_weight: weights of the three parts.
         no_object_weight: weight of the no-object class in the cross-entropy.
         alpha, gamma: of the focal loss.
@@ -62,7 +63,7 @@ class SetCriterion:
     gamma: float = 2.0
 
     @classmethod
-    def from_config(cls, config: PreTrainedConfig, head: str) -> SetCriterion:
+    def from_config(cls, config: PreTrainedConfig, head: Head) -> SetCriterion:
         """With the weights of the family's own loss: a group of queries is weighted as the main queries are.
 
         transformers' loss weights the classes of Conditional and DAB-DETR with 1 and never reads their
@@ -103,7 +104,7 @@ class SetCriterion:
         """(L, B, N, C) logits -> scalar."""
         layers, images, queries, _ = assignment
         classes = assignment.of_targets(targets.classes)
-        if self.matcher.head == "sigmoid":
+        if not self.matcher.head.has_no_object:
             wanted = torch.zeros_like(logits)
             wanted[layers, images, queries, classes] = 1.0
             return sigmoid_focal_loss(logits, wanted, self.alpha, self.gamma, reduction="sum") / count

@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 
 from leandetr.boxes import pairwise_giou, pairwise_l1
+from leandetr.heads import Head
 from leandetr.structures import Target
 
 # What a pair that cannot be judged (NaN, infinite) costs. Above every finite cost, yet small enough that the solver's sums in
@@ -142,19 +143,19 @@ class HungarianMatcher:
 
     Args:
         class_cost, bbox_cost, giou_cost: weights of the three parts.
-        head: "softmax": C_class = -softmax(z)[class]. "sigmoid": the difference of the focal loss between calling the query
+        head: softmax: C_class = -softmax(z)[class]. Sigmoid: the difference of the focal loss between calling the query
             the class and not (Deformable DETR), with `alpha` and `gamma`.
     """
 
     class_cost: float
     bbox_cost: float
     giou_cost: float
-    head: str
+    head: Head
     alpha: float = 0.25
     gamma: float = 2.0
 
     @classmethod
-    def from_config(cls, config: PreTrainedConfig, head: str) -> HungarianMatcher:
+    def from_config(cls, config: PreTrainedConfig, head: Head) -> HungarianMatcher:
         """With the weights of a transformers configuration; the RT-DETR families call them `matcher_...`."""
         prefix = "" if hasattr(config, "class_cost") else "matcher_"
         weights = {name: getattr(config, prefix + name) for name in ("class_cost", "bbox_cost", "giou_cost")}
@@ -173,9 +174,9 @@ class HungarianMatcher:
         return self.class_cost * by_class + box_cost(boxes, targets.boxes, self.bbox_cost, self.giou_cost)
 
     def class_costs(self, logits: Tensor) -> Tensor:
-        """(..., C) logits -> (..., C) cost of every class."""
-        if self.head == "softmax":
-            return -logits.softmax(-1)
+        """(..., C) logits -> (..., K) cost of every class."""
+        if self.head.has_no_object:
+            return -self.head.probabilities(logits)
         p = logits.sigmoid()
         positive = -self.alpha * (1 - p) ** self.gamma * F.logsigmoid(logits)
         negative = -(1 - self.alpha) * p**self.gamma * F.logsigmoid(-logits)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from leandetr.data.transforms import AUGMENTATIONS
 from leandetr.deployment.runtimes import ENGINES
-from leandetr.detectors.create import MODELS
 from leandetr.detectors.detector import Detector
+from leandetr.detectors.names import MODELS
 from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.methods import build_terms, chosen_terms

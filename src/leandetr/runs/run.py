@@ -19,8 +19,8 @@ from leandetr.data.coco import class_map_of, find_split
 from leandetr.deployment.benchmark import environment
 from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.runtimes import open_runtime
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.load import load
 from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.distillation.predictions import Predictions
 from leandetr.errors import UserError

@@ -15,9 +15,9 @@ from leandetr.data.shapes import write_shapes
 from leandetr.deployment.benchmark import environment, measure
 from leandetr.deployment.metadata import count_parameters
 from leandetr.deployment.runtime import Runtime
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.files import claim_folder, read_json, write_json, write_text
 from leandetr.inputs import State, file_digest, weights_state

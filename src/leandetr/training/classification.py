@@ -21,8 +21,7 @@ from transformers import AutoBackbone
 
 from leandetr.data.classification import ClassificationDataset, collate
 from leandetr.detectors.backbones import Backbone, describe_backbone
-from leandetr.detectors.swin_detr import SWINS
-from leandetr.detectors.transformer_backbones import SWIN_DETR, VITS, describe_own_backbone
+from leandetr.detectors.families.registry import FAMILIES
 from leandetr.errors import UserError
 from leandetr.files import write_json, writing_files
 from leandetr.training.config import Training
@@ -101,17 +100,19 @@ class ClassificationTrainer(AveragingTrainer):
 
 
 def describe(name: str, image_size: tuple[int, int], overrides: dict[str, Any]) -> Backbone:
-    """Any backbone whose weights `create` takes: of timm or transformers, or SwinDETR's Swins. `overrides` changes its
+    """Any backbone whose weights `create` takes: of timm or transformers, or a family's own. `overrides` changes its
     configuration.
 
     Raises UserError for an unknown name or key, with the nearest one, and for a backbone that has no weights of its own.
     """
-    if name in SWINS:
-        stages = {"out_features": [f"stage{number}" for number in range(1, STAGES + 1)]}
-        return describe_own_backbone(SWIN_DETR, name, image_size, stages | overrides)
-    for family, (kind, _) in VITS.items():
-        if name == kind:
-            raise UserError(f"backbone {name}: {family} has its weights in whole checkpoints alone; name another backbone")
+    for model_type, family in FAMILIES.items():
+        if name in family.own_backbones:
+            if family.whole_checkpoints:
+                raise UserError(
+                    f"backbone {name}: {model_type} has its weights in whole checkpoints alone; name another backbone"
+                )
+            stages = {"out_features": [f"stage{number}" for number in range(1, STAGES + 1)]}
+            return family.describe_backbone(name, image_size, False, stages | overrides)
     return describe_backbone(name, STAGES, frozen_norm=False, overrides=overrides)
 
 

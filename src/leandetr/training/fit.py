@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 
 from leandetr.data.classification import ClassificationDataset
 from leandetr.data.coco import CocoDataset
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.load import load
 from leandetr.training.callbacks import LOG, EvaluateEvery, LogFile, ProgressBar, StopAt, TellEpoch
 from leandetr.training.config import Training
 from leandetr.training.trainer import AveragingTrainer, DetectionTrainer, last_checkpoint

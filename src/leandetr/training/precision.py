@@ -6,18 +6,19 @@ small boxes.
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 import torch
 from torch import Tensor, nn
 
-#: in the names of the linear layers that compute boxes, and the points that boxes are told from, in all families
-BOXES = ("bbox_predictor", "bbox_embed", "box_head", "reference_points", "reference_predictor", "ref_point_head")
-INTEGRAL = "integral"  # D-FINE's, from a distribution to a distance
+from leandetr.detectors.detector import Detector
 
 
-def keep_boxes_precise(module: nn.Module) -> None:
-    """Have the layers that compute boxes leave autocast; without autocast nothing changes."""
-    for name, part in module.named_modules():
-        if name.endswith(INTEGRAL) or (isinstance(part, nn.Linear) and any(word in name for word in BOXES)):
+def keep_boxes_precise(detector: Detector) -> None:
+    """Have the family's `box_layers` leave autocast; without autocast nothing changes."""
+    for name, part in detector.named_modules():
+        computes = isinstance(part, nn.Linear) or next(part.parameters(), None) is None
+        if computes and any(fnmatchcase(name, pattern) for pattern in detector.family.box_layers):
             left = _LeftAutocast()
             part.register_forward_pre_hook(left.enter)
             part.register_forward_hook(left.leave, always_call=True)

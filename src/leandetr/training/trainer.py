@@ -32,7 +32,6 @@ from leandetr.training.precision import keep_boxes_precise
 
 COMPLETE = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
 WATCHED_STEPS = 10  # whose gradients are looked at before they move a weight
-SLOW_NAMES = ("reference_points", "sampling_offsets")  # Deformable DETR trains these ten times slower
 
 
 class AveragingTrainer(Trainer):
@@ -233,14 +232,14 @@ class DetectionTrainer(AveragingTrainer):
         self.detector: Detector = getattr(module, "student", module)
         super().__init__(module, self.detector, train, val, config, output, collate, callbacks)
         if self.args.bf16 or self.args.fp16:
-            keep_boxes_precise(module)
+            keep_boxes_precise(self.detector)
         self.add_callback(KeepEpochs(self.detector, self.average, config.keep_epochs, output))
 
     def rate_of(self, name: str, parameter: nn.Parameter) -> float:
         """Smaller for the backbone and for sampling points."""
         if any(parameter is own for own in self.detector.family.backbone(self.detector.model).parameters()):
             return self.config.backbone_lr
-        return 0.1 if any(part in name for part in SLOW_NAMES) else 1.0
+        return 0.1 if any(part in name for part in self.detector.family.slow_layers) else 1.0
 
     def measure(self) -> dict[str, float]:
         """COCO's numbers."""

@@ -14,9 +14,10 @@ from transformers import TrainerCallback
 
 from leandetr.data.coco import CocoDataset, class_map_of, collate
 from leandetr.data.transforms import eval_transform, train_transform
-from leandetr.detectors.create import MODELS, create
+from leandetr.detectors.checkpoints.load import load
+from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.load import load
+from leandetr.detectors.names import MODELS
 from leandetr.detectors.teachers import TorchvisionDetector, load_torchvision, names_torchvision
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.predictions import Predictions

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from leandetr.detectors.alignment import alignment_of
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.load import load
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.methods import build_terms
 from leandetr.errors import UserError

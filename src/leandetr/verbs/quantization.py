@@ -10,8 +10,8 @@ from typing import Any
 
 from leandetr.deployment.budget import Budget
 from leandetr.deployment.budget import quantize_within as budgeted
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.files import claiming, write_json
 from leandetr.quantization.config import LowBit, Scheme, scheme_config

@@ -11,8 +11,8 @@ import torch
 
 from leandetr.data.classification import ClassificationDataset, is_image_folder, write_crops
 from leandetr.detectors.backbones import load_backbone_weights
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.load import load
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.methods import build_terms
 from leandetr.errors import UserError

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from leandetr.detectors.load import load
+from leandetr.detectors.checkpoints.load import load
 from leandetr.errors import UserError
 from leandetr.quantization import Unified, quantize
 from leandetr.quantization.choice.sensitivity import bytes_of

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from leandetr.detectors.attention import open_attention
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
-from leandetr.detectors.load import load
 from leandetr.errors import UserError
 from leandetr.quantization import Static, Unified, WeightOnly, quantize
 from leandetr.quantization.choice import unified

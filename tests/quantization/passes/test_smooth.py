@@ -98,7 +98,7 @@ def test_outlying_channels_cost_less_and_auto_no_more_than_none(blocks, images):
 
 @pytest.mark.parametrize("activations", ["float", "dynamic", "static"])
 def test_a_smoothed_detector_is_saved_and_close_to_float(tiny_detector, tmp_path, activations):
-    from leandetr.detectors.load import load
+    from leandetr.detectors.checkpoints.load import load
 
     detector = tiny_detector("detr", backbone="test_resnet")
     images = torch.randn(4, 3, 128, 128, generator=torch.Generator().manual_seed(0))

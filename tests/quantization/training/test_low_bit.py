@@ -5,7 +5,7 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from leandetr.detectors.load import load
+from leandetr.detectors.checkpoints.load import load
 from leandetr.errors import UserError
 from leandetr.quantization import LowBit, WeightOnly, finish, in_training, quantize
 from leandetr.quantization.checkpoint import weights_left_float

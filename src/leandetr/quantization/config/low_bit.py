@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from leandetr.errors import UserError, unknown
-from leandetr.quantization.config.scheme import DEFAULT_FLOAT, OPERANDS, Scheme
+from leandetr.quantization.config.scheme import OPERANDS, Scheme
 from leandetr.quantization.grids import BITS, GridSetting
 
 PARTS = ("all", "backbone")
@@ -48,7 +48,7 @@ class LowBit(Scheme):
 
     name: ClassVar[str] = "low-bit"
     trained: ClassVar[bool] = True
-    default_float: ClassVar[Mapping[str, str]] = DEFAULT_FLOAT | {"*input_proj*": "projection of the backbone's maps"}
+    also_float: ClassVar[Mapping[str, str]] = {"*input_proj*": "projection of the backbone's maps"}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", str(self.bits))

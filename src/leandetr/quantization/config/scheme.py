@@ -15,25 +15,6 @@ from leandetr.quantization.grids import BITS, GridSetting
 
 FLOAT = "float"
 
-#: layers whose arithmetic stays float unless an override says otherwise, and why
-DEFAULT_FLOAT = {
-    "*class_labels_classifier*": "class head",
-    "*class_embed*": "class head",
-    "*enc_score_head*": "class head",
-    "*.class_head.*": "class head",
-    "*bbox_predictor*": "box head",
-    "*bbox_embed*": "box head",
-    "*enc_bbox_head*": "box head",
-    "*.box_head.*": "box head",
-    "*reference_points*": "reference points",
-    "*ref_point_head*": "reference points",
-    "*query_pos_head*": "takes box coordinates",
-    "*query_scale*": "scales position embeddings",
-    "*pos_trans*": "takes position embeddings of boxes",
-    "*sampling_offsets": "sampling offsets",
-    "*.attention_weights": "weights of sampled points",
-}
-
 #: layers that cannot hold integers, and why
 ALWAYS_FLOAT = {"*patch_embeddings.projection": "its caller reads the type of the weight"}
 
@@ -61,7 +42,8 @@ class Scheme:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     name: ClassVar[str]
-    default_float: ClassVar[Mapping[str, str]] = DEFAULT_FLOAT
+    #: pattern -> reason: layers that stay float beside those that the families name
+    also_float: ClassVar[Mapping[str, str]] = {}
     trained: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
@@ -112,8 +94,10 @@ class Scheme:
 
     def setting(self, names: list[str]) -> tuple[Scheme | None, str]:
         """How a layer known under `names` is quantized, None for float, and the reason."""
+        from leandetr.detectors.families.registry import float_layers  # a scheme is read and written without the families
+
         found: tuple[Scheme | None, str] = (self, self.name)
-        for pattern, reason in self.default_float.items():
+        for pattern, reason in (float_layers() | self.also_float).items():
             if _matches(pattern, names):
                 found = (self.careful(), reason)
         for pattern, reason in ALWAYS_FLOAT.items():

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForObjectDetection, SwinConfig
 from transformers.models.swin.modeling_swin import SwinBackbone
 
-from leandetr.detectors.swin_detr import SWINS, SwinDetrConfig, SwinDetrForObjectDetection
+from leandetr.detectors.models.swin_detr import SWINS, SwinDetrConfig, SwinDetrForObjectDetection
 from leandetr.errors import UserError
 
 SMALL = {

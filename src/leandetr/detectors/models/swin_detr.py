@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForObjectDetection, SwinConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.detr.modeling_detr import DetrSinePositionEmbedding
 
-from leandetr.detectors.detr_layers import (
+from leandetr.detectors.models.detr_layers import (
     Decoder,
     Encoder,
     SetPredictionConfig,
@@ -28,7 +28,7 @@ from leandetr.detectors.detr_layers import (
     SetPredictionPreTrainedModel,
     TrunkOutput,
 )
-from leandetr.detectors.masked_backbones import MaskedSwin
+from leandetr.detectors.models.masked_backbones import MaskedSwin
 from leandetr.errors import UserError, unknown
 
 SWINS = {

@@ -24,14 +24,14 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from leandetr.detectors.adamixer_layers import (
+from leandetr.detectors.models.adamixer_layers import (
     AdaMixerDecoderLayer,
     LevelNorm,
     boxes_of_position,
     position_of_boxes,
 )
-from leandetr.detectors.detr_layers import SetLossConfig, SetPredictionPreTrainedModel, focal_set_loss
-from leandetr.detectors.masked_backbones import ConvBackbone
+from leandetr.detectors.models.detr_layers import SetLossConfig, SetPredictionPreTrainedModel, focal_set_loss
+from leandetr.detectors.models.masked_backbones import ConvBackbone
 from leandetr.errors import UserError
 from leandetr.structures import Target
 

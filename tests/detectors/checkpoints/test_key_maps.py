@@ -13,10 +13,10 @@ import torchvision
 import transformers as hf
 from torch import nn
 
-from leandetr.detectors.adamixer import AdaMixerConfig, AdaMixerForObjectDetection
-from leandetr.detectors.load import load
-from leandetr.detectors.official import fill_official, load_official
-from leandetr.detectors.smca_detr import SmcaDetrConfig, SmcaDetrForObjectDetection
+from leandetr.detectors.checkpoints.key_maps import fill, read_checkpoint
+from leandetr.detectors.checkpoints.load import load
+from leandetr.detectors.models.adamixer import AdaMixerConfig, AdaMixerForObjectDetection
+from leandetr.detectors.models.smca_detr import SmcaDetrConfig, SmcaDetrForObjectDetection
 from leandetr.errors import UserError
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -226,6 +226,10 @@ def save(path, shapes: dict[str, tuple[int, ...]], wrap=lambda state: state) -> 
     return state
 
 
+def fill_from(model, path) -> None:
+    fill(model, read_checkpoint(path), str(path))
+
+
 def as_trained(state: dict) -> dict:
     """What DETR's training script writes."""
     return {"model": state, "optimizer": {"param_groups": []}, "epoch": 499, "args": argparse.Namespace(lr=1e-4)}
@@ -234,7 +238,7 @@ def as_trained(state: dict) -> dict:
 def test_detr_r50_names_load_with_fused_projections_split(tmp_path):
     model, shapes = small_detr()
     state = save(tmp_path / "detr.pth", shapes, as_trained)
-    load_official(model, tmp_path / "detr.pth")
+    fill_from(model, tmp_path / "detr.pth")
     decoder, layer = model.model.decoder, "transformer.decoder.layers.1"
     for name, parameter in {
         "backbone.0.body.layer3.1.bn2.running_var": model.model.backbone.model.layer3[1].bn2.running_var,
@@ -260,7 +264,7 @@ def test_detr_r50_names_load_with_fused_projections_split(tmp_path):
 def test_smca_names_load_with_its_centre_offset_and_scale(tmp_path):
     model, shapes = small_smca()
     state = save(tmp_path / "smca.pth", shapes, as_trained)
-    load_official(model, tmp_path / "smca.pth")
+    fill_from(model, tmp_path / "smca.pth")
     decoder, layer = model.model.decoder, "transformer.decoder.layers"
     for name, parameter in {
         f"{layer}.0.point1.layers.2.weight": decoder.reference_predictor.layers[2].weight,
@@ -275,7 +279,7 @@ def test_smca_names_load_with_its_centre_offset_and_scale(tmp_path):
 def test_adamixer_loads_from_mmdetections_layout(tmp_path):
     model, shapes = small_adamixer()
     state = save(tmp_path / "adamixer.pth", shapes, lambda state: {"meta": {"epoch": 12}, "state_dict": state})
-    load_official(model, tmp_path / "adamixer.pth")
+    fill_from(model, tmp_path / "adamixer.pth")
     layer, stage = model.model.decoder.layers[1], "roi_head.bbox_head.1"
     for name, parameter in {
         "backbone.layer1.0.conv1.weight": model.model.backbone.model.layer1[0].conv1.weight,
@@ -307,7 +311,7 @@ def test_rt_detrs_own_file_loads_and_its_averaged_weights_are_taken(tmp_path, ve
     model = rt_detr_model(version, bottleneck=False, blocks=[2, 1, 1, 1], layers=2, expansion=0.5)
     shapes = dict(rt_detr([2, 1, 1, 1], False, layers=2, classes=80, hidden=128, version=version))
     state = save(tmp_path / "rtdetr.pth", shapes, lambda state: {"ema": {"module": state, "updates": 9}, "model": {}})
-    load_official(model, tmp_path / "rtdetr.pth")
+    fill_from(model, tmp_path / "rtdetr.pth")
     decoder, stages = model.model.decoder, model.model.backbone.model.encoder.stages
     names = ("0", "0") if version == 1 else ("conv", "proj")
     for name, parameter in {
@@ -356,9 +360,9 @@ def test_published_sizes_fit(name, tmp_path):
             "rtdetrv2-r18": lambda: (rt_detr_model(2, False, basic, 3, 0.5), rt_detr(basic, False, 3, 80, 128, version=2)),
         }[name]()
         state = {key: torch.empty(shape) for key, shape in shapes}
-    fill_official(model, state, name)
+    fill(model, state, name)
     with pytest.raises(UserError, match=re.escape(f"{name} does not fit")):
-        fill_official(model, dict(list(state.items())[1:]), name)
+        fill(model, dict(list(state.items())[1:]), name)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +385,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(change, message):
     state, before = {name: torch.ones(shape) for name, shape in shapes.items()}, model.class_labels_classifier.weight.clone()
     change(state)
     with pytest.raises(UserError, match=message):
-        fill_official(model, state, "detr.pth")
+        fill(model, state, "detr.pth")
     assert torch.equal(model.class_labels_classifier.weight, before)
 
 
@@ -406,14 +410,14 @@ class Runs:
 def test_unreadable_files_are_refused_in_a_sentence(tmp_path, capsys, content, message):
     content(tmp_path / "file.pth")
     with pytest.raises(UserError, match=message):
-        load_official(None, tmp_path / "file.pth")
+        read_checkpoint(tmp_path / "file.pth")
     assert "ran code" not in capsys.readouterr().out
 
 
 def test_a_family_without_a_published_layout_is_refused():
     model = SimpleNamespace(config=SimpleNamespace(model_type="dab_detr"))
-    with pytest.raises(UserError, match="unknown official checkpoint layout 'dab_detr'"):
-        fill_official(model, {}, "dab.pth")
+    with pytest.raises(UserError, match="unknown published checkpoint layout 'dab_detr'"):
+        fill(model, {}, "dab.pth")
 
 
 SMALL = {
@@ -428,7 +432,7 @@ def test_a_file_alone_says_which_detector_it_is(tmp_path, model_type):
     (build, wrap), file = SMALL[model_type], tmp_path / "own.pth"
     model, shapes = build()
     save(file, shapes, wrap)
-    load_official(model, file)
+    fill_from(model, file)
     classes = [f"class {number}" for number in range(model.config.num_labels)]
     with pytest.raises(UserError, match=rf"own\.pth has {len(classes)} classes, which are not COCO's: .*own\.json"):
         load(file)

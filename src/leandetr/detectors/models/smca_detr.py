@@ -22,7 +22,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.detr.modeling_detr import DetrDecoderLayer, DetrMLPPredictionHead, DetrSinePositionEmbedding
 
-from leandetr.detectors.detr_layers import (
+from leandetr.detectors.models.detr_layers import (
     Decoder,
     DecoderOutput,
     Encoder,
@@ -31,7 +31,7 @@ from leandetr.detectors.detr_layers import (
     SetPredictionPreTrainedModel,
     TrunkOutput,
 )
-from leandetr.detectors.masked_backbones import ConvBackbone, feature_stride
+from leandetr.detectors.models.masked_backbones import ConvBackbone, feature_stride
 from leandetr.errors import unknown
 
 #: variants of the scale, and how many values a head predicts for each ("type1" to "type4" in the public code)

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
-from leandetr.detectors.load import load
 from leandetr.errors import UserError
 
 SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 4, "decoder_ffn_dim": 32}

@@ -8,10 +8,13 @@ import torch
 from torch.nn import functional as F
 
 from leandetr.detectors import names
-from leandetr.detectors.create import MODELS, create
-from leandetr.detectors.families import FAMILIES, DeformableDetr
-from leandetr.detectors.load import load
+from leandetr.detectors.checkpoints.load import load
+from leandetr.detectors.create import create
+from leandetr.detectors.families.deformable_detr import DeformableDetr
+from leandetr.detectors.families.registry import FAMILIES
+from leandetr.detectors.names import MODELS
 from leandetr.errors import UserError
+from leandetr.heads import Head
 from leandetr.structures import Queries
 
 DECODER = {"decoder_layers": 3, "num_queries": 12, "decoder_ffn_dim": 64}
@@ -50,7 +53,7 @@ LEVELS = {
 DENOISING = ["d_fine", "deimv2"]
 GROUPS = ["lw_detr", "rf_detr"]
 
-# Parameters that no loss of the family reaches; the classes in `families.py` say why.
+# Parameters that no loss of the family reaches; the classes in `families/` say why.
 CONSTANTS = ["decoder.reg_scale", "decoder.up"]
 WITHOUT_SIGNAL = {
     "dab_detr": [
@@ -97,7 +100,7 @@ def first_of(queries, count):
 
 
 def test_every_family_that_can_be_named_is_known(classes):
-    assert {recipe.model_type for recipe in MODELS.values()} == set(FAMILIES)
+    assert {model.model_type for model in MODELS.values()} == set(FAMILIES)
     assert not any(names.missing(name) for name in MODELS)
 
 
@@ -108,7 +111,7 @@ def test_last_layer_is_the_models_own_answer(detector, pixels, name):
         output, answer = found(pixels), found.model(pixel_values=pixels)
     torch.testing.assert_close(output.logits[-1], answer.logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(output.boxes[-1], answer.pred_boxes, rtol=0, atol=1e-5)
-    assert output.logits.shape == (3, 2, 12, 5 + (found.head == "softmax"))
+    assert output.logits.shape == (3, 2, 12, 5 + (found.head == Head.SOFTMAX))
     assert (output.boxes.shape, output.hidden.shape) == ((3, 2, 12, 4), (3, 2, 12, 64))
     assert output.memory.shapes == [(side, side) for side in LEVELS[name]]
     assert [tuple(feature.shape) for feature in output.features] == [(2, 64, side, side) for side in LEVELS[name]]

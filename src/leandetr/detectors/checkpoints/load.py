@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from leandetr.detectors.alignment import class_to_load
+from leandetr.detectors.checkpoints.published import SUFFIXES as PUBLISHED
+from leandetr.detectors.checkpoints.published import load_published
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.families import FAMILIES, family_of
+from leandetr.detectors.families.registry import FAMILIES, family_of
 from leandetr.detectors.preprocessing import read_preprocessing
-from leandetr.detectors.published import SUFFIXES as PUBLISHED
-from leandetr.detectors.published import load_published
 from leandetr.errors import UserError, unknown
 from leandetr.structures import ClassMap
 

@@ -10,8 +10,8 @@ import transformers as hf
 from torch import nn
 from torch.nn import functional as F
 
-from leandetr.detectors.adamixer import AdaMixerConfig, AdaMixerForObjectDetection
-from leandetr.detectors.adamixer_layers import (
+from leandetr.detectors.models.adamixer import AdaMixerConfig, AdaMixerForObjectDetection
+from leandetr.detectors.models.adamixer_layers import (
     AdaptiveMixing,
     AdaptiveSampling,
     LevelNorm,
@@ -147,7 +147,9 @@ def test_sampling_in_three_dimensions_equals_its_definition():
 
 def test_points_are_offset_in_sides_of_the_box_and_octaves_of_depth(positions, monkeypatch):
     seen = []
-    monkeypatch.setattr("leandetr.detectors.adamixer_layers.sample_3d", lambda maps, points, strides: seen.append(points))
+    monkeypatch.setattr(
+        "leandetr.detectors.models.adamixer_layers.sample_3d", lambda maps, points, strides: seen.append(points)
+    )
     sampling, content = AdaptiveSampling(config()), torch.randn(2, 4, 64)
     sampling(content, positions, maps=[])
     offsets = sampling.offsets(content).view(2, 4, 2, 6, 3)

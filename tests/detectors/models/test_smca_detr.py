@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForObjectDetection, ResNetConfig
 from transformers.models.detr.modeling_detr import DetrDecoderLayer
 
-from leandetr.detectors.masked_backbones import feature_stride
-from leandetr.detectors.smca_detr import SCALES, SmcaDetrConfig, SmcaDetrForObjectDetection, log_gaussian
+from leandetr.detectors.models.masked_backbones import feature_stride
+from leandetr.detectors.models.smca_detr import SCALES, SmcaDetrConfig, SmcaDetrForObjectDetection, log_gaussian
 from leandetr.errors import UserError
 
 SMALL = {

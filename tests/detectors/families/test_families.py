@@ -13,7 +13,7 @@ from accelerate import PartialState
 from transformers import DetrConfig
 
 from leandetr.detectors.create import create
-from leandetr.detectors.families import FAMILIES, family_of
+from leandetr.detectors.families.registry import FAMILIES, family_of
 from leandetr.errors import UserError
 from leandetr.structures import ClassMap, Queries
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from leandetr.detectors.create import create
+from leandetr.heads import Head
 
 NAMES = ["detr", "conditional_detr", "dab_detr", "deformable_detr", "deformable_detr_refine", "deformable_detr_two_stage"]
 
@@ -34,7 +35,7 @@ def test_matrices_are_xavier_uniform_and_queries_unit_normal(new):
 def test_answers_at_the_start(new):
     """Sigmoid heads begin near 0.01, and boxes at their reference points; different queries answer differently."""
     output = new(torch.randn(1, 3, 128, 128))
-    if new.head == "sigmoid":
+    if new.head == Head.SIGMOID:
         assert 0.001 < output.logits.sigmoid().mean() < 0.1
     assert output.hidden[-1, 0].std(0).mean() > 0.01
     if new.config.model_type == "deformable_detr" and not new.config.two_stage:

@@ -1,0 +1,41 @@
+"""A detector from nothing but a file that the papers' authors published: its keys and shapes say which family's layout it has,
+its sizes and its number of classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoModelForObjectDetection
+
+from leandetr.detectors.checkpoints.key_maps import fill, layouts, read_checkpoint
+from leandetr.detectors.checkpoints.published_classes import published_classes
+from leandetr.detectors.detector import Detector
+from leandetr.errors import UserError
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+def load_published(file: Path) -> Detector:
+    """The detector in a published `.pth` or `.safetensors`, in evaluation mode; its classes are `published_classes`.
+
+    Raises:
+        UserError: the file cannot be read or would run code; its keys are of no layout; keys are missing, unexpected or
+            of other shapes (names the first three); classes that it does not name.
+    """
+    state = read_checkpoint(file)
+    known = list(dict.fromkeys(layouts().values()))
+    layout = next((layout for layout in reversed(known) if layout.key in state), None)  # descendants have their elders' keys
+    if layout is None:
+        raise UserError(
+            f"{file} is not a checkpoint of {', '.join(layout.name for layout in known)} as published (its first keys: "
+            f"{', '.join(list(state)[:3])}); give a folder that save_pretrained wrote"
+        )
+    try:
+        config = layout.config(state, Path(file).stem)
+        model = AutoModelForObjectDetection.from_config(config)
+    except (KeyError, ValueError, RuntimeError) as error:
+        fault = f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise UserError(f"{file}: no {layout.name} can be built from its keys ({fault})") from error
+    fill(model, state, str(file))
+    detector = Detector(model, layout.preprocessing, published_classes(config.num_labels, file))
+    return detector.eval()

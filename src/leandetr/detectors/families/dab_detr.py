@@ -1,0 +1,58 @@
+"""DAB-DETR."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from leandetr.detectors.families.family import DecoderRun, Family, inverse_sigmoid
+from leandetr.detectors.families.initialise import rare_classes, unmoved_boxes, xavier_matrices
+
+
+class DabDetr(Family):
+    """DAB-DETR: a query's position is its anchor, four logits that every layer refines. The content queries enter the first
+    layer as zeros: the weights that project them for its self-attention get no gradient."""
+
+    source = "https://github.com/IDEA-Research/DAB-DETR"
+    arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "position": "query_position_embeddings"}
+    query_table = "query_refpoint_embeddings"
+    output_projection = "output_proj"
+    class_layers: ClassVar[Mapping[str, str]] = {"*class_embed*": "class head"}
+    box_layers: ClassVar[Mapping[str, str]] = {
+        "*bbox_predictor*": "box head",
+        "*bbox_embed*": "box head",
+        "*ref_point_head*": "reference points",
+    }
+    delicate_layers: ClassVar[Mapping[str, str]] = {
+        "*query_scale*": "scales position embeddings",
+        "*ref_anchor_head*": "sides of anchors",
+    }
+
+    @torch.no_grad()
+    def initialise(self, model: PreTrainedModel) -> None:
+        xavier_matrices(model.model.encoder, model.model.decoder)
+        nn.init.normal_(model.model.query_refpoint_embeddings.weight)
+        rare_classes([model.class_embed])
+        unmoved_boxes([model.bbox_predictor])
+
+    def learned_queries(self, model: PreTrainedModel) -> nn.Embedding | None:
+        """None with patterns, which make several queries of a row."""
+        return None if model.config.num_patterns else super().learned_queries(model)
+
+    def cross_attention(self, layer: nn.Module) -> nn.Module:
+        return layer.cross_attn.cross_attn
+
+    def backbone(self, model: PreTrainedModel) -> nn.Module:
+        return model.model.backbone.conv_encoder.model
+
+    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+        hidden, anchors = run.output.intermediate_hidden_states, run.output.reference_points
+        boxes = (model.bbox_predictor(hidden) + inverse_sigmoid(anchors)).sigmoid()
+        return model.class_embed(hidden), boxes, hidden
+
+
+FAMILIES = {"dab-detr": DabDetr()}
