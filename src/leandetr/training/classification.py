@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -21,6 +20,7 @@ from transformers import AutoBackbone
 
 from leandetr.data.classification import ClassificationDataset, collate
 from leandetr.detectors.backbones import Backbone, describe_backbone
+from leandetr.detectors.spec import NewBackbone
 from leandetr.detectors.swin_detr import SWINS
 from leandetr.detectors.transformer_backbones import SWIN_DETR, VITS, describe_own_backbone
 from leandetr.errors import UserError
@@ -100,19 +100,19 @@ class ClassificationTrainer(AveragingTrainer):
         return {"top1": sum(self.gathered(correct)) / len(self.eval_dataset)}
 
 
-def describe(name: str, image_size: tuple[int, int], overrides: dict[str, Any]) -> Backbone:
-    """Any backbone whose weights `create` takes: of timm or transformers, or SwinDETR's Swins. `overrides` changes its
-    configuration.
+def describe(backbone: NewBackbone) -> Backbone:
+    """Any backbone whose weights `create` takes: of timm or transformers, or SwinDETR's Swins.
 
     Raises UserError for an unknown name or key, with the nearest one, and for a backbone that has no weights of its own.
     """
+    name = backbone.name
     if name in SWINS:
         stages = {"out_features": [f"stage{number}" for number in range(1, STAGES + 1)]}
-        return describe_own_backbone(SWIN_DETR, name, image_size, stages | overrides)
+        return describe_own_backbone(SWIN_DETR, name, backbone.image_size, stages | backbone.set)
     for family, (kind, _) in VITS.items():
         if name == kind:
             raise UserError(f"backbone {name}: {family} has its weights in whole checkpoints alone; name another backbone")
-    return describe_backbone(name, STAGES, frozen_norm=False, overrides=overrides)
+    return describe_backbone(name, STAGES, frozen_norm=False, overrides=backbone.set)
 
 
 def pretrain(
