@@ -151,3 +151,27 @@ def test_eight_bits_start_at_the_float_accuracy(tmp_path):
     expected, found = (verbs.evaluate(folder, data).ap for folder in (teacher, tmp_path / "eight"))
     assert expected > 0.3
     assert abs(found - expected) < 0.005
+
+
+def test_a_second_stage_begins_with_the_adapters_of_the_first(shapes, models, tmp_path, monkeypatch):
+    """Killed when it begins, begun again, and from the folder of another training's first stage too."""
+    wide, begun, fit_detector = models["detr"].parent / "wide", [], verbs.low_bit.fit_detector
+    create("detr", load(models["detr"]).class_map, (64, 64), "test_resnet", overrides=SMALL | {"d_model": 64}).save(wide)
+
+    def watched(module, *given, **named):
+        begun.append(module.terms.state_dict()["drd.adapter.weight"].clone())
+        if len(begun) > 1:
+            raise KeyboardInterrupt
+        return fit_detector(module, *given, **named)
+
+    monkeypatch.setattr(verbs.low_bit, "fit_detector", watched)
+    short = SCHEDULE.model_copy(update={"max_steps": 2})
+    teaching = Teaching(teacher=wide, method="drd", options={"drd": {"tau": 0}})
+    first = tmp_path / "out" / "stage-1"
+    for out, stages in (("out", {"stages": 2}), ("out", {"stages": 2}), ("other", {"stage_one": first})):
+        plan = verbs.LowBitTraining(training=short, teaching=teaching, **stages)
+        with pytest.raises(KeyboardInterrupt):
+            verbs.quantize(models["detr"], shapes, CONFIG, tmp_path / out, low_bit=plan)
+    trained = load_file(first / "adapters.safetensors")["drd.adapter.weight"]
+    assert not torch.equal(begun[0], trained)
+    assert [torch.equal(adapter, trained) for adapter in begun[1:]] == [True] * 3

@@ -266,6 +266,21 @@ def test_another_distillation_is_not_taken_for_the_first(shapes, model, tmp_path
             distil(**changes)
 
 
+def test_folders_that_were_finished_before_there_were_specs_are_still_finished(shapes, model, tmp_path):
+    building = {"image_size": [64, 64], "backbone": "test_resnet", "weights": None, "overrides": SMALL}
+    schedule = Training().model_dump()
+    made_from = {
+        "train": ["train", str(shapes), "detr", building, schedule],
+        "distill": ["distill", str(shapes), "teacher", "detr", "logits", {"logits": 2}, {}, building, schedule],
+    }
+    for verb, said in made_from.items():
+        leandetr.load(model).save(tmp_path / verb)
+        (tmp_path / verb / "leandetr.json").write_text(json.dumps({"made_by": "leandetr", "made_from": said}, default=str))
+    student = NewDetector(model="detr", image_size=(64, 64), backbone="test_resnet", set=SMALL)
+    assert verbs.train(shapes, student, tmp_path / "train").class_map == leandetr.load(model).class_map
+    verbs.distill(shapes, Teaching(teacher="teacher", weights={"logits": 2}), student, tmp_path / "distill")
+
+
 def test_a_detector_of_torchvision_teaches_and_answers_once(shapes, tmp_path):
     """Its detections are the same to a student, to an evaluation and in the file that later trainings can read."""
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from leandetr.checked import Checked
 from leandetr.detectors.names import MODELS
+from leandetr.errors import unknown
 
 NEW_MODEL = ("backbone", "weights", "set", "image_size")  # what a new model is built from
 
@@ -41,8 +42,15 @@ class NewDetector(Checked):
 
     @classmethod
     def named(cls, name: str | Path, **others: Any) -> NewDetector:
-        """The short name of a model, else a checkpoint, as commands name either by one word; `others` as in the constructor."""
-        return NewDetector(**{"model" if name in MODELS else "checkpoint": name}, **others)
+        """The short name of a model, else a checkpoint, as commands name either by one word; `others` as in the constructor.
+
+        Raises UserError for a name that is neither.
+        """
+        if name in MODELS:
+            return NewDetector(model=name, **others)
+        if "/" not in str(name) and not Path(name).exists():
+            raise unknown("model", name, MODELS)
+        return NewDetector(checkpoint=name, **others)
 
 
 class NewBackbone(Checked):

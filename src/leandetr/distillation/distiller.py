@@ -58,7 +58,7 @@ class Distiller(nn.Module):
         terms = list(terms)
         for term, weight in terms:
             if not weight >= 0:
-                raise UserError(f"the weight of the distillation term {term.name!r} is {weight}; give 0 or more")
+                raise UserError(f"the weight of the distillation term {term.name!r} is {weight:g}; give 0 or more")
         self.student = student
         self.teacher = DetectorTeacher(teacher, student) if isinstance(teacher, Detector) else teacher
         self.terms = nn.ModuleDict({term.name: term for term, _ in terms})

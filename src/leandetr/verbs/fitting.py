@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from leandetr.data.coco import CocoDataset, class_map_of, collate
 from leandetr.data.transforms import eval_transform, train_transform
-from leandetr.detectors.create import MODELS, create
+from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.load import load
 from leandetr.detectors.spec import NewDetector
@@ -22,7 +22,7 @@ from leandetr.detectors.teachers import load_torchvision, names_torchvision
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.predictions import DetectionTeacher, Predictions
 from leandetr.distillation.teacher import DetectorTeacher, Teacher
-from leandetr.errors import UserError, unknown
+from leandetr.errors import UserError
 from leandetr.inputs import State
 from leandetr.training.config import Training
 from leandetr.training.fit import fit, forget_checkpoints
@@ -44,8 +44,6 @@ def build_student(data: Data, new: NewDetector, seed: int) -> Detector:
     """The detector that a spec describes, for the classes of the data."""
     torch.manual_seed(seed)  # what terms build beside a saved student is drawn too
     if new.checkpoint is not None:
-        if not Path(new.checkpoint).exists() and "/" not in str(new.checkpoint):
-            raise unknown("model", new.checkpoint, MODELS)
         return load(new.checkpoint, new.set)
     if new.image_size is None:
         raise UserError(f"a new {new.model} needs a size: add --image-size HEIGHT WIDTH")
