@@ -89,8 +89,8 @@ def test_evaluate_results(data, photograph, tmp_path):
 def test_serve_onnx(files, photograph):
     rows = example("serve_onnx")(str(files["float"]), str(photograph), threshold=0.1)
     expected = leandetr.open_runtime(files["float"]).predict(photograph, threshold=0.1)
-    assert len(rows) == len(expected.scores) > 0
-    assert [score for _, score, _ in rows] == pytest.approx(expected.scores.tolist(), abs=0.01)
+    assert len(rows) >= len(expected.scores) > 0  # leandetr's are the best 100
+    assert [score for _, score, _ in rows[: len(expected.scores)]] == pytest.approx(expected.scores.tolist(), abs=0.01)
 
 
 def test_benchmark_two(data, files):
