@@ -1,6 +1,6 @@
 """Use a saved detector, quantized or not, in transformers' own classes: its folder is a plain `save_pretrained` folder.
 
-Importing leandetr registers its quantized layers and its own families.
+Importing `leandetr.transformers` registers its quantized layers and its own families.
 
     python examples/auto_model.py runs/student-static photo.jpg
 """
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-import leandetr  # noqa: F401 - registers
+import leandetr.transformers  # noqa: F401 - registers
 
 
 def main(detector: str, photograph: str, threshold: float = 0.3) -> list[str]:
