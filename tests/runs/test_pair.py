@@ -86,7 +86,7 @@ def run(tmp_path_factory):
         quantize = verbs.quantize
 
         def killed(model, data, scheme, *rest):
-            if scheme == "dynamic":
+            if scheme.name == "dynamic":
                 raise Killed
             return quantize(model, data, scheme, *rest)
 
