@@ -125,7 +125,7 @@ def main() -> None:
     if options.spread:
         spread(student)
         spread(teacher)
-    distiller = Distiller(student, teacher, build_terms(options.method.split(","), student, teacher)).to(device).train()
+    distiller = Distiller(student, teacher, build_terms(options.method, student, teacher)).to(device).train()
     distiller.steps = 10**9  # past the first steps, which measure gradients as well
 
     batch = random_batch(options.batch, options.image_size, options.classes, device)

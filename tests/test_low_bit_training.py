@@ -15,6 +15,7 @@ from leandetr.data.shapes import write_shapes
 from leandetr.detectors.alignment import align_queries
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
+from leandetr.distillation import Teaching
 from leandetr.errors import UserError
 from leandetr.quantization import LowBit, in_training
 from leandetr.training.config import Training
@@ -31,6 +32,10 @@ SMALL = {
 }
 CONFIG = LowBit(bits="4-4-8", calibration_images=4)
 SCHEDULE = Training(max_steps=4, batch_size=2, lr=1e-3, workers=0, augment="none", grid_frozen=0.5)
+
+
+def taught_by(teacher):
+    return Teaching(teacher=teacher, method="drd")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +57,7 @@ def models(shapes, tmp_path_factory):
 @pytest.mark.parametrize("stages", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_stopped_training_ends_with_the_weights_of_one_that_was_not(shapes, models, tmp_path, stages):
     def quantize(out, until=math.inf):
-        plan = verbs.LowBitTraining(SCHEDULE, teacher=models["detr"], method="drd", stages=stages)
+        plan = verbs.LowBitTraining(training=SCHEDULE, teaching=taught_by(models["detr"]), stages=stages)
         return verbs.quantize(models["detr"], shapes, CONFIG, out, low_bit=plan, until=until)
 
     whole = quantize(tmp_path / "whole")
@@ -107,7 +112,8 @@ def test_grids_do_not_decay_and_wait_where_asked(shapes, models):
 
 def test_what_cannot_be_is_said_in_one_sentence(shapes, models, tmp_path):
     def quantize(scheme=CONFIG, model="detr", **options):
-        verbs.quantize(models[model], shapes, scheme, tmp_path / "out", low_bit=verbs.LowBitTraining(SCHEDULE, **options))
+        plan = verbs.LowBitTraining(training=SCHEDULE, **options)
+        verbs.quantize(models[model], shapes, scheme, tmp_path / "out", low_bit=plan)
 
     with pytest.raises(UserError, match="static is not trained"):
         quantize("static")
@@ -123,7 +129,7 @@ def test_what_cannot_be_is_said_in_one_sentence(shapes, models, tmp_path):
 def test_aligned_queries_begin_as_those_that_the_detector_was_trained_with(shapes, models, tmp_path):
     """Scale and shift start where they were fitted and, the rate being 0, stay there; in a second stage too."""
     still = SCHEDULE.model_copy(update={"lr": 1e-12, "max_steps": 1, "weight_decay": 0.0})
-    plan = verbs.LowBitTraining(still, teacher=models["detr"], method="drd", stages=2)
+    plan = verbs.LowBitTraining(training=still, teaching=taught_by(models["detr"]), stages=2)
     found = verbs.quantize(models["detr"], shapes, CONFIG, tmp_path / "out", low_bit=plan)
     expected = load(models["detr"])
     align_queries(expected.model)
@@ -145,3 +151,27 @@ def test_eight_bits_start_at_the_float_accuracy(tmp_path):
     expected, found = (verbs.evaluate(folder, data).ap for folder in (teacher, tmp_path / "eight"))
     assert expected > 0.3
     assert abs(found - expected) < 0.005
+
+
+def test_a_second_stage_begins_with_the_adapters_of_the_first(shapes, models, tmp_path, monkeypatch):
+    """Killed when it begins, begun again, and from the folder of another training's first stage too."""
+    wide, begun, fit_detector = models["detr"].parent / "wide", [], verbs.low_bit.fit_detector
+    create("detr", load(models["detr"]).class_map, (64, 64), "test_resnet", overrides=SMALL | {"d_model": 64}).save(wide)
+
+    def watched(module, *given, **named):
+        begun.append(module.terms.state_dict()["drd.adapter.weight"].clone())
+        if len(begun) > 1:
+            raise KeyboardInterrupt
+        return fit_detector(module, *given, **named)
+
+    monkeypatch.setattr(verbs.low_bit, "fit_detector", watched)
+    short = SCHEDULE.model_copy(update={"max_steps": 2})
+    teaching = Teaching(teacher=wide, method="drd", options={"drd": {"tau": 0}})
+    first = tmp_path / "out" / "stage-1"
+    for out, stages in (("out", {"stages": 2}), ("out", {"stages": 2}), ("other", {"stage_one": first})):
+        plan = verbs.LowBitTraining(training=short, teaching=teaching, **stages)
+        with pytest.raises(KeyboardInterrupt):
+            verbs.quantize(models["detr"], shapes, CONFIG, tmp_path / out, low_bit=plan)
+    trained = load_file(first / "adapters.safetensors")["drd.adapter.weight"]
+    assert not torch.equal(begun[0], trained)
+    assert [torch.equal(adapter, trained) for adapter in begun[1:]] == [True] * 3

@@ -1,6 +1,5 @@
 """docs/settings.md names everything that can be set, and nothing else."""
 
-import inspect
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from leandetr.data.transforms import AUGMENTATIONS
-from leandetr.distillation.methods import METHODS, TERMS
+from leandetr.distillation.methods import METHODS, TERMS, options_of
 from leandetr.quantization.config import SCHEMES
 from leandetr.training.config import Training
 
@@ -35,10 +34,7 @@ def test_every_key_of_a_training():
 
 def test_every_method_and_every_option_of_a_term():
     rows = rows_of("Distillation")
-    options = {
-        name: {key for key, kind in inspect.signature(term).parameters.items() if kind.kind is kind.KEYWORD_ONLY}
-        for name, term in TERMS.items()
-    }
+    options = {name: options_of(term) for name, term in TERMS.items()}
     assert set(rows) == set(METHODS) | {name for name, keys in options.items() if keys}
     for name, keys in options.items():
         assert all(f"`{key}`" in rows[name] for key in keys), name

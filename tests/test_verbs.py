@@ -14,8 +14,9 @@ from leandetr.data.transforms import eval_transform
 from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.create import create
 from leandetr.detectors.query_sets import add_distillation_queries
-from leandetr.distillation import build_terms
-from leandetr.distillation.teacher import Teacher
+from leandetr.detectors.spec import NewDetector
+from leandetr.distillation import Teaching, build_terms
+from leandetr.distillation.teacher import DetectorTeacher
 from leandetr.errors import UserError
 from leandetr.quantization.config import Dynamic, Static, WeightOnly
 from leandetr.training.config import Training
@@ -88,7 +89,7 @@ def test_a_file_of_predictions_has_the_accuracy_of_what_made_it(photographs, gra
     sources = [split.images / image["file_name"] for image in truth["images"]]
     data = {"val": Split(file, split.images)}
 
-    found = verbs.predict(graph, sources, tmp_path / "out", form="coco", annotations=file)
+    found = verbs.predict(graph, sources, tmp_path / "out", annotations=file)
     assert verbs.evaluate(found, data).as_dict() == verbs.evaluate(graph, data).as_dict()
     assert {entry["category_id"] for entry in json.loads(found.read_text())} <= {c["id"] for c in truth["categories"]}
     assert sorted(path.name for path in (tmp_path / "out").glob("*.jpg")) == sorted(path.name for path in sources)
@@ -227,23 +228,23 @@ def test_a_cached_teacher_is_asked_once_for_all_trainings(shapes, tmp_path, monk
     create("detr", class_map_of(find_split(shapes, "train")), (64, 64), "test_resnet", overrides=SMALL).save(
         tmp_path / "teacher"
     )
-    given = {"image_size": (64, 64), "backbone": "test_resnet", "overrides": SMALL, "cache_teacher": tmp_path / "cache"}
+    student = NewDetector(model="detr", image_size=(64, 64), backbone="test_resnet", set=SMALL)
+    teaching = Teaching(teacher=tmp_path / "teacher", cache=tmp_path / "cache")
     short = {"max_steps": 2, "batch_size": 2}
     with pytest.raises(UserError, match=r"set training\.views"):
-        verbs.distill(shapes, tmp_path / "teacher", "detr", tmp_path / "a", training=Training(**short), **given)
+        verbs.distill(shapes, teaching, student, tmp_path / "a", Training(**short))
     assert not (tmp_path / "a").exists()
-    verbs.distill(shapes, tmp_path / "teacher", "detr", tmp_path / "a", training=Training(**short, views=2), **given)
-    monkeypatch.setattr(Teacher, "__call__", None)
-    again = Training(**short, views=2, seed=1)
-    verbs.distill(shapes, tmp_path / "teacher", "detr", tmp_path / "b", training=again, **given)
+    verbs.distill(shapes, teaching, student, tmp_path / "a", Training(**short, views=2))
+    monkeypatch.setattr(DetectorTeacher, "answer", None)
+    verbs.distill(shapes, teaching, student, tmp_path / "b", Training(**short, views=2, seed=1))
     assert (tmp_path / "b" / "config.json").exists()
 
 
 def test_the_seed_of_a_saved_student_is_that_of_its_adapters_too(model):
     def adapter():
-        student = verbs.fitting.build_student(None, str(model), None, None, None, {}, seed=3)
+        student = verbs.fitting.build_student(None, NewDetector(checkpoint=model), seed=3)
         teacher = create("detr", student.class_map, (96, 128), "test_resnet", overrides=SMALL | {"d_model": 64})
-        (term, _), *_ = build_terms(["features"], student, teacher)
+        (term, _), *_ = build_terms("features", student, teacher)
         return term.levels.adapter.weight
 
     assert torch.equal(adapter(), adapter())
@@ -251,7 +252,8 @@ def test_the_seed_of_a_saved_student_is_that_of_its_adapters_too(model):
 
 def test_another_distillation_is_not_taken_for_the_first(shapes, model, tmp_path, monkeypatch):
     def distil(**changes):
-        verbs.distill(shapes, "teacher", "detr", tmp_path / "out", image_size=(64, 64), **changes)
+        student = NewDetector(model="detr", image_size=(64, 64))
+        verbs.distill(shapes, Teaching(teacher="teacher", **changes), student, tmp_path / "out")
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -259,9 +261,24 @@ def test_another_distillation_is_not_taken_for_the_first(shapes, model, tmp_path
     monkeypatch.setattr(verbs.fitting, "load", killed)
     with pytest.raises(KeyboardInterrupt):
         distil()
-    for changes in ({"term_options": {"logits": {"stages": "last"}}}, {"term_weights": {"logits": 2.0}}, {"method": "fgd"}):
+    for changes in ({"options": {"logits": {"stages": "last"}}}, {"weights": {"logits": 2.0}}, {"method": "fgd"}):
         with pytest.raises(UserError, match="out holds the result of other settings"):
             distil(**changes)
+
+
+def test_folders_that_were_finished_before_there_were_specs_are_still_finished(shapes, model, tmp_path):
+    building = {"image_size": [64, 64], "backbone": "test_resnet", "weights": None, "overrides": SMALL}
+    schedule = Training().model_dump()
+    made_from = {
+        "train": ["train", str(shapes), "detr", building, schedule],
+        "distill": ["distill", str(shapes), "teacher", "detr", "logits", {"logits": 2}, {}, building, schedule],
+    }
+    for verb, said in made_from.items():
+        leandetr.load(model).save(tmp_path / verb)
+        (tmp_path / verb / "leandetr.json").write_text(json.dumps({"made_by": "leandetr", "made_from": said}, default=str))
+    student = NewDetector(model="detr", image_size=(64, 64), backbone="test_resnet", set=SMALL)
+    assert verbs.train(shapes, student, tmp_path / "train").class_map == leandetr.load(model).class_map
+    verbs.distill(shapes, Teaching(teacher="teacher", weights={"logits": 2}), student, tmp_path / "distill")
 
 
 def test_a_detector_of_torchvision_teaches_and_answers_once(shapes, tmp_path):
@@ -273,21 +290,23 @@ def test_a_detector_of_torchvision_teaches_and_answers_once(shapes, tmp_path):
     torch.save(get_model(name, weights=None, weights_backbone=None, num_classes=len(names)).state_dict(), tmp_path / "own.pth")
     (tmp_path / "own.json").write_text(json.dumps(names))
     teacher = f"{name}:{tmp_path / 'own.pth'}"
-    building = {"image_size": (64, 64), "backbone": "test_resnet", "overrides": SMALL}
+    student = NewDetector(model="detr", image_size=(64, 64), backbone="test_resnet", set=SMALL)
     training = Training(max_steps=1, batch_size=2, augment="none")
-    settings = building | {"method": "hard-label", "term_options": {"hard-label": {"threshold": 0.05}}, "training": training}
-    assert verbs.distill(shapes, teacher, "detr", tmp_path / "out", **settings).config.distillation_queries
+    method = {"method": "hard-label", "options": {"hard-label": {"threshold": 0.05}}}
+    teaching = Teaching(teacher=teacher, **method)
+    assert verbs.distill(shapes, teaching, student, tmp_path / "out", training).config.distillation_queries
 
     split = find_split(shapes, "train")
-    found = verbs.predict(teacher, [split.images], tmp_path / "found", form="coco", annotations=split.annotations)
+    found = verbs.predict(teacher, [split.images], tmp_path / "found", annotations=split.annotations)
     assert verbs.evaluate(found, shapes, "train").as_dict() == verbs.evaluate(teacher, shapes, "train").as_dict()
     assert {entry["category_id"] for entry in json.loads(found.read_text())} <= set(classes.dataset_ids)
-    assert verbs.distill(shapes, found, "detr", tmp_path / "again", **settings).config.distillation_queries
+    teaching = Teaching(teacher=found, **method)
+    assert verbs.distill(shapes, teaching, student, tmp_path / "again", training).config.distillation_queries
 
 
 def test_a_name_that_is_no_model_has_its_nearest(shapes, tmp_path):
     with pytest.raises(UserError, match="unknown model 'rt_detrv2': did you mean 'rt_detr_v2'"):
-        verbs.train(shapes, "rt_detrv2", tmp_path / "out", image_size=(64, 64))
+        verbs.train(shapes, "rt_detrv2", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,9 +1,12 @@
 """leandetr: train, distil, quantize, export and measure DETR-family object detectors.
 
     import leandetr
+    from leandetr import NewDetector, Teaching
 
-    leandetr.train("DATA", "rt_detr_v2", "runs/teacher", image_size=(256, 256), backbone="resnet50", weights="hub")
-    leandetr.distill("DATA", "runs/teacher", "rt_detr_v2", "runs/student", image_size=(256, 256), backbone="resnet18")
+    large = NewDetector(model="rt_detr_v2", backbone="resnet50", weights="hub", image_size=(256, 256))
+    small = NewDetector(model="rt_detr_v2", backbone="resnet18", weights="hub", image_size=(256, 256))
+    leandetr.train("DATA", large, "runs/teacher")
+    leandetr.distill("DATA", Teaching(teacher="runs/teacher", method="fitnet"), small, "runs/student")
     leandetr.quantize("runs/student", "DATA", "static", "runs/student-static")
     leandetr.export("runs/student-static", "student.onnx")
     print(leandetr.evaluate("student.onnx", "DATA").ap)

@@ -2,12 +2,15 @@ from .deployment.runtimes import open_runtime
 from .detectors.checkpoints.load import load
 from .detectors.create import create
 from .detectors.detector import Detector
+from .detectors.spec import NewBackbone, NewDetector
+from .distillation import Distillation, Distiller, Teaching, Term, build_terms
 from .errors import UserError
+from .quantization import Dynamic, LowBit, Scheme, SmoothQuant, Static, Unified, WeightOnly
 from .recipe import Recipe, read_recipe
 from .runs import compress
 from .structures import ClassMap, Detections, DetectorOutput, Preprocessing, Queries
 from .training.config import Training
-from .verbs import benchmark, distill, evaluate, export, predict, pretrain, quantize, train
+from .verbs import LowBitTraining, benchmark, distill, evaluate, export, predict, pretrain, quantize, train
 
 __version__: str
 __all__ = [
@@ -15,12 +18,27 @@ __all__ = [
     "Detections",
     "Detector",
     "DetectorOutput",
+    "Distillation",
+    "Distiller",
+    "Dynamic",
+    "LowBit",
+    "LowBitTraining",
+    "NewBackbone",
+    "NewDetector",
     "Preprocessing",
     "Queries",
     "Recipe",
+    "Scheme",
+    "SmoothQuant",
+    "Static",
+    "Teaching",
+    "Term",
     "Training",
+    "Unified",
     "UserError",
+    "WeightOnly",
     "benchmark",
+    "build_terms",
     "compress",
     "create",
     "distill",

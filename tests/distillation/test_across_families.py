@@ -41,7 +41,7 @@ def test_every_method_trains_the_student_or_says_what_differs(classes, labels, p
         torch.manual_seed(0)
         student, teacher = (create(name, classes, (128, 128), backbone, overrides=o) for name, backbone, o in PAIRS[pair])
         try:
-            distiller = Distiller(student, teacher, build_terms([method], student, teacher)).train()
+            distiller = Distiller(student, teacher, build_terms(method, student, teacher)).train()
         except UserError:
             refused.add(method)
             continue

@@ -8,7 +8,7 @@ from torch import nn
 
 from leandetr.detectors.attention import encoder_attentions
 from leandetr.detectors.create import create
-from leandetr.distillation import Distiller, build_terms
+from leandetr.distillation import Distillation, Distiller, build_terms
 from leandetr.distillation.auxiliary_queries import AuxiliaryQueries
 from leandetr.distillation.encoder_layers import EncoderLayers
 from leandetr.errors import UserError
@@ -81,7 +81,9 @@ def test_loss_is_the_mean_of_the_groups_set_losses(build, batch, name):
 def test_groups_are_no_part_of_the_student(build, batch):
     detector = build("detr")
     before, answers = set(detector.state_dict()), detector(batch["pixel_values"]).logits
-    terms = build_terms(["auxiliary-queries"], detector, build("detr"), options={"auxiliary-queries": {"groups": 2}})
+    terms = build_terms(
+        Distillation(method="auxiliary-queries", options={"auxiliary-queries": {"groups": 2}}), detector, build("detr")
+    )
     distiller = Distiller(detector, build("detr"), terms)
     distiller(**batch).loss.backward()
     assert "terms.auxiliary-queries.queries.weight" in distiller.state_dict()
@@ -113,16 +115,16 @@ def test_encoder_layers_is_the_sum_of_mean_squares_of_the_attentions_answers(bui
         answers.append(list(outputs))
     assert len(answers[0]) == 1
     want = sum((own - taught).square().mean() for own, taught in zip(*answers, strict=True))
-    found = Distiller(student, teacher, build_terms(["encoder-layers"], student, teacher))(**batch)
+    found = Distiller(student, teacher, build_terms("encoder-layers", student, teacher))(**batch)
     assert want > 0
     torch.testing.assert_close(found.logs["encoder-layers/attention"], want.detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_equal_encoders_have_no_loss_and_widths_are_adapted(build, batch):
     student, teacher = build("detr"), build("detr", d_model=64)
-    same = Distiller(student, build("detr"), build_terms(["aq-detr"], student, student))(**batch)
+    same = Distiller(student, build("detr"), build_terms("aq-detr", student, student))(**batch)
     assert same.logs["encoder-layers/attention"] == 0
-    terms = build_terms(["encoder-layers"], student, teacher)
+    terms = build_terms("encoder-layers", student, teacher)
     Distiller(student, teacher, terms)(**batch).loss.backward()
     assert terms[0][0].adapters[0].weight.grad.abs().sum() > 0
     assert isinstance(EncoderLayers(1, 8, 8).adapters[0], nn.Identity)

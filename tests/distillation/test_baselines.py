@@ -206,7 +206,7 @@ def test_objects_lie_in_the_image_and_not_in_its_frame(output, labels, name):
 @pytest.mark.parametrize("family", ["detr", "rt_detr_v2"])
 def test_they_train_together_by_name(tiny_detector, labels, family):
     student, teacher = tiny_detector(family).train(), tiny_detector("deformable_detr", d_model=32)
-    terms = build_terms(["fgd", "mgd", "fgfi", "fkd"], student, teacher)
+    terms = build_terms("fgd,mgd,fgfi,fkd", student, teacher)
     assert {term.name: weight for term, weight in terms} == {"fgd": 1, "mgd": 2e-5, "fgfi": 0.01, "fkd": 1}
     batch = {"pixel_values": torch.randn(2, 3, 128, 128), "pixel_mask": torch.ones(2, 128, 128, dtype=torch.int64)}
     result = Distiller(student, teacher, terms).train()(**batch, labels=labels(0, 2))

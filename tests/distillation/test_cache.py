@@ -10,9 +10,8 @@ from leandetr.data.coco import CocoDataset, class_map_of, collate, find_split
 from leandetr.data.shapes import write_shapes
 from leandetr.data.transforms import train_transform
 from leandetr.detectors.create import create
-from leandetr.distillation import Distiller, build_terms
+from leandetr.distillation import DetectorTeacher, Distillation, Distiller, build_terms
 from leandetr.distillation.cache import Part, Pieces, TeacherCache
-from leandetr.distillation.teacher import Teacher
 from leandetr.errors import UserError
 
 SIZE = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 6, "decoder_ffn_dim": 32}
@@ -82,10 +81,11 @@ def test_losses_and_gradients_are_those_of_the_teacher_which_does_not_run(detect
 
     def distiller():
         student = detector(name, size=size)
-        options = {"kd-detr": {"general": False}}
-        chosen = methods if family == "detr" else [*methods, "kd-detr"]
+        options = {} if family == "detr" else {"kd-detr": {"general": False}}
+        chosen = ",".join([*methods, *options])
         torch.manual_seed(0)
-        return Distiller(student, teacher, build_terms(chosen, student, teacher, {}, options if "kd-detr" in chosen else {}))
+        terms = build_terms(Distillation(method=chosen, options=options), student, teacher)
+        return Distiller(student, teacher, terms)
 
     train, expected = images(views=2, size=size), distiller()
     expected = losses(expected, train, epochs=3)
@@ -101,8 +101,8 @@ def test_losses_and_gradients_are_those_of_the_teacher_which_does_not_run(detect
 
 def test_what_another_method_needs_is_added_and_nothing_else(detector, images, tmp_path, capsys):
     teacher, student = detector(seed=1), detector()
-    for methods, fields in ((["logits"], {"boxes", "logits"}), (["fitnet"], {"boxes", "logits", "features"})):
-        module = Distiller(student, teacher, build_terms(methods, student, teacher))
+    for method, fields in (("logits", {"boxes", "logits"}), ("fitnet", {"boxes", "logits", "features"})):
+        module = Distiller(student, teacher, build_terms(method, student, teacher))
         module.remember(images(views=2), tmp_path / "cache", epochs=1)
         assert {path.name for path in (tmp_path / "cache").iterdir()} == fields | {"leandetr.json"}
     module.remember(images(views=3), tmp_path / "cache", epochs=2)  # more views of the same images
@@ -116,7 +116,7 @@ def test_what_another_method_needs_is_added_and_nothing_else(detector, images, t
 
 def test_filling_goes_on_where_it_was_interrupted(detector, images, tmp_path, monkeypatch):
     teacher, student = detector(seed=1), detector()
-    module = Distiller(student, teacher, build_terms(["logits"], student, teacher))
+    module = Distiller(student, teacher, build_terms("logits", student, teacher))
     whole, calls = teacher.forward, []
 
     def killed(*given, **options):
@@ -128,7 +128,7 @@ def test_filling_goes_on_where_it_was_interrupted(detector, images, tmp_path, mo
     monkeypatch.setattr(teacher, "forward", killed)
     with pytest.raises(KeyboardInterrupt):
         module.remember(images(views=2), tmp_path / "cache", epochs=2, batch_size=2)
-    assert module.cache is None
+    assert type(module.teacher) is DetectorTeacher
     assert calls == [1, 2, 2, 1, 2]  # one view to see how large an answer is
     assert len(list((tmp_path / "cache").rglob("view-000/*"))) == 2
     assert not list((tmp_path / "cache").rglob("view-001/*"))
@@ -148,19 +148,19 @@ def test_filling_goes_on_where_it_was_interrupted(detector, images, tmp_path, mo
     ],
 )
 def test_another_teachers_answers_are_refused(detector, images, shapes, tmp_path, teacher, data, message):
-    TeacherCache(tmp_path / "cache", Teacher(detector(seed=1), detector()), images(views=1), ["logits"])
+    TeacherCache(tmp_path / "cache", DetectorTeacher(detector(seed=1), detector()), images(views=1), ["logits"])
     changed = images(views=1, **{k: v for k, v in data.items() if k != "shuffled"})
     if "shuffled" in data:
         changed.annotations.boxes[0] += 1
     with pytest.raises(UserError, match=message):
-        TeacherCache(tmp_path / "cache", Teacher(detector(**{"seed": 1} | teacher), detector()), changed, ["logits"])
+        TeacherCache(tmp_path / "cache", DetectorTeacher(detector(**{"seed": 1} | teacher), detector()), changed, ["logits"])
 
 
 def test_what_cannot_be_cached_is_refused(detector, images, tmp_path, monkeypatch):
     teacher, student = detector(seed=1), detector()
 
     def module(method):
-        return Distiller(student, teacher, build_terms([method], student, teacher))
+        return Distiller(student, teacher, build_terms(method, student, teacher))
 
     with pytest.raises(UserError, match=r"training\.augment draws new ones in every epoch: set training\.views"):
         module("logits").remember(images(), tmp_path / "cache", epochs=1)
@@ -175,7 +175,7 @@ def test_what_cannot_be_cached_is_refused(detector, images, tmp_path, monkeypatc
 
 def test_a_spoilt_file_is_named(detector, images, tmp_path):
     student, teacher, train = detector(), detector(seed=1), images(views=1)
-    module = Distiller(student, teacher, build_terms(["logits"], student, teacher))
+    module = Distiller(student, teacher, build_terms("logits", student, teacher))
     module.remember(train, tmp_path / "cache", epochs=1)
     file = tmp_path / "cache" / "logits" / "view-000" / "images-000000.safetensors"
     file.write_bytes(file.read_bytes()[:50])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leandetr.distillation import Distiller, Term, build_terms
+from leandetr.distillation import Distillation, Distiller, Term, build_terms
 from leandetr.distillation.distiller import GRADIENT_STEPS
 from leandetr.errors import UserError
 from leandetr.structures import ClassMap
@@ -75,7 +75,7 @@ def test_the_student_and_its_adapters_are_trained_and_the_teacher_never(pair, ba
 def test_logits_and_features_of_another_family_train_the_whole_student(tiny_detector, batch, family):
     student = tiny_detector(family).train()
     teacher = tiny_detector("detr", d_model=128, decoder_layers=4, num_queries=15)
-    distiller = Distiller(student, teacher, build_terms(["logits", "features", "fitnet"], student, teacher)).train()
+    distiller = Distiller(student, teacher, build_terms("logits,features,fitnet", student, teacher)).train()
     result = distiller(**batch)
     result.loss.backward()
     assert torch.isfinite(result.loss)
@@ -85,7 +85,7 @@ def test_logits_and_features_of_another_family_train_the_whole_student(tiny_dete
 
 def test_detrdistill_is_its_three_terms_with_the_papers_weights(tiny_detector, batch):
     student, teacher = tiny_detector("deformable_detr").train(), tiny_detector("deformable_detr", d_model=128)
-    terms = build_terms(["detrdistill"], student, teacher)
+    terms = build_terms("detrdistill", student, teacher)
     assert {term.name: weight for term, weight in terms} == {"logits": 1, "features": 20, "assignment": 1}
     logs = Distiller(student, teacher, terms).train()(**batch).logs
     assert sum(logs[f"share/{name}"] for name in ("detection", "logits", "features", "assignment")) == pytest.approx(
@@ -126,19 +126,20 @@ def test_negative_weights_and_other_classes_are_refused(pair, classes):
 
 
 @pytest.mark.parametrize(
-    ("methods", "weights", "options", "message"),
+    ("method", "weights", "options", "message"),
     [
-        (["logit"], {}, {}, "unknown distillation method 'logit': did you mean 'logits'"),
-        (["logits"], {"logit": 2.0}, {}, "unknown term of logits 'logit'"),
-        (["logits"], {}, {"logits": {"stage": "last"}}, "unknown option of the logits term 'stage': did you mean 'stages'"),
+        ("logit", {}, {}, "unknown distillation method 'logit': did you mean 'logits'"),
+        ("logits", {"logit": 2.0}, {}, "unknown term of logits 'logit'"),
+        ("logits", {}, {"logits": {"stage": "last"}}, "unknown option of the logits term 'stage': did you mean 'stages'"),
     ],
 )
-def test_unknown_names_are_refused_with_the_nearest_before_anything_is_built(methods, weights, options, message):
+def test_unknown_names_are_refused_with_the_nearest_before_anything_is_built(method, weights, options, message):
     with pytest.raises(UserError, match=message):
-        build_terms(methods, None, None, weights, options)
+        build_terms(Distillation(method=method, weights=weights, options=options), None, None)
 
 
 def test_weights_and_options_reach_their_terms(tiny_detector):
     detector = tiny_detector("detr")
-    ((term, weight),) = build_terms(["logits"], detector, detector, {"logits": 0.5}, {"logits": {"stages": "last"}})
+    changed = Distillation(method="logits", weights={"logits": 0.5}, options={"logits": {"stages": "last"}})
+    ((term, weight),) = build_terms(changed, detector, detector)
     assert (weight, term.stages) == (0.5, "last")

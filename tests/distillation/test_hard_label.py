@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from leandetr.distillation import Distiller, build_terms
+from leandetr.distillation import Distillation, Distiller, build_terms
 from leandetr.distillation.hard_label import HardLabel
 from leandetr.distillation.orthogonality import Orthogonality
 from leandetr.errors import UserError
@@ -50,11 +50,11 @@ def test_loss_is_half_the_objects_and_half_the_pseudo_labels(tiny_detector, batc
     student, teacher = tiny_detector(family, dropout=0.0), tiny_detector("detr", dropout=0.0, d_model=32)
     with torch.no_grad():
         teacher.model.class_labels_classifier.bias[1] += 9  # the untrained teacher is sure of something
-    terms = build_terms(["hard-label"], student, teacher, options={"hard-label": {"queries": 5}})
+    terms = build_terms(Distillation(method="hard-label", options={"hard-label": {"queries": 5}}), student, teacher)
     distiller = Distiller(student, teacher, terms).train()
     result = distiller(**batch)
     own = student(**batch)
-    taught = distiller.terms["hard-label"].pseudo_labels(distiller.teacher(batch["pixel_values"], batch["pixel_mask"]), batch)
+    taught = distiller.terms["hard-label"].pseudo_labels(distiller.teacher(batch)[0], batch)
     assert all(len(found["boxes"]) > 0 for found in taught)
     answers = own.distillation
     assert answers.logits.shape[2] == 5
@@ -69,7 +69,8 @@ def test_loss_is_half_the_objects_and_half_the_pseudo_labels(tiny_detector, batc
 
 def test_object_queries_never_see_the_pseudo_labels(tiny_detector, output, batch):
     student = tiny_detector("detr")
-    term = HardLabel(student, Head.SIGMOID, queries=4)
+    HardLabel.prepare(student, queries=4)
+    term = HardLabel(student, Head.SIGMOID)
     own = student(batch["pixel_values"], batch["pixel_mask"])
     own.logits.retain_grad()
     own.distillation.logits.retain_grad()
@@ -80,6 +81,7 @@ def test_object_queries_never_see_the_pseudo_labels(tiny_detector, output, batch
 
 def test_an_image_without_confident_detections_teaches_no_object(tiny_detector, output, batch):
     student = tiny_detector("deformable_detr")
+    HardLabel.prepare(student)
     term = HardLabel(student, Head.SIGMOID)
     parts = term(student(batch["pixel_values"], batch["pixel_mask"]), sure(output()), batch)
     assert parts["bbox"] == parts["giou"] == 0
@@ -88,6 +90,7 @@ def test_an_image_without_confident_detections_teaches_no_object(tiny_detector, 
 
 def test_the_order_of_the_teachers_queries_does_not_matter(tiny_detector, output, batch):
     student = tiny_detector("detr")
+    HardLabel.prepare(student)
     term = HardLabel(student, Head.SIGMOID)
     own, teacher = student(batch["pixel_values"]), sure(output(), (0, 3, 2, 0.9), (0, 5, 4, 0.8), (1, 1, 0, 0.6))
     order = torch.randperm(8)
@@ -99,7 +102,7 @@ def test_a_threshold_that_leaves_no_label_in_the_whole_set_is_refused(tiny_detec
     student, teacher = tiny_detector("detr"), tiny_detector("detr")
     with torch.no_grad():
         teacher.model.class_labels_classifier.bias[5] += 9  # no-object everywhere
-    distiller = Distiller(student, teacher, build_terms(["hard-label"], student, teacher))
+    distiller = Distiller(student, teacher, build_terms("hard-label", student, teacher))
     with pytest.raises(UserError, match=r"no detection of the teacher on any training image scores above 0\.5"):
         distiller.check([batch, batch])
     with torch.no_grad():
@@ -113,7 +116,7 @@ def test_bad_options_and_students_are_refused(tiny_detector):
     with pytest.raises(UserError, match="threshold of the hard-label term is 1"):
         HardLabel(tiny_detector("detr"), Head.SIGMOID, threshold=1)
     with pytest.raises(UserError, match="no table of learned queries"):
-        HardLabel(tiny_detector("rt_detr_v2"), Head.SIGMOID)
+        HardLabel.prepare(tiny_detector("rt_detr_v2"))
     with pytest.raises(UserError, match=r"margin of the orthogonality term is -0\.1"):
         Orthogonality(margin=-0.1)
 

@@ -130,14 +130,14 @@ def test_the_order_of_points_does_not_matter(answers, batch):
 
 def test_the_teachers_classes_are_taken_in_the_students_order(tiny_detector, batch, classes):
     teacher, student = tiny_detector("detr"), tiny_detector("detr")
-    plain = Distiller(student, teacher, build_terms(["kd-detr"], student, teacher)).eval()
+    plain = Distiller(student, teacher, build_terms("kd-detr", student, teacher)).eval()
     torch.manual_seed(1)
     expected = plain(**batch).logs["kd-detr/general_class"]
     order = [3, 0, 1, 4, 2]
     teacher.class_map = ClassMap(tuple(classes.names[i] for i in order), tuple(range(5)))
     head = teacher.model.class_labels_classifier
     head.weight.data, head.bias.data = head.weight.data[[*order, 5]], head.bias.data[[*order, 5]]
-    permuted = Distiller(student, teacher, build_terms(["kd-detr"], student, teacher)).eval()
+    permuted = Distiller(student, teacher, build_terms("kd-detr", student, teacher)).eval()
     torch.manual_seed(1)
     torch.testing.assert_close(permuted(**batch).logs["kd-detr/general_class"], expected, rtol=1e-3, atol=1e-6)
 

@@ -13,7 +13,7 @@ from leandetr.boxes import to_corners
 from leandetr.data.coco import CocoDataset, Split, collate
 from leandetr.data.transforms import AUGMENTATIONS, train_transform
 from leandetr.detectors.teachers import TorchvisionDetector
-from leandetr.distillation import Distiller, Predictions, build_terms
+from leandetr.distillation import DetectionTeacher, Distiller, Predictions, build_terms
 from leandetr.errors import UserError
 from leandetr.structures import ClassMap, Preprocessing
 
@@ -83,7 +83,7 @@ def test_an_image_without_detections_has_none_and_plain_data_no_such_key(read, s
 def test_they_train_the_distillation_queries_as_a_teachers_own_do(tiny_detector, read, split):
     student = tiny_detector("detr", dropout=0.0)
     taught = read([entry(score=0.9), entry(bbox=(60, 20, 30, 20), score=0.4)])
-    terms = build_terms(["hard-label", "orthogonality"], student, taught)
+    terms = build_terms("hard-label,orthogonality", student, taught)
     dataset = CocoDataset(split, train_transform(student.preprocessing, "none"), detections=taught.detections)
     batch = collate([dataset[0], dataset[1]])
     distiller = Distiller(student, taught, terms)
@@ -104,7 +104,7 @@ def test_they_train_the_distillation_queries_as_a_teachers_own_do(tiny_detector,
 
 def test_terms_that_need_more_are_refused(tiny_detector, read):
     with pytest.raises(UserError, match=r"the fitnet term needs the teacher's features, and .*predictions\.json gives"):
-        build_terms(["hard-label", "fitnet"], tiny_detector("detr"), read([entry()]))
+        build_terms("hard-label,fitnet", tiny_detector("detr"), read([entry()]))
 
 
 @pytest.mark.parametrize(
@@ -145,36 +145,37 @@ class Finds(torch.nn.Module):
 
 
 @pytest.fixture
-def live(classes):
+def finder(classes):
     names = ("__background__", "disc", "star", "square", "ring", "cross", "zebra")
     return TorchvisionDetector("finder", Finds(), ClassMap(names, tuple(range(7))))
 
 
-def test_a_live_detector_sees_the_students_images_and_teaches_its_classes(tiny_detector, live, labels):
+def test_a_live_detector_sees_the_students_images_and_teaches_its_classes(tiny_detector, finder, labels):
     student = tiny_detector("detr", dropout=0.0)
     images = torch.rand(2, 3, 64, 96)
     mean, std = (torch.tensor(value)[:, None, None] for value in (student.preprocessing.mean, student.preprocessing.std))
     mask = torch.ones(2, 64, 96, dtype=torch.int64)
     mask[1, 32:] = 0
     batch = {"pixel_values": (images - mean) / std * mask[:, None], "pixel_mask": mask, "labels": labels(1, 2)}
-    distiller = Distiller(student, live, build_terms(["hard-label"], student, live))
+    live = DetectionTeacher(finder, student)
+    distiller = Distiller(student, live, build_terms("hard-label", student, live))
     distiller.check([batch])
-    _, taught = distiller._taught(batch)
-    torch.testing.assert_close(live.model.seen[0], images[0], atol=1e-6, rtol=0)
-    assert [tuple(image.shape) for image in live.model.seen] == [(3, 64, 96), (3, 32, 96)]
+    _, taught = live(batch)
+    torch.testing.assert_close(finder.model.seen[0], images[0], atol=1e-6, rtol=0)
+    assert [tuple(image.shape) for image in finder.model.seen] == [(3, 64, 96), (3, 32, 96)]
     for target in taught["labels"]:
         found = target["detections"]
         assert (found["class_labels"].tolist(), found["boxes"].tolist()) == ([2], [[0.25, 0.5, 0.5, 1.0]])
     distiller(**batch).loss.backward()
     assert student.model.model.query_position_embeddings.weight.grad[12:].abs().sum() > 0
     assert not any(name == "weight" for name, _ in distiller.named_parameters())
-    assert live.model.weight.grad is None
+    assert finder.model.weight.grad is None
 
 
-def test_a_live_detector_must_know_the_students_classes_and_serves_no_other_term(tiny_detector, live):
+def test_a_live_detector_must_know_the_students_classes_and_serves_no_other_term(tiny_detector, finder):
     student = tiny_detector("detr")
     with pytest.raises(UserError, match=r"the logits term needs the teacher's .*, and finder gives detections alone"):
-        build_terms(["logits"], student, live)
+        build_terms("logits", student, DetectionTeacher(finder, student))
     stranger = TorchvisionDetector("finder", Finds(), ClassMap(("__background__", "disc"), (0, 1)))
     with pytest.raises(UserError, match="does not know square, star, ring, cross: it has the classes __background__, disc"):
-        Distiller(student, stranger, [])
+        DetectionTeacher(stranger, student)

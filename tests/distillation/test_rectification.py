@@ -11,7 +11,7 @@ from leandetr.boxes import to_corners
 from leandetr.detectors.alignment import alignment_of
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
-from leandetr.distillation import Distiller, build_terms
+from leandetr.distillation import Distillation, Distiller, build_terms
 from leandetr.distillation.rectification import DistributionRectification, foreground_queries, partners
 from leandetr.errors import UserError
 from leandetr.losses import pad_targets
@@ -130,7 +130,7 @@ def test_nothing_to_imitate_is_a_zero_that_can_be_differentiated(pair, detectors
 @pytest.mark.parametrize("tau", [1, 0.6])
 def test_the_four_rows_of_the_table(detectors, labels, alignment, tau):
     student, teacher = detectors
-    terms = build_terms(["drd"], student, teacher, options={"drd": {"alignment": alignment, "tau": tau}})
+    terms = build_terms(Distillation(method="drd", options={"drd": {"alignment": alignment, "tau": tau}}), student, teacher)
     assert [(term.name, weight) for term, weight in terms] == [("drd", 2.5)]
     assert alignment_of(student.config) == (None if alignment == "none" else alignment)
     assert alignment_of(teacher.config) is None
@@ -147,7 +147,7 @@ def test_the_four_rows_of_the_table(detectors, labels, alignment, tau):
 def test_families_and_widths_are_bridged(tiny_detector, labels, student, teacher, tmp_path):
     student = tiny_detector(student, backbone="test_resnet")
     teacher = tiny_detector(teacher, backbone="test_resnet", d_model=128, num_queries=15, decoder_layers=2)
-    terms = build_terms(["drd"], student, teacher, options={"drd": {"tau": 0}})
+    terms = build_terms(Distillation(method="drd", options={"drd": {"tau": 0}}), student, teacher)
     batch = {"pixel_values": torch.randn(2, 3, 128, 128), "pixel_mask": torch.ones(2, 128, 128).long(), "labels": labels(3, 1)}
     found = Distiller(student.train(), teacher, terms)(**batch)
     found.loss.backward()
@@ -164,7 +164,7 @@ def test_bad_input_is_one_sentence(detectors, classes):
         with pytest.raises(UserError, match=r"tau of the drd term is .*; give a number from 0 to 1"):
             DistributionRectification(student, teacher, tau=tau)
     with pytest.raises(UserError, match="corss"):
-        DistributionRectification(student, teacher, alignment="corss")
+        DistributionRectification.prepare(student, alignment="corss")
     overrides = {"decoder_layers": 2, "num_queries": 12, "decoder_ffn_dim": 64, "d_model": 32}
     adamixer = create("adamixer", classes, (64, 64), backbone="test_resnet", overrides=overrides)
     with pytest.raises(UserError, match="the decoder of adamixer has no attention to the image"):

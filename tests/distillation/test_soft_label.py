@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
-from leandetr.distillation import Distiller, build_terms
+from leandetr.distillation import Distillation, Distiller, build_terms
 from leandetr.distillation.soft_label import SoftBox, SoftClass, gaussian_divergence
 from leandetr.errors import UserError
 from leandetr.heads import Head
@@ -111,7 +111,7 @@ def test_divergence_of_boxes_is_that_of_gaussians_and_ignores_scale():
 def test_both_terms_train_the_distillation_queries_of_a_real_student(tiny_detector, labels):
     torch.manual_seed(0)
     student, teacher = tiny_detector("detr", dropout=0.0), tiny_detector("rt_detr_v2", num_queries=9)
-    terms = build_terms(["soft-label"], student, teacher, options={"soft-class": {"queries": 5}})
+    terms = build_terms(Distillation(method="soft-label", options={"soft-class": {"queries": 5}}), student, teacher)
     assert {term.name: weight for term, weight in terms} == {"soft-class": 0.5, "soft-box": 2.5}
     distiller = Distiller(student, teacher, terms).train()
     mask = torch.ones(2, 128, 128, dtype=torch.int64)
@@ -122,4 +122,4 @@ def test_both_terms_train_the_distillation_queries_of_a_real_student(tiny_detect
     assert (table[12:].abs().sum(1) > 0).all()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     with pytest.raises(UserError, match="no table of learned queries"):
-        build_terms(["soft-box"], tiny_detector("rt_detr_v2"), teacher)
+        build_terms("soft-box", tiny_detector("rt_detr_v2"), teacher)

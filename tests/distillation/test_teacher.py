@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from leandetr.distillation.teacher import Teacher, View, class_columns
+from leandetr.distillation.teacher import DetectorTeacher, View, class_columns
 from leandetr.errors import UserError
 from leandetr.heads import Head
 from leandetr.structures import ClassMap, Preprocessing
@@ -77,7 +77,7 @@ def test_answer_is_the_detectors_own_with_permuted_classes(tiny_detector, classe
     student.class_map = ClassMap(tuple(classes.names[i] for i in order), tuple(range(5)))
     student.preprocessing = detector.preprocessing
     images, mask = torch.randn(1, 3, 128, 128), torch.ones(1, 128, 128, dtype=torch.int64)
-    answer = Teacher(detector, student)(images, mask)
+    answer = DetectorTeacher(detector, student).answer(images, mask)
     assert not detector.training
     own = detector(images, mask)
     torch.testing.assert_close(answer.logits[..., :5], own.logits[..., order])

@@ -86,7 +86,7 @@ def run(tmp_path_factory):
         quantize = verbs.quantize
 
         def killed(model, data, scheme, *rest):
-            if scheme == "dynamic":
+            if scheme.name == "dynamic":
                 raise Killed
             return quantize(model, data, scheme, *rest)
 
@@ -215,8 +215,8 @@ def test_a_changed_variant_concerns_itself_alone(copy, done):
 
 
 def test_a_changed_distillation_concerns_the_student_and_what_is_made_of_it(copy, monkeypatch):
-    def stop(*_, **options):
-        assert options["term_weights"] == {"logits": 2.0}
+    def stop(_, teaching, *__):
+        assert teaching.weights == {"logits": 2.0}
         raise Killed
 
     before = json.loads((copy / "steps" / "distilled.json").read_text())

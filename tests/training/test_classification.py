@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from leandetr import verbs
 from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
+from leandetr.detectors.spec import NewBackbone
 from leandetr.errors import UserError
 from leandetr.structures import ClassMap
 from leandetr.training import classification
@@ -18,6 +19,7 @@ from leandetr.training.config import Training
 
 SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 6, "decoder_ffn_dim": 32}
 SWIN = {"embed_dim": 24, "depths": [1, 1, 1, 1]}
+RESNET = NewBackbone(name="test_resnet", image_size=(32, 32))
 SHORT = Training(epochs=2, batch_size=4, lr=3e-3, workers=0, ema=0.9, precision="float32")
 
 
@@ -45,7 +47,8 @@ def images(tmp_path_factory):
     ],
 )
 def test_a_detector_takes_the_weights(images, tmp_path, backbone, overrides, model, size):
-    given = images, backbone, tmp_path / "b", (size, size), None, None, overrides, SHORT.model_copy(update={"max_steps": 2})
+    new = NewBackbone(name=backbone, image_size=(size, size), set=overrides)
+    given = images, new, tmp_path / "b", None, SHORT.model_copy(update={"max_steps": 2})
     top1 = verbs.pretrain(*given)
     assert 0 <= top1 <= 1
     file = tmp_path / "b" / "backbone.safetensors"
@@ -66,13 +69,13 @@ def test_a_detector_takes_the_weights(images, tmp_path, backbone, overrides, mod
 
 
 def test_it_learns_and_keeps_the_best(images, tmp_path):
-    top1 = verbs.pretrain(images, "test_resnet", tmp_path / "b", (32, 32), training=SHORT.model_copy(update={"epochs": 6}))
+    top1 = verbs.pretrain(images, RESNET, tmp_path / "b", training=SHORT.model_copy(update={"epochs": 6}))
     assert top1 >= 0.9
     assert not list((tmp_path / "b" / "training").glob("checkpoint-*"))
 
 
 def test_killed_and_started_again_it_ends_with_the_same_weights(images, tmp_path, monkeypatch):
-    verbs.pretrain(images, "test_resnet", tmp_path / "whole", (32, 32), training=SHORT)
+    verbs.pretrain(images, RESNET, tmp_path / "whole", training=SHORT)
 
     class Killed(BaseException):
         pass
@@ -85,17 +88,17 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(images, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(fitting, "ProgressBar", Killer)
         with pytest.raises(Killed):
-            verbs.pretrain(images, "test_resnet", tmp_path / "killed", (32, 32), training=SHORT)
+            verbs.pretrain(images, RESNET, tmp_path / "killed", training=SHORT)
     torch.manual_seed(99)
-    verbs.pretrain(images, "test_resnet", tmp_path / "killed", (32, 32), training=SHORT)
+    verbs.pretrain(images, RESNET, tmp_path / "killed", training=SHORT)
     whole, killed = (load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "killed"))
     assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
 
 
 def test_a_backbone_trained_in_few_bits_is_kept_as_float_weights(images, tmp_path):
-    top1 = verbs.pretrain(images, "test_resnet", tmp_path / "float", (32, 32), training=SHORT.model_copy(update={"epochs": 6}))
+    top1 = verbs.pretrain(images, RESNET, tmp_path / "float", training=SHORT.model_copy(update={"epochs": 6}))
     start = tmp_path / "float" / "backbone.safetensors"
-    low = verbs.pretrain(images, "test_resnet", tmp_path / "low", (32, 32), str(start), "4", training=SHORT)
+    low = verbs.pretrain(images, RESNET.model_copy(update={"weights": str(start)}), tmp_path / "low", "4", training=SHORT)
     assert low >= 0.75 * top1
     floats, trained = load_file(start), load_file(tmp_path / "low" / "backbone.safetensors")
     assert floats.keys() == trained.keys()
@@ -105,7 +108,7 @@ def test_a_backbone_trained_in_few_bits_is_kept_as_float_weights(images, tmp_pat
 
 
 def test_the_last_map_is_averaged_and_classified():
-    described = classification.describe("test_resnet", (32, 32), {})
+    described = classification.describe(RESNET)
     classifier = classification.Classifier(described, ["a", "b", "c"]).eval()
     pixels, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 2])
     output = classifier(pixels, labels)
@@ -119,9 +122,9 @@ def test_the_last_map_is_averaged_and_classified():
 def test_faults_leave_no_folder_behind(images, tmp_path):
     for backbone, fault in (("resnet81", "did you mean"), ("lw_detr_vit", "whole checkpoints alone")):
         with pytest.raises(UserError, match=fault):
-            verbs.pretrain(images, backbone, tmp_path / "b", (32, 32))
+            verbs.pretrain(images, NewBackbone(name=backbone, image_size=(32, 32)), tmp_path / "b")
         assert not (tmp_path / "b").exists()
     with pytest.raises(UserError, match="images of 0 x 32 cannot be; give --image-size"):
-        verbs.pretrain(images, "test_resnet", tmp_path / "b", (0, 32))
+        verbs.pretrain(images, NewBackbone(name="test_resnet", image_size=(0, 32)), tmp_path / "b")
     with pytest.raises(UserError, match="does not exist"):
-        verbs.pretrain(tmp_path / "nothing", "test_resnet", tmp_path / "b", (32, 32))
+        verbs.pretrain(tmp_path / "nothing", RESNET, tmp_path / "b")

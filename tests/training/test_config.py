@@ -4,8 +4,8 @@ import math
 from itertools import pairwise
 
 import pytest
-from pydantic import ValidationError
 
+from leandetr.errors import UserError
 from leandetr.training.config import Training
 
 
@@ -58,5 +58,5 @@ def test_the_shortest_trainings_have_a_rate(steps):
     ids=str,
 )
 def test_what_makes_no_sense_is_refused(wrong):
-    with pytest.raises(ValidationError, match=next(iter(wrong))):
+    with pytest.raises(UserError, match=next(iter(wrong))):
         Training(**wrong)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from leandetr.detectors.checkpoints.load import load
-from leandetr.distillation import Distiller, build_terms
+from leandetr.distillation import Distillation, Distiller, build_terms
 from leandetr.errors import UserError
 from leandetr.training import fit as fitting
 from leandetr.training import trainer as training
@@ -253,7 +253,7 @@ def test_a_line_that_a_kill_has_cut_is_left_out_of_the_log(tmp_path):
 @pytest.mark.parametrize(("weight", "warnings"), [(1e5, 1), (1e-3, 0)])
 def test_a_term_that_drowns_the_others_is_said_once(prepared, short, tmp_path, capsys, weight, warnings):
     (student, train, val), (teacher, _, _) = prepared(), prepared(d_model=48)
-    terms = build_terms(["logits"], student, teacher, {"logits": weight})
+    terms = build_terms(Distillation(method="logits", weights={"logits": weight}), student, teacher)
     fit(Distiller(student, teacher, terms), train, val, short(), tmp_path, "drowned")
     said = re.findall(r"drowned: warning: the term logits is (?:99.\d|100.0)% of the loss", capsys.readouterr().err)
     assert len(said) == warnings

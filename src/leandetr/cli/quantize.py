@@ -22,7 +22,7 @@ class LowBitSchedule(Schedule):
 
 
 @dataclass
-class Teaching:
+class Lessons:
     """What the training of the scheme low-bit learns from beside its data, and in which stages."""
 
     train: Annotated[bool, typer.Option(help="low-bit: train, or calibrate alone.")] = True
@@ -35,19 +35,14 @@ class Teaching:
 
     def low_bit(self, schedule: Schedule, settings: dict[str, Any]) -> Any:
         """These as a `LowBitTraining`."""
+        from leandetr.distillation.spec import Teaching
         from leandetr.verbs import LowBitTraining
 
-        if self.stage_one is not None and self.stages == 2:
-            raise UserError("--stage-one is a first stage and --stages 2 trains one; leave out either")
-        return LowBitTraining(
-            training=schedule.training(settings),
-            teacher=self.teacher,
-            method=self.method,
-            term_weights=numbers(read_settings(self.weight)),
-            term_options=nested(read_settings(self.option)),
-            stages=self.stages,
-            stage_one=self.stage_one,
-        )
+        weights, options = numbers(read_settings(self.weight)), nested(read_settings(self.option))
+        taught = self.teacher is not None
+        teaching = Teaching(teacher=self.teacher, method=self.method, weights=weights, options=options) if taught else None
+        training = schedule.training(settings)
+        return LowBitTraining(training=training, teaching=teaching, stages=self.stages, stage_one=self.stage_one)
 
 
 @dataclass
@@ -84,7 +79,7 @@ def quantize(
     out: Out,
     data: BothSplits,
     schedule: LowBitSchedule,
-    teaching: Teaching,
+    lessons: Lessons,
     limits: Limits,
     bits: Annotated[str | None, typer.Option(help="2 to 8 of a weight (weight-only), or as 4-4-8 (low-bit).")] = None,
     group_size: Annotated[int | None, typer.Option(help="Weights that share a scale, 32, 64 or 128, for weight-only.")] = None,
@@ -105,6 +100,7 @@ def quantize(
     --out runs/student-4-4-8`
     """
     from leandetr import verbs
+    from leandetr.quantization.config import scheme_config
     from leandetr.quantization.theoretical_cost import theoretical_cost
     from leandetr.report.columns import SLOWER
     from leandetr.report.rows import surely_slower
@@ -112,13 +108,14 @@ def quantize(
     named = [f"{name}={value}" for name, value in (("bits", bits), ("group_size", group_size)) if value is not None]
     settings = read_settings(named + (set_ or []))
     options = {key: value for key, value in settings.items() if not key.startswith("training.")}
-    trained = scheme == "low-bit" and teaching.train
-    if not trained and (given := [*changed(schedule), *changed(teaching)]) and given != ["--train"]:
+    trained = scheme == "low-bit" and lessons.train
+    if not trained and (given := [*changed(schedule), *changed(lessons)]) and given != ["--train"]:
         raise UserError(f"{given[-1]}: {scheme} is not trained here; leave it out, or choose low-bit with --train")
-    low_bit = teaching.low_bit(schedule, settings) if trained else None
+    low_bit = lessons.low_bit(schedule, settings) if trained else None
     source = data.source() if data.given() else {}
-    if (budget := limits.budget(scheme)) is not None:
-        detector, found = verbs.quantize_within(model, source, out, budget, calibration, options)
+    budget, config = limits.budget(scheme), scheme_config(scheme, **options)
+    if budget is not None:
+        detector, found = verbs.quantize_within(model, source, config, out, budget, calibration)
         out_console.print(detector.config.quantization_config.summary())
         out_console.print(
             f"AP {found['ap']:.4f} against {found['float_ap']:.4f} on {found['images']} training images, a drop of "
@@ -128,6 +125,6 @@ def quantize(
             f"{f', {SLOWER}' if surely_slower(found) else ''}"
         )
         return
-    detector = verbs.quantize(model, source, scheme, out, calibration, options, low_bit)
+    detector = verbs.quantize(model, source, config, out, calibration, low_bit)
     out_console.print(detector.config.quantization_config.summary())
     out_console.print(str(theoretical_cost(detector)))

@@ -40,14 +40,7 @@ def train(
     from leandetr import verbs
 
     settings = read_settings(set_, ("model", "training"))
-    verbs.train(
-        data.source(),
-        model,
-        out,
-        **new.arguments(),
-        overrides=section(settings, "model"),
-        training=schedule.training(settings),
-    )
+    verbs.train(data.source(), new.detector(model, settings), out, schedule.training(settings))
     out_console.print(str(out))
 
 
@@ -80,21 +73,12 @@ def distill(
     --method logits --out runs/student`
     """
     from leandetr import verbs
+    from leandetr.distillation.spec import Teaching
 
     settings = read_settings(set_, ("model", "training"))
-    verbs.distill(
-        data.source(),
-        teacher,
-        student,
-        out,
-        method=method,
-        term_weights=numbers(read_settings(weight)),
-        term_options=nested(read_settings(option)),
-        **new.arguments(),
-        overrides=section(settings, "model"),
-        training=schedule.training(settings),
-        cache_teacher=cache_teacher,
-    )
+    weights, options = numbers(read_settings(weight)), nested(read_settings(option))
+    teaching = Teaching(teacher=teacher, method=method, weights=weights, options=options, cache=cache_teacher)
+    verbs.distill(data.source(), teaching, new.detector(student, settings), out, schedule.training(settings))
     out_console.print(str(out))
 
 
@@ -120,8 +104,10 @@ def pretrain(
     Example: `leandetr pretrain --backbone resnet18 --data groceries --image-size 64 64 --epochs 30 --out runs/resnet18`
     """
     from leandetr import verbs
+    from leandetr.detectors.spec import NewBackbone
 
     settings = read_settings(set_, ("backbone_config", "training"))
-    overrides = section(settings, "backbone_config")
-    top1 = verbs.pretrain(data, backbone, out, image_size, weights, bits, overrides, schedule.training(settings))
+    values = section(settings, "backbone_config")
+    new = NewBackbone(name=backbone, image_size=image_size, weights=weights, set=values)
+    top1 = verbs.pretrain(data, new, out, bits, schedule.training(settings))
     out_console.print(f"{out / 'backbone.safetensors'}  top-1 {top1:.3f}")

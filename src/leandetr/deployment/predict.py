@@ -54,10 +54,7 @@ def predict_images(
         UserError: a named image that cannot be read, no images, an unknown format, an image that `annotations` does not list or
             lists twice, no class that they share with the runtime, or two drawings that would have one name.
     """
-    if form not in FORMATS:
-        raise unknown("format", form, FORMATS)
-    if form == "coco" and annotations is None:
-        raise UserError("the coco format numbers images as a data set does: name its JSON with --annotations")
+    check_format(form, annotations)
     if form == "coco":
         listed, classes = _listed(annotations), _numbered(runtime.class_map, annotations)
     paths = list(_images(sources))
@@ -85,6 +82,14 @@ def predict_images(
                 drawn.save(temporary, "JPEG", quality=92)
     write_json(out / "predictions.json", rows)
     return out / "predictions.json"
+
+
+def check_format(form: str, annotations: Path | None) -> None:
+    """Raises UserError for an unknown format, and where it needs annotations."""
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
+    if form == "coco" and annotations is None:
+        raise UserError("the coco format numbers images as a data set does: name its JSON with --annotations")
 
 
 def _images(sources: Iterable[Path]) -> Iterator[Path]:

@@ -2,7 +2,21 @@
 
 from leandetr.distillation.distiller import Distiller, DistillerOutput
 from leandetr.distillation.methods import METHODS, build_terms
-from leandetr.distillation.predictions import Predictions
+from leandetr.distillation.predictions import DetectionTeacher, Predictions
+from leandetr.distillation.spec import Distillation, Teaching
+from leandetr.distillation.teacher import DetectorTeacher, Teacher
 from leandetr.distillation.term import Term
 
-__all__ = ["METHODS", "Distiller", "DistillerOutput", "Predictions", "Term", "build_terms"]
+__all__ = [
+    "METHODS",
+    "DetectionTeacher",
+    "DetectorTeacher",
+    "Distillation",
+    "Distiller",
+    "DistillerOutput",
+    "Predictions",
+    "Teacher",
+    "Teaching",
+    "Term",
+    "build_terms",
+]

@@ -71,7 +71,7 @@ class AuxiliaryQueries(Term):
         self.criterion = SetCriterion.from_config(config, student.head)
 
     @classmethod
-    def build(cls, student: Detector, teacher: object, **options: int) -> Self:
+    def build(cls, student: Detector, teacher: Detector | None, **options: int) -> Self:
         return cls(student, **options)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput | None, batch: Batch) -> dict[str, Tensor]:

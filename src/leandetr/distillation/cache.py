@@ -33,13 +33,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leandetr.data.coco import CocoDataset, collate
-from leandetr.distillation.teacher import Teacher
+from leandetr.distillation.teacher import DetectorTeacher, Teacher
 from leandetr.errors import UserError
 from leandetr.files import MARKER, claim_folder, read_json, writing
-from leandetr.structures import Batch, DetectorOutput, Queries, Target
+from leandetr.structures import Batch, DetectorOutput, Queries
 
-#: what of a teacher's answer can be kept
-FIELDS = frozenset({"logits", "boxes", "hidden", "attended", "features", "queries"})
 ANSWERS = ("logits", "boxes", "hidden", "attended")  # one value a decoder layer, image and query
 EXACT = ("logits", "boxes", "reference")
 SHARD = 32  # images a file
@@ -53,8 +51,8 @@ class Part(NamedTuple):
     last: int
 
 
-class TeacherCache:
-    """Answers a batch as the teacher would, as far as the terms ask.
+class TeacherCache(Teacher):
+    """Answers a batch as a detector would, as far as the terms ask.
 
     Args:
         folder: where the answers are kept.
@@ -66,7 +64,9 @@ class TeacherCache:
         UserError: views that do not come again, images of several sizes, or a folder of another teacher, data or views.
     """
 
-    def __init__(self, folder: Path, teacher: Teacher, dataset: CocoDataset, needs: Iterable[str]) -> None:
+    gives = frozenset({"logits", "boxes", "hidden", "attended", "features", "queries"})
+
+    def __init__(self, folder: Path, teacher: DetectorTeacher, dataset: CocoDataset, needs: Iterable[str]) -> None:
         self.folder, self.teacher, self.dataset, self.fields = Path(folder), teacher, dataset, sorted(needs)
         if dataset.views is None:
             raise UserError(
@@ -75,23 +75,26 @@ class TeacherCache:
             )
         if dataset.transform.preprocessing.size is None:
             raise UserError("a cached teacher needs images of one size, and this student's are not; give it a fixed image size")
+        self.source, self.detector = teacher.source, teacher.detector
         self.learned = not teacher.detector.family.queries_from_encoder
         self.index = {image_id: index for index, image_id in enumerate(dataset.image_ids.tolist())}
         self._open = functools.lru_cache(maxsize=256)(_opened)
         self._claim()
 
-    def __call__(self, labels: Sequence[Target], device: torch.device) -> DetectorOutput:
-        """The targets of B views -> the answer, in single precision; fields that no term needs are None."""
-        asked = torch.stack([torch.cat([target["image_id"], target["view"]]) for target in labels])
+    def __call__(self, batch: Batch, attended: bool = False) -> tuple[DetectorOutput, Batch]:
+        """The answer to the views that the batch's labels name, in single precision; fields that no term needs are None."""
+        device = batch["pixel_values"].device
+        asked = torch.stack([torch.cat([target["image_id"], target["view"]]) for target in batch["labels"]])
         places = [(self.index[image_id], view) for image_id, view in asked.tolist()]
         found = {field: self._read(field, places, device) for field in self.fields}
         layered = {field: found[field][field].transpose(0, 1) for field in ANSWERS if field in found}
-        return DetectorOutput(
+        answer = DetectorOutput(
             **dict.fromkeys(ANSWERS) | layered,
             queries=Queries(**found["queries"]) if "queries" in found else None,
             memory=None,
             features=[found["features"][str(level)] for level in range(len(found.get("features", {})))],
         )
+        return answer, batch
 
     def fill(self, epochs: int, batch_size: int = 8, workers: int = 0) -> None:
         """Let the teacher answer to all views that so many epochs show and that are not there yet.
@@ -155,7 +158,7 @@ class TeacherCache:
     def _asked(self, batch: Batch, device: torch.device) -> dict[str, dict[str, Tensor]]:
         """The teacher's answer to B views, taken apart: field -> name -> (B, ...) on the CPU."""
         pixels, mask = batch["pixel_values"].to(device), batch["pixel_mask"].to(device)
-        answer = self.teacher(pixels, mask, "attended" in self.fields, batch.get("padded", True))
+        answer = self.teacher.answer(pixels, mask, "attended" in self.fields, batch.get("padded", True))
         queries = {name: getattr(answer.queries, name) for name in ("content", "position", "reference")}
         every = {
             "logits": {"logits": answer.logits.transpose(0, 1)},
@@ -231,7 +234,7 @@ class Pieces(Dataset):
         return part, collate([self.dataset.view(index, part.view) for index in indices])
 
 
-def fingerprint(teacher: Teacher) -> str:
+def fingerprint(teacher: DetectorTeacher) -> str:
     """Of a teacher's weights, configuration and preprocessing."""
     detector = teacher.detector
     digest = hashlib.sha256(repr(detector.preprocessing).encode())

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from leandetr.data.coco import CocoDataset
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.teachers import TorchvisionDetector
-from leandetr.distillation.cache import FIELDS, TeacherCache
-from leandetr.distillation.predictions import DetectionTeacher, Predictions
-from leandetr.distillation.teacher import Teacher, single_precision
+from leandetr.distillation.cache import TeacherCache
+from leandetr.distillation.teacher import DetectorTeacher, Teacher, single_precision
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError
 from leandetr.structures import Batch, DetectorOutput, Target
@@ -47,33 +45,24 @@ class Distiller(nn.Module):
 
     Args:
         student: the detector to train.
-        teacher: the detector to learn from; it is put in evaluation mode and never trained. A detector of torchvision
-            is asked for its detections, those of `Predictions` the batches' labels must hold.
+        teacher: what to learn from. A detector stands for its `DetectorTeacher`: it is put in evaluation mode and never
+            trained. The detections of `Predictions` the batches' labels must hold.
         terms: distillation terms and their weights, each >= 0.
 
     Raises:
         UserError: a negative weight, or a student's class that the teacher lacks.
     """
 
-    def __init__(
-        self,
-        student: Detector,
-        teacher: Detector | TorchvisionDetector | Predictions,
-        terms: Iterable[tuple[Term, float]],
-    ) -> None:
+    def __init__(self, student: Detector, teacher: Detector | Teacher, terms: Iterable[tuple[Term, float]]) -> None:
         super().__init__()
         terms = list(terms)
         for term, weight in terms:
             if not weight >= 0:
-                raise UserError(f"the weight of the distillation term {term.name!r} is {weight}; give 0 or more")
+                raise UserError(f"the weight of the distillation term {term.name!r} is {weight:g}; give 0 or more")
         self.student = student
-        self.teacher = Teacher(teacher, student) if isinstance(teacher, Detector) else None
-        self.detecting = DetectionTeacher(teacher, student) if isinstance(teacher, TorchvisionDetector) else None
-        # for the training set to carry through its views
-        self.detections = teacher.detections if isinstance(teacher, Predictions) else None
+        self.teacher = DetectorTeacher(teacher, student) if isinstance(teacher, Detector) else teacher
         self.terms = nn.ModuleDict({term.name: term for term, _ in terms})
         self.weights = {term.name: weight for term, weight in terms}
-        self.cache: TeacherCache | None = None  # answers in the teacher's place
         self.detection = min([1.0, *(term.detection for term, _ in terms)])
         self.asks_attended = any({"attended", "encoder_attended"} & term.needs for term in self.terms.values())
         self.steps = 0
@@ -84,7 +73,8 @@ class Distiller(nn.Module):
         Raises UserError where the teacher does not have what a term needs.
         """
         student = single_precision(self.student(pixel_values, pixel_mask, labels, self.asks_attended, padded))
-        teacher, batch = self._taught(Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels, padded=padded))
+        asked = Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels, padded=padded)
+        teacher, batch = self.teacher(asked, self.asks_attended)
 
         losses, logs = {"detection": self.detection * student.loss}, {"detection": student.loss}
         for name, term in self.terms.items():
@@ -106,7 +96,7 @@ class Distiller(nn.Module):
         Raises UserError where a term finds nothing in any of them.
         """
         for term in self.terms.values():
-            term.check(self._taught(batch) for batch in batches)
+            term.check(self.teacher(batch, self.asks_attended) for batch in batches)
 
     def remember(self, dataset: CocoDataset, folder: Path, epochs: int, **loading: int) -> None:
         """Have the teacher answer to the views of the training set that so many epochs show, before they begin, and read its
@@ -114,38 +104,28 @@ class Distiller(nn.Module):
 
         Raises UserError where the answers cannot be kept, or the folder holds those of another teacher, data or size.
         """
-        if self.teacher is None:
+        if self.teacher.detector is None:
             raise UserError(
                 "the cache is for a saved detector's answers, and this teacher gives detections alone; leave out the cache, or "
                 "write its detections to a file with `leandetr predict --format coco` and name that as the teacher"
             )
         for name, term in self.terms.items():
-            if not term.needs <= FIELDS:
+            if unkept := term.needs - TeacherCache.gives:
                 raise UserError(
-                    f"the {name} term asks the teacher's {', '.join(sorted(term.needs - FIELDS))} in every step, which a cache "
+                    f"the {name} term asks the teacher's {', '.join(sorted(unkept))} in every step, which a cache "
                     "does not keep; leave out the cache" + ", or set general of kd-detr to false" * (name == "kd-detr")
                 )
         needs = frozenset().union(*(term.needs for term in self.terms.values()))
-        cache = TeacherCache(folder, self.teacher, dataset, needs)
+        cache = TeacherCache(folder, DetectorTeacher(self.teacher.detector, self.student), dataset, needs)
         cache.fill(epochs, **loading)
-        self.cache = cache
-
-    def _taught(self, batch: Batch) -> tuple[DetectorOutput | None, Batch]:
-        """The teacher's output, or None and the batch with its detections."""
-        if self.cache is not None:
-            return self.cache(batch["labels"], batch["pixel_values"].device), batch
-        if self.teacher is not None:
-            padded = batch.get("padded", True)
-            return self.teacher(batch["pixel_values"], batch["pixel_mask"], self.asks_attended, padded), batch
-        return None, batch if self.detecting is None else self.detecting(batch)
+        self.teacher = cache
 
     def _check_served(self, term: Term, output: DetectorOutput) -> None:
         for need in sorted(term.needs):
             value = getattr(output, need)
             if value is None or (isinstance(value, list) and not value):
-                kind = self.teacher.detector.config.model_type
                 raise UserError(
-                    f"the distillation term {term.name!r} needs the teacher's {need}, and this {kind} teacher has none; "
+                    f"the distillation term {term.name!r} needs the teacher's {need}, and {self.teacher.source} has none; "
                     "choose another method or another teacher"
                 )
 

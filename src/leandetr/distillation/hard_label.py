@@ -20,8 +20,6 @@ from torchvision.ops import box_convert
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.postprocess import postprocess
 from leandetr.detectors.query_sets import add_distillation_queries
-from leandetr.detectors.teachers import TorchvisionDetector
-from leandetr.distillation.predictions import Predictions
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError
 from leandetr.heads import Head
@@ -33,13 +31,12 @@ class HardLabel(Term):
     """Trains the student's distillation queries on the teacher's detections.
 
     Args:
-        student: gets the distillation queries, unless it has them from an earlier training.
+        student: the detector to train, after `prepare`.
         teacher_head: what the columns of its logits mean; None where the detections come with the batch.
         threshold: in [0, 1); only detections with a higher score are labels.
-        queries: how many distillation queries; as many as object queries by default.
 
     Raises:
-        UserError: a threshold outside [0, 1), or a student without learned queries.
+        UserError: a threshold outside [0, 1).
     """
 
     name = "hard-label"
@@ -47,19 +44,21 @@ class HardLabel(Term):
     detection = 0.5
     detections_suffice = True
 
-    def __init__(
-        self, student: Detector, teacher_head: Head | None, *, threshold: float = 0.5, queries: int | None = None
-    ) -> None:
+    def __init__(self, student: Detector, teacher_head: Head | None, *, threshold: float = 0.5) -> None:
         super().__init__()
         if not 0 <= threshold < 1:
             raise UserError(f"threshold of the hard-label term is {threshold}; give a score of at least 0 and below 1")
-        add_distillation_queries(student.model, queries)
         self.criterion = SetCriterion.from_config(student.config, student.head)
         self.teacher_head, self.threshold = teacher_head, threshold
 
     @classmethod
-    def build(cls, student: Detector, teacher: Detector | TorchvisionDetector | Predictions, **options: float) -> Self:
-        return cls(student, teacher.head if isinstance(teacher, Detector) else None, **options)
+    def build(cls, student: Detector, teacher: Detector | None, **options: float) -> Self:
+        return cls(student, None if teacher is None else teacher.head, **options)
+
+    @classmethod
+    def prepare(cls, student: Detector, *, queries: int | None = None) -> None:
+        """Add so many distillation queries; as many as object queries by default."""
+        add_distillation_queries(student, queries)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput | None, batch: Batch) -> dict[str, Tensor]:
         """The answers of the distillation queries, the teacher's last layer -> "class", "bbox" and "giou" of the set loss."""

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.query_map import QueryMap, queries_at
-from leandetr.distillation.teacher import Teacher
+from leandetr.distillation.teacher import DetectorTeacher
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError
 from leandetr.losses import box_losses
@@ -56,7 +56,7 @@ class DistillationPoints(Term):
     def __init__(
         self,
         student: Detector,
-        teacher: Teacher,
+        teacher: DetectorTeacher,
         queries: QueryMap,
         *,
         general: bool = True,
@@ -75,7 +75,7 @@ class DistillationPoints(Term):
     @classmethod
     def build(cls, student: Detector, teacher: Detector, **options: bool) -> Self:
         """Raises UserError where the two detectors mean different things by a query."""
-        return cls(student, Teacher(teacher, student), QueryMap.build(cls.name, student, teacher), **options)
+        return cls(student, DetectorTeacher(teacher, student), QueryMap.build(cls.name, student, teacher), **options)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         """Memories and queries of both -> "class" and "box" of "general_" and "specific_" points, summed over the layers."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.distillation.assignment import QueryPriorAssignment
 from leandetr.distillation.auxiliary_queries import AuxiliaryQueries
 from leandetr.distillation.encoder_layers import EncoderLayers
@@ -21,9 +20,10 @@ from leandetr.distillation.kd_detr import DistillationPoints
 from leandetr.distillation.logits import HungarianLogits
 from leandetr.distillation.mgd import MaskedGeneration
 from leandetr.distillation.orthogonality import Orthogonality
-from leandetr.distillation.predictions import Predictions
 from leandetr.distillation.rectification import DistributionRectification
 from leandetr.distillation.soft_label import SoftBox, SoftClass
+from leandetr.distillation.spec import Distillation
+from leandetr.distillation.teacher import DetectorTeacher, Teacher
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError, unknown
 
@@ -73,51 +73,73 @@ METHODS: dict[str, dict[str, float]] = {
 }
 
 
-def chosen_terms(
-    methods: Sequence[str], weights: Mapping[str, float] = {}, options: Mapping[str, Mapping[str, Any]] = {}
-) -> dict[str, float]:
-    """The terms of one or more methods, by name, with their weights; arguments as of `build_terms`.
+def chosen_terms(distillation: Distillation) -> dict[str, float]:
+    """The terms of a distillation's methods, by name, with their weights.
 
     Raises UserError for an unknown method, term or option: what can be said without any detector.
     """
     chosen: dict[str, float] = {}
-    for method in methods:
+    for method in distillation.method.split(","):
         if method not in METHODS:
             raise unknown("distillation method", method, METHODS)
         chosen |= METHODS[method]
-    for name in (*weights, *options):
+    for name in (*distillation.weights, *distillation.options):
         if name not in chosen:
-            raise unknown(f"term of {' + '.join(methods)}", name, chosen)
-    for term, values in options.items():
-        known = [name for name, kind in inspect.signature(TERMS[term]).parameters.items() if kind.kind is kind.KEYWORD_ONLY]
+            raise unknown(f"term of {distillation.method.replace(',', ' + ')}", name, chosen)
+    for term, values in distillation.options.items():
+        known = options_of(TERMS[term])
         for name in values:
             if name not in known:
                 raise unknown(f"option of the {term} term", name, known)
-    return chosen | weights
+    return chosen | distillation.weights
 
 
-def build_terms(
-    methods: Sequence[str],
-    student: Detector,
-    teacher: Detector | TorchvisionDetector | Predictions,
-    weights: Mapping[str, float] = {},
-    options: Mapping[str, Mapping[str, Any]] = {},
-) -> list[tuple[Term, float]]:
-    """The terms of one or more methods, with their weights, for a student and a teacher.
+def options_of(term: type[Term]) -> list[str]:
+    """Names of a term's options."""
+    return [*_keywords(term), *_keywords(term.prepare)]
 
-    Args:
-        methods: names in `METHODS`.
-        weights: term -> weight, in place of the method's own.
-        options: term -> the term's options, e.g. {"logits": {"stages": "last"}}.
+
+def prepare(student: Detector, distillation: Distillation) -> None:
+    """`Term.prepare` for every term of a distillation, where it has to come before `build_terms`."""
+    for name in chosen_terms(distillation):
+        _prepare(name, student, distillation)
+
+
+def build_terms(distillation: Distillation | str, student: Detector, teacher: Detector | Teacher) -> list[tuple[Term, float]]:
+    """The terms of one or more methods, with their weights, for a student and a teacher. The student gets what they train
+    inside it, see `Term.prepare`.
+
+    distillation: a string stands for methods with weights and options of their own.
 
     Raises:
         UserError: an unknown method, term or option, or two detectors that a term cannot bridge.
     """
-    chosen = chosen_terms(methods, weights, options)
-    for name in () if isinstance(teacher, Detector) else chosen:
-        if not TERMS[name].detections_suffice:
+    if isinstance(distillation, str):
+        distillation = Distillation(method=distillation)
+    bound = isinstance(teacher, Teacher)
+    detector, gives = (teacher.detector, teacher.gives) if bound else (teacher, DetectorTeacher.gives)
+    terms: list[tuple[Term, float]] = []
+    for name, weight in chosen_terms(distillation).items():
+        kind = TERMS[name]
+        if not (kind.needs <= gives or kind.detections_suffice):
             raise UserError(
-                f"the {name} term needs the teacher's {', '.join(sorted(TERMS[name].needs))}, and {teacher.source} gives "
+                f"the {name} term needs the teacher's {', '.join(sorted(kind.needs))}, and {teacher.source} gives "
                 "detections alone; name a saved detector as the teacher, or the method hard-label"
             )
-    return [(TERMS[name].build(student, teacher, **options.get(name, {})), weight) for name, weight in chosen.items()]
+        terms.append((kind.build(student, detector, **_given(kind, name, distillation)), weight))
+        _prepare(name, student, distillation)
+    return terms
+
+
+def _prepare(name: str, student: Detector, distillation: Distillation) -> None:
+    prepare = TERMS[name].prepare
+    prepare(student, **_given(prepare, name, distillation))
+
+
+def _given(function: Callable, term: str, distillation: Distillation) -> dict[str, Any]:
+    """Those options of a term that a function takes."""
+    return {name: value for name, value in distillation.options.get(term, {}).items() if name in _keywords(function)}
+
+
+def _keywords(function: Callable) -> list[str]:
+    return [name for name, kind in inspect.signature(function).parameters.items() if kind.kind is kind.KEYWORD_ONLY]

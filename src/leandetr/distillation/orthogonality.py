@@ -41,7 +41,7 @@ class Orthogonality(Term):
         self.margin = margin
 
     @classmethod
-    def build(cls, student: Detector, teacher: Detector, **options: float) -> Self:
+    def build(cls, student: Detector, teacher: Detector | None, **options: float) -> Self:
         return cls(**options)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:

@@ -15,14 +15,14 @@ from torchvision.ops import box_convert
 
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.teachers import TorchvisionDetector
-from leandetr.distillation.teacher import View, class_columns
+from leandetr.distillation.teacher import Teacher, View, class_columns
 from leandetr.errors import UserError
 from leandetr.files import read_json
 from leandetr.heads import Head
 from leandetr.structures import Batch, ClassMap, Detections, Preprocessing
 
 
-class Predictions:
+class Predictions(Teacher):
     """Detections by image id. They reach the terms through the training set, which gives every view of an image the boxes that
     belong to it.
 
@@ -32,7 +32,7 @@ class Predictions:
 
     Attributes:
         source: the file.
-        detections: image id -> `Detections`, highest score first.
+        detections: highest score first.
 
     Raises:
         UserError: the file cannot be read, is no such list, or has no detection of the student's classes.
@@ -64,16 +64,20 @@ class Predictions:
             )
         self.detections = {image: _detections(rows) for image, rows in found.items()}
 
+    def __call__(self, batch: Batch, attended: bool = False) -> tuple[None, Batch]:
+        """The batch as it is: its labels have the detections from the training set."""
+        return None, batch
+
 
 def _detections(rows: list[tuple[float, int, list[float]]]) -> Detections:
     scores, labels, boxes = zip(*sorted(rows, key=lambda row: -row[0]))
     return Detections(torch.tensor(scores), torch.tensor(labels), torch.tensor(boxes))
 
 
-class DetectionTeacher:
-    """Answers a student's batches with detections; not a module, so that it lands in no checkpoint, DDP or FSDP.
+class DetectionTeacher(Teacher):
+    """A detector of torchvision, which answers with detections.
 
-    The detector sees each image as the student does, augmented and at the student's size, without its padding. Detections
+    It sees each image as the student does, augmented and at the student's size, without its padding. Detections
     of classes that the student does not have are left out.
 
     Raises:
@@ -81,22 +85,22 @@ class DetectionTeacher:
     """
 
     def __init__(self, detector: TorchvisionDetector, student: Detector) -> None:
-        self.detector = detector.eval()
+        self.source, self.model = detector.source, detector.eval()
         self.view = View(student.preprocessing, Preprocessing(size=None, shortest_edge=1))  # plain pixels in [0, 1]
         columns = class_columns(student.class_map, detector.class_map, Head.SIGMOID) or range(len(detector.class_map))
         self.label_of = torch.full((len(detector.class_map),), -1)  # the teacher's labels -> the student's
         self.label_of[list(columns)] = torch.arange(len(student.class_map))
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: Batch, attended: bool = False) -> tuple[None, Batch]:
         """The batch with `detections` in its labels, see `Target`."""
-        if next(self.detector.parameters()).device != batch["pixel_values"].device:
-            self.detector.to(batch["pixel_values"].device)
+        if next(self.model.parameters()).device != batch["pixel_values"].device:
+            self.model.to(batch["pixel_values"].device)
         pixels, mask = self.view(batch["pixel_values"], batch["pixel_mask"])
         sizes = [(int(shown[:, 0].sum()), int(shown[0].sum())) for shown in mask]
         images = [image[:, :height, :width].clamp(0, 1) for image, (height, width) in zip(pixels, sizes, strict=True)]
-        found = [self._relative(*answer) for answer in zip(self.detector.detect(images), sizes, strict=True)]
+        found = [self._relative(*answer) for answer in zip(self.model.detect(images), sizes, strict=True)]
         labels = [target | {"detections": taught} for target, taught in zip(batch["labels"], found, strict=True)]
-        return batch | {"labels": labels}
+        return None, batch | {"labels": labels}
 
     def _relative(self, found: Detections, size: tuple[int, int]) -> dict[str, torch.Tensor]:
         height, width = size

@@ -41,21 +41,18 @@ class DistributionRectification(Term):
     The rows of Q-DETR's table 2.2 are: baseline alignment="none", tau=1; +DA tau=1; +FQM alignment="none"; both, the default.
 
     Args:
-        student: gets the alignment, with scale 1 and shift 0, unless it has it from an earlier training. The verbs of low-bit
-            training, whose student was trained without, choose both from its own queries then, see `fit_alignment`.
+        student: the detector to train, after `prepare`.
         teacher: any float detector with co-attended features, the student before its quantization included.
         tau: in [0, 1], how near to the best a query must be, relative to the best GIoU for the object.
-        alignment: which attentions of the student's decoder get aligned queries: "cross", "self", "both" or "none".
 
     Raises:
-        UserError: a tau outside [0, 1], an alignment that the student cannot have, or a decoder without attention to the
-            image.
+        UserError: a tau outside [0, 1], or a decoder without attention to the image.
     """
 
     name = "drd"
     needs = frozenset({"boxes", "attended"})
 
-    def __init__(self, student: Detector, teacher: Detector, *, tau: float = 0.6, alignment: str = "cross") -> None:
+    def __init__(self, student: Detector, teacher: Detector, *, tau: float = 0.6) -> None:
         super().__init__()
         if not 0 <= tau <= 1:
             raise UserError(f"tau of the drd term is {tau}; give a number from 0 to 1")
@@ -65,15 +62,22 @@ class DistributionRectification(Term):
                     f"the drd term needs co-attended features, and the decoder of {detector.config.model_type} has no "
                     "attention to the image; choose another method or another family"
                 )
-        if alignment != "none":
-            align_queries(student.model, alignment)
         self.tau = tau
         needless = width_of(student) == width_of(teacher)
         self.adapter = nn.Identity() if needless else nn.Linear(width_of(student), width_of(teacher))
 
     @classmethod
-    def build(cls, student: Detector, teacher: Detector, **options: float | str) -> Self:
+    def build(cls, student: Detector, teacher: Detector, **options: float) -> Self:
         return cls(student, teacher, **options)
+
+    @classmethod
+    def prepare(cls, student: Detector, *, alignment: str = "cross") -> None:
+        """Align the queries of the student's "cross" or "self" attentions, of "both" or "none", with scale 1 and shift 0.
+
+        Low-bit training, whose student was trained without, chooses both from its own queries then, see `fit_alignment`.
+        """
+        if alignment != "none":
+            align_queries(student.model, alignment)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         """Boxes and co-attended features of both -> {"attended": scalar}, the mean distance of the pairs, 0 without any."""

@@ -49,26 +49,26 @@ class SoftLabel(Term):
     """What the two terms share: the teacher's queries and their partners.
 
     Args:
-        student: gets the distillation queries, unless it has them already.
+        student: the detector to train, after `prepare`.
         teacher_head: what the columns of its logits mean.
-        queries: how many distillation queries; as many as object queries by default.
-
-    Raises:
-        UserError: a student without learned queries.
     """
 
     needs = frozenset({"logits", "boxes"})
     detection = 0.5
 
-    def __init__(self, student: Detector, teacher_head: Head, *, queries: int | None = None) -> None:
+    def __init__(self, student: Detector, teacher_head: Head) -> None:
         super().__init__()
-        add_distillation_queries(student.model, queries)
         self.classes = SoftClasses(student.head, teacher_head)
         self.teacher_head = teacher_head
 
     @classmethod
-    def build(cls, student: Detector, teacher: Detector, **options: int) -> Self:
-        return cls(student, teacher.head, **options)
+    def build(cls, student: Detector, teacher: Detector) -> Self:
+        return cls(student, teacher.head)
+
+    @classmethod
+    def prepare(cls, student: Detector, *, queries: int | None = None) -> None:
+        """Add so many distillation queries; as many as object queries by default."""
+        add_distillation_queries(student, queries)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         """The distillation queries' layers (L, B, N_d, ...), the teacher's last (B, M, ...) -> {"kl": summed over layers}."""

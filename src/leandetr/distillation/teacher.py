@@ -1,8 +1,14 @@
-"""The teacher as a student's terms see it: the same augmented images, its own preprocessing, the student's order of classes."""
+"""The teacher as a student's terms see it: the same augmented images, its own preprocessing, the student's order of classes.
+
+A `Teacher` answers a student's batches. There are three kinds, and a cache of the first: `DetectorTeacher`, a detector with
+queries and features; `DetectionTeacher` and `Predictions` (see `predictions.py`), which give detections and nothing else;
+`TeacherCache` (see `cache.py`), which has kept a detector's answers.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -12,11 +18,32 @@ from leandetr.detectors.detector import Detector
 from leandetr.distillation.frames import cut_out
 from leandetr.errors import UserError
 from leandetr.heads import Head
-from leandetr.structures import ClassMap, DetectorOutput, Memory, Preprocessing, Queries
+from leandetr.structures import Batch, ClassMap, Detections, DetectorOutput, Memory, Preprocessing, Queries
 
 
 class Teacher:
-    """A trained detector that answers a student's batches; not a module, so that it lands in no checkpoint, DDP or FSDP.
+    """What answers a student's batches; not a module, so that it lands in no checkpoint, DDP or FSDP.
+
+    Attributes:
+        source: what it is called in errors.
+        gives: the fields of a `DetectorOutput` that it can answer with; none where it gives detections alone.
+        detector: whose answers they are; None where it gives detections alone.
+        detections: image id -> detections, for the training set to carry through its views; None where they come otherwise.
+    """
+
+    source: str
+    gives: frozenset[str] = frozenset()
+    detector: Detector | None = None
+    detections: Mapping[int, Detections] | None = None
+
+    def __call__(self, batch: Batch, attended: bool = False) -> tuple[DetectorOutput | None, Batch]:
+        """The student's batch -> the answer in the student's order of classes, or None where the returned batch's labels have
+        the teacher's detections instead; `attended` asks for what its attentions gather."""
+        raise NotImplementedError
+
+
+class DetectorTeacher(Teacher):
+    """A trained detector.
 
     It runs in evaluation mode, without gradients and, on CUDA, in half precision. The answer is in single precision. (PyTorch's
     inference mode would forbid the losses to keep the answer for their backward pass.)
@@ -29,28 +56,34 @@ class Teacher:
         UserError: the student has a class that the teacher lacks.
     """
 
+    gives = frozenset(field.name for field in fields(DetectorOutput))
+
     def __init__(self, detector: Detector, student: Detector) -> None:
+        self.source = f"this {detector.config.model_type} teacher"
         # autocast would keep half-precision copies of weights that want gradients, and hand them to a call in another precision
         self.detector = detector.eval().requires_grad_(False)
         self.view = View(student.preprocessing, detector.preprocessing)
         self.columns = class_columns(student.class_map, detector.class_map, detector.head)
 
+    def __call__(self, batch: Batch, attended: bool = False) -> tuple[DetectorOutput, Batch]:
+        return self.answer(batch["pixel_values"], batch["pixel_mask"], attended, batch.get("padded", True)), batch
+
     @torch.no_grad()
-    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor, attended: bool = False, padded: bool = True) -> DetectorOutput:
-        """The student's pixel_values (B, 3, H, W) and pixel_mask (B, H, W) -> the teacher's output; `attended` asks for
-        what its attentions gather, `padded` is False where the mask is known to be 1 everywhere."""
+    def answer(self, pixel_values: Tensor, pixel_mask: Tensor, attended: bool = False, padded: bool = True) -> DetectorOutput:
+        """The student's pixel_values (B, 3, H, W) and pixel_mask (B, H, W) -> the teacher's output; `padded` is False
+        where the mask is known to be 1 everywhere."""
         if next(self.detector.parameters()).device != pixel_values.device:
             self.detector.to(pixel_values.device)
         with torch.autocast("cuda", torch.float16, enabled=pixel_values.is_cuda):
-            return self._answer(self.detector(*self.view(pixel_values, pixel_mask), attended=attended, padded=padded))
+            return self._for_student(self.detector(*self.view(pixel_values, pixel_mask), attended=attended, padded=padded))
 
     @torch.no_grad()
     def decode(self, queries: Queries, memory: Memory) -> DetectorOutput:
         """The teacher's decoder on other queries, over the memory of an earlier answer."""
         with torch.autocast("cuda", torch.float16, enabled=memory.tokens.is_cuda):
-            return self._answer(self.detector.decode(queries, memory))
+            return self._for_student(self.detector.decode(queries, memory))
 
-    def _answer(self, output: DetectorOutput) -> DetectorOutput:
+    def _for_student(self, output: DetectorOutput) -> DetectorOutput:
         output = single_precision(output)
         return output if self.columns is None else replace(output, logits=output.logits[..., self.columns])
 

@@ -18,7 +18,7 @@ class Term(nn.Module):
     and `attended` the last layer alone; a term may ask for less once it knows its options. detection: the weight of the
     student's own detection loss beside it. detections_suffice: it can also learn from a teacher that gives nothing else (see
     `predictions.py`); its `teacher` is then None, and they are in the batch's labels. Keyword-only arguments of the constructor
-    are its options in a recipe.
+    and of `prepare` are its options in a recipe.
     """
 
     name: ClassVar[str]
@@ -27,12 +27,21 @@ class Term(nn.Module):
     detections_suffice: ClassVar[bool] = False
 
     @classmethod
-    def build(cls, student: Detector, teacher: Detector, **options: Any) -> Self:
-        """The term for these two detectors, whose widths, heads and families it may have to bridge.
+    def build(cls, student: Detector, teacher: Detector | None, **options: Any) -> Self:
+        """The term for these two detectors, whose widths, heads and families it may have to bridge; neither is changed.
 
         Raises UserError where it cannot.
         """
         raise NotImplementedError
+
+    @classmethod
+    def prepare(cls, student: Detector) -> None:
+        """Give a student what the term trains inside it, such as further queries; one that has it keeps it.
+
+        `build_terms` does it. Low-bit training does it before the student's grids are calibrated.
+
+        Raises UserError where the student cannot have it.
+        """
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         """Two answers to one batch, the teacher's classes in the student's order -> named scalars, whose sum is the loss.

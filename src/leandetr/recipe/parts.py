@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
+from leandetr.checked import Checked
+from leandetr.detectors.spec import NewDetector
+from leandetr.distillation.spec import Distillation
 from leandetr.training.config import Seed, Training
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Shapes(Part):
+class Shapes(Checked):
     """The embedded synthetic set: numbers of images, (height, width), seed."""
 
     train: int = Field(1000, ge=1)
@@ -23,7 +22,7 @@ class Shapes(Part):
     seed: Seed = 0
 
 
-class Data(Part):
+class Data(Checked):
     """A folder in COCO's layout, or the embedded shapes."""
 
     folder: Path | None = None
@@ -36,7 +35,7 @@ class Data(Part):
         return self
 
 
-class Pretraining(Part):
+class Pretraining(Checked):
     """Training of a backbone as a classifier, before its detector's. It starts from the model's `weights`, and what it learns
     takes their place.
 
@@ -50,45 +49,20 @@ class Pretraining(Part):
     training: Training = Training()
 
 
-NEW_MODEL = ("backbone", "weights", "set", "image_size")  # what a checkpoint has of its own
+class Model(NewDetector):
+    """A new detector and how it is trained, or a checkpoint as it is."""
 
+    of_a_checkpoint: ClassVar[frozenset[str]] = frozenset()
 
-class Model(Part):
-    """A detector: a checkpoint folder or hub id as it is, or a short name with what it is built from and how it is trained.
-
-    set: configuration values by name (`decoder_layers: 3`), dots reach into `backbone_config`.
-    """
-
-    checkpoint: str | None = None
-    model: str | None = None
-    backbone: str | None = None
-    weights: str | None = None
-    set: dict[str, Any] = {}
-    image_size: tuple[int, int] | None = None
     pretraining: Pretraining | None = None
     training: Training = Training()
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> Model:
-        if (self.checkpoint is None) == (self.model is None):
-            raise ValueError("give either checkpoint or model")
+    def _is_trained(self) -> Model:
         if self.pretraining is not None and (self.model is None or self.backbone is None):
             raise ValueError("pretraining is of a new detector's backbone: give model and backbone, or leave it out")
-        given = [key for key in NEW_MODEL if getattr(self, key)]
-        if self.checkpoint is not None and given:
-            raise ValueError(f"a checkpoint has its own {' and '.join(given)}: leave out those of a new model")
         check_seed(self.training)
         return self
-
-
-class Distillation(Part):
-    """Method names joined by commas; by term name, weights in place of the methods' own, and options ({"logits": {"stages":
-    "last"}}). cache: a folder for the teacher's answers, see `Training.views`."""
-
-    method: str = "logits"
-    weights: dict[str, float] = {}
-    options: dict[str, dict[str, Any]] = {}
-    cache: Path | None = None
 
 
 def check_seed(training: Training) -> None:
@@ -104,7 +78,7 @@ def check_views(student: Model, distillation: Distillation) -> None:
         )
 
 
-class Quantization(Part):
+class Quantization(Checked):
     """A quantized row of a trained variant.
 
     name: of its row and folder, behind the variant's; the scheme's by default. options: the scheme's own settings.
@@ -115,7 +89,7 @@ class Quantization(Part):
 
     scheme: str
     name: str | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     training: Training | None = None
     distillation: Distillation | None = None
     teacher: str | None = None
@@ -132,7 +106,7 @@ class Quantization(Part):
         return self
 
 
-class Benchmark(Part):
+class Benchmark(Checked):
     """Runtimes to measure on, interleaved repeats, threads (all cores by default)."""
 
     runtimes: list[str] = Field(["pytorch", "onnxruntime"], min_length=1)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from leandetr.errors import UserError, unknown
+from leandetr.checked import sentence
+from leandetr.errors import UserError
 from leandetr.recipe.recipe import Recipe, merge
 from leandetr.training.config import Training
 
@@ -58,7 +58,7 @@ def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise _sentence(error, source, Recipe) from error
+        raise sentence(error, source, Recipe) from error
 
 
 def parse_training(values: dict[str, Any], source: str) -> Training:
@@ -66,7 +66,7 @@ def parse_training(values: dict[str, Any], source: str) -> Training:
     try:
         return Training.model_validate(values)
     except ValidationError as error:
-        raise _sentence(error, source, Training) from error
+        raise sentence(error, source, Training) from error
 
 
 def _set(values: dict[str, Any], path: list[str], value: Any, name: str) -> None:
@@ -75,33 +75,3 @@ def _set(values: dict[str, Any], path: list[str], value: Any, name: str) -> None
         if not isinstance(values, dict):
             raise UserError(f"--set {name}: {key} is a value, not a section; name one of the recipe's keys")
     values[path[-1]] = value
-
-
-def _sentence(error: ValidationError, source: str, model: type[BaseModel]) -> UserError:
-    """The first fault of a validation, an unknown key before any other, with the nearest known one."""
-    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _fields(model, first["loc"][:-1])
-        return UserError(f"{source}: {unknown('key', place, [*known])}")
-    message = first["msg"].removeprefix("Value error, ")
-    return UserError(f"{source}: {place or 'recipe'}: {message[0].lower() + message[1:]}; mend that key")
-
-
-def _fields(model: type[BaseModel], path: tuple) -> list[str]:
-    """Dotted names of the keys beside the unknown one."""
-    prefix = ""
-    for part in path:
-        if isinstance(part, int):
-            continue
-        model = next(_models_in(model.model_fields[part].annotation))
-        prefix += f"{part}."
-    return [prefix + name for name in model.model_fields]
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """`Model` of `Model`, `list[Model]`, `list[Model] | None`."""
-    if hasattr(annotation, "model_fields"):
-        yield annotation
-    for part in getattr(annotation, "__args__", ()):
-        yield from _models_in(part)

@@ -10,14 +10,17 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from leandetr.recipe.parts import NEW_MODEL, Benchmark, Data, Distillation, Model, Part, Quantization, check_views
+from leandetr.checked import Checked
+from leandetr.detectors.spec import NEW_MODEL
+from leandetr.distillation.spec import Distillation
+from leandetr.recipe.parts import Benchmark, Data, Model, Quantization, check_views
 from leandetr.training.config import Seed
 
 QUANTIZATION = tuple(Quantization(scheme=scheme) for scheme in ("weight-only", "dynamic", "static"))
 TEACHER = "teacher"  # the name of the teacher that all variants share, of its row and of its folder
 
 
-class Variant(Part):
+class Variant(Checked):
     """A row of a study.
 
     name: of the row and, before `-seed-N`, of its folders. student, teacher: what differs from the recipe's own, merged into
@@ -48,7 +51,7 @@ class Variant(Part):
         return {f"{self.name}-{q.name or q.scheme}": q for q in self.quantization}
 
 
-class Recipe(Part):
+class Recipe(Checked):
     """Variants of a student, each trained with every seed, in one table.
 
     image_size: (height, width) of every model that names no other. calibration: training images for the static schemes.

@@ -9,13 +9,13 @@ from leandetr.data.transforms import AUGMENTATIONS
 from leandetr.deployment.runtimes import ENGINES
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.names import MODELS
-from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.methods import build_terms, chosen_terms
-from leandetr.distillation.predictions import Predictions
+from leandetr.distillation.spec import Distillation
+from leandetr.distillation.teacher import Teacher
 from leandetr.errors import unknown
 from leandetr.quantization.config import scheme_config
-from leandetr.recipe import Benchmark, Distillation, Model, Quantization, Variant
+from leandetr.recipe import Benchmark, Model, Quantization, Variant
 
 
 def check_names(models: Iterable[Model], variants: Iterable[Variant], benchmark: Benchmark | None) -> None:
@@ -28,8 +28,7 @@ def check_names(models: Iterable[Model], variants: Iterable[Variant], benchmark:
     for variant in variants:
         for part in (variant, *variant.quantization):
             if part.distillation is not None:
-                distillation = part.distillation
-                chosen_terms(distillation.method.split(","), distillation.weights, distillation.options)
+                chosen_terms(part.distillation)
         for quantization in variant.quantization:
             scheme_config(quantization.scheme, **quantization.options)
     for engine in benchmark.runtimes if benchmark else ():
@@ -38,14 +37,10 @@ def check_names(models: Iterable[Model], variants: Iterable[Variant], benchmark:
 
 
 def check_fit(
-    student: Detector,
-    teacher: Detector | TorchvisionDetector | Predictions,
-    distillation: Distillation,
-    quantizations: Sequence[Quantization],
+    student: Detector, teacher: Detector | Teacher, distillation: Distillation, quantizations: Sequence[Quantization]
 ) -> None:
     """Raises UserError where a student cannot learn from a teacher by a method, or has no layer that an override names."""
-    methods = distillation.method.split(",")
-    Distiller(student, teacher, build_terms(methods, student, teacher, distillation.weights, distillation.options))
+    Distiller(student, teacher, build_terms(distillation, student, teacher))
     check_quantizations(student, quantizations)
 
 

@@ -21,8 +21,7 @@ from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.teachers import TorchvisionDetector
-from leandetr.distillation.predictions import Predictions
+from leandetr.distillation.teacher import Teacher
 from leandetr.errors import UserError
 from leandetr.files import read_json, write_json
 from leandetr.recipe import Benchmark, Quantization, Recipe, Variant
@@ -284,17 +283,17 @@ class Run:
             if variant.distillation is None:
                 check_quantizations(student, variant.quantization)
             else:
-                check_fit(student, self._untrained_teacher(variant), variant.distillation, variant.quantization)
+                check_fit(student, self._untrained_teacher(variant, student), variant.distillation, variant.quantization)
             for quantization in variant.quantization:
                 if quantization.distillation is not None:
                     student, teacher = self.steps.untrained(variant.student), self._low_bit_teacher(variant, quantization)
                     check_fit(student, teacher, quantization.distillation, [])
         return f"the recipe fits: {', '.join(said)}"
 
-    def _untrained_teacher(self, variant: Variant) -> Detector | TorchvisionDetector | Predictions:
+    def _untrained_teacher(self, variant: Variant, student: Detector) -> Detector | Teacher:
         model = self.teachers[self.teacher_of[variant.name]]
         if from_outside(model):
-            return open_teacher(model.checkpoint, class_map_of(find_split(self.steps.data, "train")))
+            return open_teacher(model.checkpoint, student)
         return self.steps.untrained(model)
 
     def _low_bit_teacher(self, variant: Variant, quantization: Quantization) -> Detector:

@@ -18,10 +18,13 @@ from leandetr.deployment.runtime import Runtime
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
+from leandetr.detectors.spec import NewBackbone
+from leandetr.distillation.spec import Distillation, Teaching
 from leandetr.errors import UserError
 from leandetr.files import claim_folder, read_json, write_json, write_text
 from leandetr.inputs import State, file_digest, weights_state
-from leandetr.recipe import Benchmark, Distillation, Model, Quantization, Recipe
+from leandetr.quantization.config import scheme_config
+from leandetr.recipe import Benchmark, Model, Quantization, Recipe
 from leandetr.recipe.rows import from_outside
 from leandetr.runs.ledger import TRAINING, Ledger, Made, fingerprint, inherited
 from leandetr.training.classification import WEIGHTS
@@ -93,22 +96,15 @@ class Steps:
         if (pretraining := model.pretraining) is None:
             return model
         inside = "backbone_config."
-        overrides = {key.removeprefix(inside): value for key, value in model.set.items() if key.startswith(inside)}
-        made_from = [pretraining.model_dump(), model.backbone, model.weights, overrides]
+        values = {key.removeprefix(inside): value for key, value in model.set.items() if key.startswith(inside)}
+        size, schedule = pretraining.image_size, pretraining.training
+        backbone = NewBackbone(name=model.backbone, image_size=size, weights=model.weights, set=values)
+        made_from = [pretraining.model_dump(), model.backbone, model.weights, values]
         name = f"pretrained-{fingerprint(made_from)[:8]}"
         weights = self.out / name / WEIGHTS
 
         def work() -> str:
-            top1 = verbs.pretrain(
-                pretraining.folder,
-                model.backbone,
-                weights.parent,
-                pretraining.image_size,
-                model.weights,
-                pretraining.bits,
-                overrides,
-                pretraining.training,
-            )
+            top1 = verbs.pretrain(pretraining.folder, backbone, weights.parent, pretraining.bits, schedule)
             return f"{model.backbone}, top-1 {top1:.3f}"
 
         state = verbs.state_of(pretraining.folder, weights=model.weights)
@@ -125,10 +121,10 @@ class Steps:
                 claim_folder(folder, model.checkpoint)
                 detector.save(folder)
                 return f"taken from {model.checkpoint}, {millions(detector)}"
-            detector = verbs.train(self.data, model.model, folder, **self._building(built, seed))
+            detector = verbs.train(self.data, built, folder, _with_seed(model.training, seed), self.ledger.until)
             return f"{_schedule(model)}, {millions(detector)}"
 
-        built = self.pretrained(model)
+        built = self._sized(self.pretrained(model))
         made_from = [self.data_key, said(model), self._size(model), seed]
         kind = TRAINING if model.checkpoint is None else "copy"
         state = self.data_state if model.checkpoint is None else {}
@@ -148,21 +144,12 @@ class Steps:
         folder = self.out / name
 
         def work() -> str:
-            verbs.distill(
-                self.data,
-                teacher.path,
-                student.model,
-                folder,
-                method=distillation.method,
-                term_weights=distillation.weights,
-                term_options=distillation.options,
-                cache_teacher=distillation.cache,
-                **self._building(built, seed),
-            )
+            teaching = Teaching(teacher=teacher.path, **dict(distillation))
+            verbs.distill(self.data, teaching, built, folder, _with_seed(student.training, seed), self.ledger.until)
             return f"{_schedule(student)} with {distillation.method}"
 
         method = distillation.model_dump(exclude={"cache"})  # where the answers are kept changes none
-        built = self.pretrained(student)
+        built = self._sized(self.pretrained(student))
         made_from = [self.data_key, teacher.key, said(student), method, self._size(student), seed]
         state = self.data_state | read_by(built) | inherited(teacher=teacher)
         return self._detector(name, made_from, state, work, TRAINING)
@@ -173,15 +160,13 @@ class Steps:
         folder = self.out / name
 
         def work() -> str:
-            options = quantization.options
-            calibration = None if "calibration_images" in options else self._calibration()
+            scheme = scheme_config(quantization.scheme, **quantization.options)
+            calibration = None if "calibration_images" in quantization.options else self._calibration()
             plan = None if training is None else low_bit_training(quantization, training, teacher or detector)
-            found = verbs.quantize(
-                detector.path, self.data, quantization.scheme, folder, calibration, options, plan, self.ledger.until
-            )
+            found = verbs.quantize(detector.path, self.data, scheme, folder, calibration, plan, self.ledger.until)
             return found.config.quantization_config.summary().splitlines()[0]
 
-        training = quantization.training and quantization.training.model_copy(update={"seed": seed})
+        training = quantization.training and _with_seed(quantization.training, seed)
         made_from = [detector.key, quantization.model_dump(), self.recipe.calibration, training and seed]
         made_from += [] if teacher is None else [teacher.key]
         kind = "quantization" if training is None else TRAINING
@@ -239,10 +224,9 @@ class Steps:
         folder = self.out / name
         return self.ledger.step(name, made_from, state, folder / "config.json", work, kind)._replace(path=folder)
 
-    def _building(self, model: Model, seed: int) -> dict[str, Any]:
-        training = model.training.model_copy(update={"seed": seed})
-        shared = {"backbone": model.backbone, "weights": model.weights, "overrides": model.set, "training": training}
-        return shared | {"image_size": self._size(model), "until": self.ledger.until}
+    def _sized(self, model: Model) -> Model:
+        """A new model with the recipe's image size where it has none."""
+        return model if model.model is None else model.model_copy(update={"image_size": self._size(model)})
 
     def _calibration(self) -> int:
         """The recipe's calibration images; of its default only so many as there are."""
@@ -267,19 +251,18 @@ def said(model: Model) -> dict[str, Any]:
 
 def low_bit_training(quantization: Quantization, training: Training, teacher: Made) -> verbs.LowBitTraining:
     """How `verbs.quantize` trains; `teacher` is the one of quantizations that name none."""
-    distillation, teaching = quantization.distillation, {}
-    if distillation is not None:
-        teaching = {
-            "teacher": quantization.teacher or teacher.path,
-            "method": distillation.method,
-            "term_weights": distillation.weights,
-            "term_options": distillation.options,
-        }
-    return verbs.LowBitTraining(training, stages=quantization.stages, **teaching)
+    teaching = None
+    if quantization.distillation is not None:
+        teaching = Teaching(teacher=quantization.teacher or teacher.path, **dict(quantization.distillation))
+    return verbs.LowBitTraining(training=training, teaching=teaching, stages=quantization.stages)
 
 
 def millions(detector: Detector) -> str:
     return f"{count_parameters(detector) / 1e6:.2f} M parameters"
+
+
+def _with_seed(training: Training, seed: int) -> Training:
+    return training.model_copy(update={"seed": seed})
 
 
 def _schedule(model: Model) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -22,6 +21,7 @@ from transformers import AutoBackbone
 from leandetr.data.classification import ClassificationDataset, collate
 from leandetr.detectors.backbones import Backbone, describe_backbone
 from leandetr.detectors.families.registry import FAMILIES
+from leandetr.detectors.spec import NewBackbone
 from leandetr.errors import UserError
 from leandetr.files import write_json, writing_files
 from leandetr.training.config import Training
@@ -99,12 +99,12 @@ class ClassificationTrainer(AveragingTrainer):
         return {"top1": sum(self.gathered(correct)) / len(self.eval_dataset)}
 
 
-def describe(name: str, image_size: tuple[int, int], overrides: dict[str, Any]) -> Backbone:
-    """Any backbone whose weights `create` takes: of timm or transformers, or a family's own. `overrides` changes its
-    configuration.
+def describe(backbone: NewBackbone) -> Backbone:
+    """Any backbone whose weights `create` takes: of timm or transformers, or a family's own.
 
     Raises UserError for an unknown name or key, with the nearest one, and for a backbone that has no weights of its own.
     """
+    name = backbone.name
     for model_type, family in FAMILIES.items():
         if name in family.own_backbones:
             if family.whole_checkpoints:
@@ -112,8 +112,8 @@ def describe(name: str, image_size: tuple[int, int], overrides: dict[str, Any]) 
                     f"backbone {name}: {model_type} has its weights in whole checkpoints alone; name another backbone"
                 )
             stages = {"out_features": [f"stage{number}" for number in range(1, STAGES + 1)]}
-            return family.describe_backbone(name, image_size, False, stages | overrides)
-    return describe_backbone(name, STAGES, frozen_norm=False, overrides=overrides)
+            return family.describe_backbone(name, backbone.image_size, False, stages | backbone.set)
+    return describe_backbone(name, STAGES, frozen_norm=False, overrides=backbone.set)
 
 
 def pretrain(

@@ -6,12 +6,14 @@ import math
 import os
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from leandetr.checked import Checked
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's generator takes
 
 
-class Training(BaseModel):
+class Training(Checked):
     """Schedule and optimisation. Unknown keys are refused.
 
     epochs: passes over the training images. max_steps: stop after so many optimiser steps instead.
@@ -30,8 +32,6 @@ class Training(BaseModel):
     evaluate_every: epochs between evaluations; the last epoch is always evaluated, and the best by AP is kept.
     keep_epochs: epochs, counted from 1, after which the detector is also kept, for `leandetr analyze`; see `KeepEpochs`.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     epochs: int = Field(50, ge=1)
     max_steps: int | None = Field(None, ge=1)

@@ -50,37 +50,15 @@ def diverged(
 def first_not_finite(module: nn.Module, batch: Mapping[str, Any]) -> str:
     """Run a module on a batch forwards, and backwards from its loss: the first layer whose output, or else, from the loss on,
     whose gradient is not finite, in words. "" where all is finite, as it can be where dropout drew otherwise."""
-    forward: list[str] = []
-    backward: list[str] = []
-
-    def look(name: str, layer: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        said = f"{name or 'the whole'} ({type(layer).__name__})"
-
-        def entered(_layer: nn.Module, inputs: tuple) -> None:
-            if not all(map(_finite, _tensors(inputs))):
-                forward.append(f"what enters {said}")
-
-        def left(_layer: nn.Module, _inputs: tuple, output: Any) -> None:
-            for tensor in _tensors(output):
-                if not _finite(tensor):
-                    forward.append(f"the output of {said}")
-                elif tensor.requires_grad:
-                    # a hook on the tensor: those of modules fail where a ReLU works in place
-                    tensor.register_hook(lambda gradient: None if _finite(gradient) else backward.append(said))
-
-        if not list(layer.children()):  # what functions between the layers made is seen where the next layer reads it
-            yield layer.register_forward_pre_hook(entered)
-        yield layer.register_forward_hook(left)
-
+    watch, output = _Watch(), None
     # not on identities: an attention whose empty slots are looked at computes with another kernel
     layers = [(name, layer) for name, layer in module.named_modules() if type(layer) is not nn.Identity]
-    handles = [handle for name, layer in layers for handle in look(name, layer)]
-    output = None
+    handles = [handle for name, layer in layers for handle in watch.on(name, layer)]
     try:
         module.zero_grad(set_to_none=True)
         with torch.enable_grad():
             output = module(**batch)
-        if not forward and _finite(output.loss):
+        if not watch.forward and _finite(output.loss):
             output.loss.backward()
     except (ValueError, RuntimeError):  # the losses refuse numbers that are not finite
         pass
@@ -89,15 +67,46 @@ def first_not_finite(module: nn.Module, batch: Mapping[str, Any]) -> str:
             handle.remove()
     gradients = [name for name, weight in module.named_parameters() if weight.grad is not None and not _finite(weight.grad)]
     module.zero_grad(set_to_none=True)
-    if forward:
-        return f"{forward[0]} is the first that is not finite"
+    if watch.forward:
+        return f"{watch.forward[0]} is the first that is not finite"
     if output is None or not _finite(output.loss):
-        logs = getattr(output, "logs", {}).items()
-        parts = [name for name, value in logs if not name.startswith(("share/", "gradient/")) and not _finite(value)]
-        return f"every layer's output is finite, and the loss is not{': ' * bool(parts)}{', '.join(parts)}"
-    if backward:
-        return f"from the loss backwards, the gradient of the output of {backward[0]} is the first that is not finite"
+        return f"every layer's output is finite, and the loss is not{_parts_not_finite(output)}"
+    if watch.backward:
+        return f"from the loss backwards, the gradient of the output of {watch.backward[0]} is the first that is not finite"
     return f"the gradient of {gradients[0]} is not finite" if gradients else ""
+
+
+class _Watch:
+    """What was not finite, in the order in which layers computed it: forwards, and backwards."""
+
+    def __init__(self) -> None:
+        self.forward: list[str] = []
+        self.backward: list[str] = []
+
+    def on(self, name: str, layer: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        said = f"{name or 'the whole'} ({type(layer).__name__})"
+
+        def entered(_layer: nn.Module, inputs: tuple) -> None:
+            if not all(map(_finite, _tensors(inputs))):
+                self.forward.append(f"what enters {said}")
+
+        def left(_layer: nn.Module, _inputs: tuple, output: Any) -> None:
+            for tensor in _tensors(output):
+                if not _finite(tensor):
+                    self.forward.append(f"the output of {said}")
+                elif tensor.requires_grad:
+                    # a hook on the tensor: those of modules fail where a ReLU works in place
+                    tensor.register_hook(lambda gradient: None if _finite(gradient) else self.backward.append(said))
+
+        if not list(layer.children()):  # what functions between the layers made is seen where the next layer reads it
+            yield layer.register_forward_pre_hook(entered)
+        yield layer.register_forward_hook(left)
+
+
+def _parts_not_finite(output: Any) -> str:
+    logs = getattr(output, "logs", {}).items()
+    parts = [name for name, value in logs if not name.startswith(("share/", "gradient/")) and not _finite(value)]
+    return f": {', '.join(parts)}" if parts else ""
 
 
 def _tensors(values: Any) -> list[Tensor]:

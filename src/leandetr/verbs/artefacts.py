@@ -89,15 +89,16 @@ def predict(
     sources: Sequence[Path],
     out: Path,
     threshold: float = 0.3,
-    form: str = "plain",
     annotations: Path | None = None,
     engine: str | None = None,
     queries: str | None = None,
 ) -> Path:
     """Detections of a saved detector or exported file on images and folders: drawn pictures and predictions.json in `out`.
 
-    queries: as in `evaluate`.
+    annotations: COCO JSON; with it predictions.json is in COCO's results format, see `predict_images`. queries: as in
+    `evaluate`.
     """
+    form = "plain" if annotations is None else "coco"
     runtime = open_runtime(model, engine=engine, queries=queries)
     with claiming(out, ["predict", model, form, queries]):
         return predict_images(runtime, sources, Path(out), threshold, form, annotations)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from leandetr.data.transforms import eval_transform, train_transform
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.names import MODELS
-from leandetr.detectors.teachers import TorchvisionDetector, load_torchvision, names_torchvision
+from leandetr.detectors.spec import NewDetector
+from leandetr.detectors.teachers import load_torchvision, names_torchvision
 from leandetr.distillation.distiller import Distiller
-from leandetr.distillation.predictions import Predictions
-from leandetr.errors import UserError, unknown
+from leandetr.distillation.predictions import DetectionTeacher, Predictions
+from leandetr.distillation.teacher import DetectorTeacher, Teacher
+from leandetr.errors import UserError
 from leandetr.inputs import State
-from leandetr.structures import ClassMap
 from leandetr.training.config import Training
 from leandetr.training.fit import fit, forget_checkpoints
 from leandetr.verbs.data import Data, split_of
@@ -40,64 +40,64 @@ def finished_in(out: Path, state: State, product: str = "config.json") -> bool:
     return True
 
 
-def build_student(
-    data: Data,
-    model: str,
-    image_size: tuple[int, int] | None,
-    backbone: str | None,
-    weights: str | None,
-    overrides: Mapping[str, Any] | None,
-    seed: int,
-) -> Detector:
+def build_student(data: Data, new: NewDetector, seed: int) -> Detector:
+    """The detector that a spec describes, for the classes of the data."""
     torch.manual_seed(seed)  # what terms build beside a saved student is drawn too
-    if model not in MODELS:
-        if not Path(model).exists() and "/" not in model:
-            raise unknown("model", model, MODELS)
-        if backbone or weights or image_size:
-            raise UserError(f"{model} has its size, backbone and weights: leave out those of a new model")
-        return load(model, overrides)
-    if image_size is None:
-        raise UserError(f"a new {model} needs a size: add --image-size HEIGHT WIDTH")
-    return create(model, class_map_of(split_of(data, "train")), image_size, backbone, weights, dict(overrides or {}))
+    if new.checkpoint is not None:
+        return load(new.checkpoint, new.set)
+    if new.image_size is None:
+        raise UserError(f"a new {new.model} needs a size: add --image-size HEIGHT WIDTH")
+    return create(new.model, class_map_of(split_of(data, "train")), new.image_size, new.backbone, new.weights, new.set)
 
 
-def open_teacher(teacher: str | Path, class_map: ClassMap) -> Detector | TorchvisionDetector | Predictions:
-    """What `distill` learns from, by its name; `class_map`: the student's classes, for a file of detections."""
-    if str(teacher).endswith(".json"):
-        return Predictions(Path(teacher), class_map)
-    return load_torchvision(str(teacher)) if names_torchvision(teacher) else load(teacher)
+def said_of(new: NewDetector) -> tuple[Any, dict[str, Any]]:
+    """What identifies a detector to be trained in an output folder's marker: its name, and what it is built from."""
+    building = {"image_size": new.image_size, "backbone": new.backbone, "weights": new.weights, "overrides": new.set}
+    return new.model or new.checkpoint, building
+
+
+def open_teacher(source: str | Path, student: Detector) -> Teacher:
+    """What a student learns from, by its name, see `Teaching`."""
+    if str(source).endswith(".json"):
+        return Predictions(Path(source), student.class_map)
+    if names_torchvision(source):
+        return DetectionTeacher(load_torchvision(str(source)), student)
+    return DetectorTeacher(load(source), student)
 
 
 def fit_detector(
     module: Detector | Distiller,
-    detector: Detector,
     data: Data,
     training: Training,
     out: Path,
     until: float,
-    cache_teacher: Path | None = None,
+    cache: Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    finished: Callable[[Detector], Detector] | None = None,
 ) -> Detector:
-    """Train; what is saved and returned is the best detector, after `finished`."""
+    """Train a detector, or a student with its teacher, and return the best. cache: of the teacher's answers."""
+    distiller = module if isinstance(module, Distiller) else None
+    detector = module.student if distiller else module
     preprocessing, class_map = detector.preprocessing, detector.class_map
     augment = training.augment
     if augment == "auto":
         augment = "detr" if preprocessing.size is None else "ssd"
     train_split, transform = split_of(data, "train"), train_transform(preprocessing, augment)
-    detections = module.detections if isinstance(module, Distiller) else None
+    detections = distiller.teacher.detections if distiller else None
     views = 1 if augment == "none" else training.views
     train_set = CocoDataset(train_split, transform, class_map, training.seed, detections, views)
     val_set = CocoDataset(split_of(data, "val"), eval_transform(preprocessing), class_map)
-    if cache_teacher is not None:
+    if cache is not None:
         passes = training.passes(len(train_set), PartialState().num_processes)
-        module.remember(train_set, cache_teacher, passes, batch_size=training.batch_size, workers=training.loader_workers())
-    if isinstance(module, Distiller):
-        module.check(DataLoader(train_set, training.batch_size, collate_fn=collate))
-    best = fit(module, train_set, val_set, training, out / "training", out.name, until, callbacks)
-    best = finished(best) if finished else best
+        module.remember(train_set, cache, passes, batch_size=training.batch_size, workers=training.loader_workers())
+    if distiller:
+        distiller.check(DataLoader(train_set, training.batch_size, collate_fn=collate))
+    return fit(module, train_set, val_set, training, out / "training", out.name, until, callbacks)
+
+
+def keep(detector: Detector, out: Path) -> Detector:
+    """Save what a training ended with, after which it is finished."""
     if PartialState().is_main_process:
-        best.save(out)
+        detector.save(out)
         forget_checkpoints(out / "training")
     PartialState().wait_for_everyone()
-    return best
+    return detector

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.files import claiming, write_json
-from leandetr.quantization.config import LowBit, Scheme, scheme_config
+from leandetr.quantization.config import LowBit, Scheme, Static, scheme_config
 from leandetr.quantization.training.finish import finish
 from leandetr.verbs.calibration import asking, calibrated
 from leandetr.verbs.data import Data, split_of, state_of
@@ -27,24 +26,26 @@ def quantize(
     scheme: str | Scheme,
     out: Path,
     calibration: int | None = None,
-    options: Mapping[str, Any] | None = None,
     low_bit: LowBitTraining | None = None,
     until: float = math.inf,
 ) -> Detector:
     """Quantize a saved detector with a scheme and save the result in `out`.
 
-    calibration: images of `train` for schemes that need them; by default the scheme's own number, or all where there are fewer.
-    low_bit: how the scheme "low-bit" is trained; without it the calibrated grids are what is saved. until: as in `train`, for
-    that training.
+    Args:
+        scheme: a name stands for the scheme with its default options.
+        calibration: images of `train` for schemes that need them; by default the scheme's own number, or all where there are
+            fewer.
+        low_bit: how the scheme low-bit is trained; without it the calibrated grids are what is saved.
+        until: as in `train`, for that training.
 
     Raises UserError for every fault of the input.
     """
-    config = scheme if isinstance(scheme, Scheme) else scheme_config(scheme, **(options or {}))
+    config = scheme if isinstance(scheme, Scheme) else scheme_config(scheme)
     if calibration is not None:
         config = asking(config, calibration, data)
     if low_bit is not None and not isinstance(config, LowBit):
         raise UserError(f"the scheme {config.name} is not trained; leave out teacher and schedule, or choose low-bit")
-    trained = [] if low_bit is None else [asdict(low_bit) | {"training": low_bit.training.model_dump()}]
+    trained = [] if low_bit is None else [low_bit.said()]
     # only a training is gone on with; without one all is done anew
     state = state_of(data, model=model, teacher=low_bit.teacher, stage_one=low_bit.stage_one) if low_bit else None
     with claiming(out, ["quantize", model, data, config.to_dict(), *trained], state):
@@ -58,23 +59,17 @@ def quantize(
 
 
 def quantize_within(
-    model: str | Path,
-    data: Data,
-    out: Path,
-    budget: Budget,
-    calibration: int | None = None,
-    options: Mapping[str, Any] | None = None,
+    model: str | Path, data: Data, scheme: Static, out: Path, budget: Budget, calibration: int | None = None
 ) -> tuple[Detector, dict[str, Any]]:
-    """Quantize a saved detector with calibrated grids, layer by layer as far as a budget allows, and save it in `out`; what the
-    search found is in `search.json`.
+    """Quantize a saved detector on a scheme's calibrated grids, layer by layer as far as a budget allows, and save it in `out`;
+    what the search found is in `search.json`.
 
-    calibration, options: as in `quantize`, of the scheme static. Returns the detector and what is in the JSON.
+    calibration: as in `quantize`. Returns the detector and what is in the JSON.
     """
-    config = scheme_config("static", **(options or {}))
     if calibration is not None:
-        config = asking(config, calibration, data)
-    with claiming(out, ["quantize", model, data, config.to_dict(), asdict(budget)]):
-        detector, found = budgeted(load(model), config, split_of(data, "train"), budget)
+        scheme = asking(scheme, calibration, data)
+    with claiming(out, ["quantize", model, data, scheme.to_dict(), asdict(budget)]):
+        detector, found = budgeted(load(model), scheme, split_of(data, "train"), budget)
         detector.save(Path(out))
         write_json(Path(out) / "search.json", found)
         return detector, found
