@@ -60,7 +60,7 @@ def install_locked(python: Path, lock: Iterable[str], wanted: Iterable[str], fil
         say(f"not to be had here, so that the nearest is installed: {', '.join(missing)}")
         if install(python, filter(None, near.values()), wanted, file):
             return
-    say(f"{LOCK.name} does not fit this machine or its package registry: installing the newest versions, which nobody has tested")
+    say(f"{LOCK.name} does not fit this machine or its package registry: installing the newest, which are not tested")
     if not install(python, [], wanted, file):
         sys.exit("the installation failed; pip says above why")
 
@@ -105,7 +105,7 @@ def requirements(entries: Iterable[str], project: dict) -> Iterator[tuple[str, s
 
 
 def frozen(python: Path) -> list[str]:
-    """What an environment holds, as `name==version`, without this package, pip, and the builds that one machine's wheels have."""
+    """What an environment holds, as `name==version`, without this package, pip, and which build it is."""
     command = [python, "-m", "pip", "freeze", "--all", "--exclude-editable", "--exclude", "pip", "--disable-pip-version-check"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     if odd := [line for line in lines if "==" not in line]:
