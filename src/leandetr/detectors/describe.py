@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForObjectDetection, PreTrainedConfig
 
 from leandetr.detectors.create import configure
 from leandetr.detectors.families.registry import FAMILIES
+from leandetr.detectors.multiply_adds import multiply_adds
 from leandetr.detectors.names import MODELS
 from leandetr.errors import unknown
 from leandetr.structures import ClassMap
@@ -63,9 +62,5 @@ def count_parameters(config: PreTrainedConfig) -> int:
 
 
 def count_multiply_adds(config: PreTrainedConfig, image_size: tuple[int, int]) -> int:
-    """Of one image of (height, width) pixels. With real tensors: some families look at values to decide what to compute."""
-    model = AutoModelForObjectDetection.from_config(config).eval().requires_grad_(False)
-    # the counter of some versions of PyTorch (2.14) does not know the CPU's fused attention; this one is plain products
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(pixel_values=torch.zeros(1, 3, *image_size))
-    return counter.get_total_flops() // 2
+    """Of one image of (height, width) pixels."""
+    return multiply_adds(AutoModelForObjectDetection.from_config(config).eval().requires_grad_(False), image_size)

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from leandetr.detectors.attention import AttentionSlots
 from leandetr.detectors.detector import Detector
+from leandetr.detectors.multiply_adds import multiply_adds
 from leandetr.quantization.layers.modules import AT_RUN_TIME, FLOAT_INPUT, GriddedActivation, QuantizedLayer
 from leandetr.quantization.layers.trainable import TrainableActivation, TrainableLayer
 
@@ -70,11 +70,9 @@ def theoretical_cost(detector: Detector, image_size: tuple[int, int] | None = No
     training = detector.training
     detector.eval()
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = next(model.parameters()).device
     try:
-        model.requires_grad_(False)  # the counter asks views of parameters for a gradient that is never computed
-        with FlopCounterMode(display=False) as counter:
-            model(pixel_values=torch.zeros(1, 3, *size, device=device))
+        model.requires_grad_(False)
+        found = multiply_adds(model, size)
     finally:
         detector.train(training)
         for parameter in learning:
@@ -82,7 +80,7 @@ def theoretical_cost(detector: Detector, image_size: tuple[int, int] | None = No
         for handle in products.handles:
             handle.remove()
     counted = products.counted
-    counted[FLOAT_BITS] += max(0, counter.get_total_flops() // 2 + products.unseen - counted.total())
+    counted[FLOAT_BITS] += max(0, found + products.unseen - counted.total())
     return Cost({bits: count for bits, count in counted.items() if count}, *_weights(model))
 
 
