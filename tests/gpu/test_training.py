@@ -12,6 +12,8 @@ import torch
 from leandetr.data.coco import collate
 from leandetr.detectors.create import MODELS
 from leandetr.distillation import Distiller, build_terms
+from leandetr.distillation.methods import prepare
+from leandetr.distillation.spec import Distillation
 from leandetr.quantization import LowBit, quantize
 from leandetr.training.config import Training
 from leandetr.training.precision import keep_boxes_precise
@@ -129,12 +131,11 @@ def test_a_family_learns(tiny_detector, train, items, device, name):
 @pytest.mark.parametrize(("device", "method"), [*on_gpu(METHODS), *on_cpu("detrdistill", "low-bit")])
 def test_a_distillation_takes_a_step(tiny_detector, train, items, device, method):
     student, teacher = (tiny_detector("detr", backbone="test_resnet", d_model=width) for width in (64, 96))
-    methods = ["drd"] if method == "low-bit" else [method]
-    terms = build_terms(methods, student, teacher)
+    distillation = Distillation(method="drd" if method == "low-bit" else method)
     if method == "low-bit":
+        prepare(student, distillation)
         student = quantize(student, LowBit(calibration_images=2), [collate(items)])
-        terms = build_terms(methods, student, teacher)
-    (loss,) = train(Distiller(student, teacher, terms), device, 1)
+    (loss,) = train(Distiller(student, teacher, build_terms(distillation, student, teacher)), device, 1)
     assert torch.tensor(loss).isfinite()
 
 

@@ -157,7 +157,7 @@ def test_images_that_are_not_numbers_are_named(prepared, short, tmp_path):
 
 def test_a_term_of_the_loss_is_named(prepared, labels):
     (student, _, _), (teacher, _, _) = prepared(), prepared(d_model=48)
-    distiller = Distiller(student, teacher, build_terms(["fitnet"], student, teacher))
+    distiller = Distiller(student, teacher, build_terms("fitnet", student, teacher))
     with torch.no_grad():
         teacher.model.model.encoder.layers[0].mlp.fc1.bias.fill_(torch.nan)
     objects = [target | {"class_labels": target["class_labels"] % 2} for target in labels(2, 1)]
