@@ -58,7 +58,7 @@ class HardLabel(Term):
     @classmethod
     def prepare(cls, student: Detector, *, queries: int | None = None) -> None:
         """Add so many distillation queries; as many as object queries by default."""
-        add_distillation_queries(student, queries)
+        add_distillation_queries(student.model, queries)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput | None, batch: Batch) -> dict[str, Tensor]:
         """The answers of the distillation queries, the teacher's last layer -> "class", "bbox" and "giou" of the set loss."""

@@ -68,7 +68,7 @@ class SoftLabel(Term):
     @classmethod
     def prepare(cls, student: Detector, *, queries: int | None = None) -> None:
         """Add so many distillation queries; as many as object queries by default."""
-        add_distillation_queries(student, queries)
+        add_distillation_queries(student.model, queries)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         """The distillation queries' layers (L, B, N_d, ...), the teacher's last (B, M, ...) -> {"kl": summed over layers}."""
