@@ -187,7 +187,7 @@ def test_it_trains_slowly_where_it_says_and_is_saved_loaded_and_evaluated(build,
 @pytest.mark.parametrize("method", ["detrdistill", "hard-label"])
 def test_it_learns_from_a_teacher(build, batch, method):
     student, teacher = build(), build(d_model=64, num_queries=11)
-    distiller = Distiller(student, teacher, build_terms([method], student, teacher)).train()
+    distiller = Distiller(student, teacher, build_terms(method, student, teacher)).train()
     loss = distiller(**batch).loss
     loss.backward()
     assert loss.isfinite()

@@ -43,19 +43,7 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Dete
                 f"{source} is a published checkpoint with a configuration of its own; leave out {', '.join(overrides)}"
             )
         return load_published(path)
-    if path.suffix in PICKLES:
-        raise UserError(
-            f"{source} is a pickle, which can run code when it is read; save the model with save_pretrained and name the folder"
-        )
-    if path.is_file():
-        raise UserError(
-            f"{source} is a file, not a saved detector; give the folder with config.json and model.safetensors "
-            "(exported files are for evaluate, predict and benchmark)"
-        )
-    if path.is_dir():
-        _check_folder(path)
-    elif str(source).startswith((".", "/", "~")) or str(source).count("/") != 1 or path.parent.is_dir():
-        raise UserError(f"{source}: no such folder; give a folder with config.json and model.safetensors, or a hub id")
+    _check_source(source)
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -93,6 +81,24 @@ def class_map_of_config(config: PreTrainedConfig) -> ClassMap:
     """Names from `id2label`; the data set's ids from what `Detector.save` left, or the contiguous ids themselves."""
     names = tuple(config.id2label[index] for index in sorted(config.id2label))
     return ClassMap(names, tuple(getattr(config, "dataset_category_ids", range(len(names)))))
+
+
+def _check_source(source: str | Path) -> None:
+    """Raises UserError where it is neither a saved folder nor, by its form, a hub id."""
+    path = Path(source)
+    if path.suffix in PICKLES:
+        raise UserError(
+            f"{source} is a pickle, which can run code when it is read; save the model with save_pretrained and name the folder"
+        )
+    if path.is_file():
+        raise UserError(
+            f"{source} is a file, not a saved detector; give the folder with config.json and model.safetensors "
+            "(exported files are for evaluate, predict and benchmark)"
+        )
+    if path.is_dir():
+        _check_folder(path)
+    elif str(source).startswith((".", "/", "~")) or str(source).count("/") != 1 or path.parent.is_dir():
+        raise UserError(f"{source}: no such folder; give a folder with config.json and model.safetensors, or a hub id")
 
 
 def _check_folder(folder: Path) -> None:
