@@ -493,3 +493,22 @@ def test_every_command_has_an_example_that_its_options_understand(name):
     words = shlex.split(example)
     assert words[: len(name.split())] == name.split()
     command.make_context(name, words[len(name.split()) :])
+
+
+def test_a_finished_training_says_so_and_changed_input_is_refused(run, refused, data, tmp_path):
+    teacher = ["train", "--data", data, *DETR, "--out", tmp_path / "teacher"]
+    student = ["distill", "--data", data, "--teacher", tmp_path / "teacher", "--student", "detr", *DETR[2:]]
+    student += ["--out", tmp_path / "student"]
+    for command in (teacher, student):
+        assert run(*command)[0] == 0
+        status, _, err = run(*command)
+        assert status == 0
+        assert "is finished already, and nothing that it was made from has changed since: annotations of train (" in err
+    weights = tmp_path / "teacher" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # as the teacher trained anew in the same folder
+    refused("student was made from other input: changed since are teacher .*; remove it, or name another", *student)
+    weights.write_bytes(content)
+    edit(data / "annotations" / "instances_train.json", lambda coco: coco["annotations"].pop())
+    refused("changed since are annotations of train; remove it, or name another folder", *teacher)
+    refused("changed since are annotations of train; remove it, or name another folder", *student)
