@@ -6,7 +6,7 @@ PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
 # One thread a process: two processes with a thread pool each would fight over two cores.
 PYTEST := python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
-.PHONY: help install demo test test-oldest test-newest test-gpu lock lint clean
+.PHONY: help install demo test test-oldest test-newest test-gpu lock lint docs clean
 
 help:
 	@echo "make demo         install, then run the main job on the embedded data into runs/demo"
@@ -17,6 +17,7 @@ help:
 	@echo "make install      only create .venv with everything in it, at the versions of constraints.txt"
 	@echo "make lock         test-newest, then write its versions to constraints.txt"
 	@echo "make lint         ruff and the import layers"
+	@echo "make docs         build the site of docs/ into site/"
 	@echo "make clean        remove the environments and caches; runs/ stays"
 
 # $(call environment,locked .venv): see tools/environment.py
@@ -66,6 +67,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
+
+docs: install
+	$(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf .venv .venv-oldest .venv-newest build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -64,6 +64,17 @@ def test_add_a_method(data, tmp_path, monkeypatch):
     assert any(json.loads(line).get("mean-scores/mse", 0) > 0 for line in log)
 
 
+def test_add_a_family(data, tmp_path, monkeypatch):
+    from leandetr.detectors import names
+    from leandetr.detectors.families import registry
+
+    monkeypatch.setitem(names.MODELS, "pointed", None)  # taken out again behind it
+    monkeypatch.setitem(registry.FAMILIES, "pointed_detr", None)
+    made = example("add_a_family")(data, str(tmp_path / "out"), Training(**SHORT))
+    assert made.class_map == leandetr.load(DETECTOR).class_map
+    assert leandetr.evaluate(tmp_path / "out", data).ap >= 0
+
+
 def test_add_a_scheme(data, tmp_path, monkeypatch):
     from leandetr.quantization import config
 

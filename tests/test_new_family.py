@@ -1,14 +1,11 @@
-"""A family of one's own: its model, one `Family` and one call of `register`, all in this file, and everything else knows it.
+"""A family of one's own, `examples/add_a_family.py`: one call of `register`, and everything else knows it."""
 
-It is a DETR without an encoder, whose queries name a point that their boxes are told from.
-"""
+import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForObjectDetection, TimmBackboneConfig
-from transformers.configuration_utils import SubConfigSpec
-from transformers.models.detr.modeling_detr import DetrSinePositionEmbedding
 
 from leandetr.data.coco import CocoDataset, class_map_of, collate, find_split
 from leandetr.data.shapes import write_shapes
@@ -19,16 +16,7 @@ from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
 from leandetr.detectors.describe import describe
 from leandetr.detectors.families import registry
-from leandetr.detectors.families.family import Family
-from leandetr.detectors.models.detr_layers import (
-    Decoder,
-    SetPredictionConfig,
-    SetPredictionModel,
-    SetPredictionPreTrainedModel,
-    TrunkOutput,
-)
-from leandetr.detectors.models.masked_backbones import ConvBackbone
-from leandetr.detectors.names import MODELS, Model
+from leandetr.detectors.names import MODELS
 from leandetr.detectors.query_sets import add_distillation_queries
 from leandetr.distillation import Distiller, build_terms
 from leandetr.evaluation.coco import evaluate
@@ -37,81 +25,10 @@ from leandetr.training.config import Training
 from leandetr.training.fit import fit
 from leandetr.training.trainer import DetectionTrainer
 
-
-class PointedConfig(SetPredictionConfig):
-    model_type = "pointed_detr"
-    sub_configs_defaults = {  # noqa: RUF012
-        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="timm_backbone")
-    }
-
-    focal_alpha: float = 0.25
-
-    def __post_init__(self, **kwargs):
-        if self.backbone_config is None:
-            self.backbone_config = TimmBackboneConfig(backbone="resnet18", out_indices=[4])
-        super().__post_init__(**kwargs)
-
-
-class PointedDecoder(Decoder):
-    def __init__(self, config):
-        super().__init__(config)
-        self.spot = nn.Linear(config.d_model, 2)
-        self.post_init()
-
-    def forward(self, *, object_queries_position_embeddings, **call):
-        output = super().forward(object_queries_position_embeddings=object_queries_position_embeddings, **call)
-        output.reference_logits = self.spot(object_queries_position_embeddings)
-        return output
-
-
-class PointedTrunk(SetPredictionPreTrainedModel):
-    def __init__(self, config):
-        super().__init__(config)
-        self.backbone = ConvBackbone(config)
-        self.projection = nn.Conv2d(self.backbone.channels[-1], config.d_model, kernel_size=1)
-        self.position_embedding = DetrSinePositionEmbedding(config.d_model // 2, normalize=True)
-        self.wishes = nn.Embedding(config.num_queries, config.d_model)
-        self.decoder = PointedDecoder(config)
-        self.post_init()
-
-    def forward(self, pixel_values, pixel_mask=None):
-        features, mask = self.backbone(pixel_values, pixel_mask)[-1]
-        position = self.position_embedding(features.shape, features.device, features.dtype, mask).flatten(2).transpose(1, 2)
-        queries = self.wishes.weight.expand(len(features), -1, -1)
-        decoded = self.decoder(
-            inputs_embeds=torch.zeros_like(queries),
-            object_queries_position_embeddings=queries,
-            encoder_hidden_states=self.projection(features).flatten(2).transpose(1, 2),
-            encoder_attention_mask=None if mask is None else mask.flatten(1),
-            spatial_position_embeddings=position,
-            spatial_shapes_list=[tuple(features.shape[-2:])],
-        )
-        return TrunkOutput(**decoded)
-
-
-class PointedDetr(SetPredictionModel):
-    config: PointedConfig
-    _focal = True
-
-    def __init__(self, config):
-        super().__init__(config, PointedTrunk(config), columns=config.num_labels)
-
-
-class Pointed(Family):
-    source = "this test"
-    published_size = (64, 64)
-    query_table = "wishes"
-    box_layers = {**Family.box_layers, "*decoder.spot": "points"}  # noqa: RUF012
-    slow_layers = ("decoder.spot",)
-
-    @torch.no_grad()
-    def initialise(self, model):
-        nn.init.constant_(model.model.decoder.spot.bias, 0.25)
-
-    def layers(self, model, run):
-        hidden = run.output.intermediate_hidden_states
-        return *model.heads(hidden, run.output.reference_logits), hidden
-
+FILE = Path(__file__).resolve().parents[1] / "examples" / "add_a_family.py"
+spec = importlib.util.spec_from_file_location(FILE.stem, FILE)
+example = sys.modules[FILE.stem] = importlib.util.module_from_spec(spec)  # torch.export looks modules up by their names
+spec.loader.exec_module(example)
 
 SPOT = "model.decoder.spot"
 SMALL = {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 32, "num_queries": 8}
@@ -119,9 +36,7 @@ SMALL = {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 32, "num_queries
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    AutoConfig.register(PointedConfig.model_type, PointedConfig)
-    AutoModelForObjectDetection.register(PointedConfig, PointedDetr)
-    registry.register("pointed_detr", Pointed(), pointed=Model("pointed_detr", "test_resnet", "DETR that points"))
+    example.register()
     yield
     del registry.FAMILIES["pointed_detr"], MODELS["pointed"]
 
@@ -164,10 +79,10 @@ def answer(detector, batch):
 
 def test_it_is_built_described_and_starts_as_it_says(build):
     detector = build()
-    assert isinstance(detector.family, Pointed)
+    assert isinstance(detector.family, example.Pointed)
     assert detector.model.model.decoder.spot.bias.tolist() == [0.25, 0.25]
     found = describe("pointed")
-    assert (found.what, found.source, found.image_size) == ("DETR that points", "this test", (64, 64))
+    assert (found.what, found.source, found.image_size) == ("DETR that points", "examples/add_a_family.py", (64, 64))
     assert found.multiply_adds > 0
 
 
@@ -180,7 +95,7 @@ def test_it_trains_slowly_where_it_says_and_is_saved_loaded_and_evaluated(build,
     best = fit(detector, train(detector), val(detector), settings, tmp_path / "training", "pointed")
     best.save(tmp_path / "saved")
     again = load(tmp_path / "saved")
-    assert isinstance(again.family, Pointed)
+    assert isinstance(again.family, example.Pointed)
     assert evaluate(again.predict, val(again))[1] == evaluate(best.predict, val(best))[1]
 
 

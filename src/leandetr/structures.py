@@ -49,8 +49,10 @@ class Batch(TypedDict):
 class Queries:
     """The decoder's inputs. None where a family has no such thing.
 
-    content: (B, N, D). position: (B, N, D) position embeddings (anchor logits (B, N, 4) in DAB-DETR).
-    reference: (B, N, 2 or 4) reference points, (cx, cy[, w, h]) in [0, 1].
+    Attributes:
+        content: (B, N, D).
+        position: (B, N, D) position embeddings (anchor logits (B, N, 4) in DAB-DETR).
+        reference: (B, N, 2 or 4) reference points, (cx, cy[, w, h]) in [0, 1].
     """
 
     content: Tensor | None = None
@@ -75,13 +77,18 @@ class Memory:
 class DetectorOutput:
     """Every decoder layer's answer for the main queries; the last layer is the prediction.
 
-    logits: (L, B, N, C). boxes: (L, B, N, 4), (cx, cy, w, h) in [0, 1]. hidden: (L, B, N, D), after the decoder's final norm
-    where it has one. queries: the decoder's inputs. features: one (B, D, h, w) map a level, what the decoder attends to.
-    memory: the same as tokens, with what `Detector.decode` needs. loss: the family's own detection loss, when labels were
-    given. attended: (L, B, N, D) co-attended features, when asked for: what every layer's attention to the memory gathered,
-    before its output projection; None in a family without such attention. encoder_attended: asked for by the same switch, one
-    (B, S, D) an encoder layer, the answer of its self-attention.
-    distillation: the same for the distillation queries, where the detector has such a second set.
+    Attributes:
+        logits: (L, B, N, C).
+        boxes: (L, B, N, 4), (cx, cy, w, h) in [0, 1].
+        hidden: (L, B, N, D), after the decoder's final norm where it has one.
+        queries: the decoder's inputs.
+        memory: what the decoder attends to, as tokens, with what `Detector.decode` needs.
+        features: the same as maps, one (B, D, h, w) a level.
+        loss: the family's own detection loss, when labels were given.
+        attended: (L, B, N, D) co-attended features, when asked for: what every layer's attention to the memory gathered, before
+            its output projection; None in a family without such attention.
+        encoder_attended: asked for by the same switch, one (B, S, D) an encoder layer, the answer of its self-attention.
+        distillation: the same for the distillation queries, where the detector has such a second set.
     """
 
     logits: Tensor
@@ -98,8 +105,13 @@ class DetectorOutput:
 
 @dataclass
 class Detections:
-    """The answer for one image: scores (n,) in [0, 1], highest first; labels (n,) int64, contiguous class ids; boxes (n, 4)
-    (x0, y0, x1, y1) in pixels of the original photograph."""
+    """The answer for one image, the highest score first.
+
+    Attributes:
+        scores: (n,) in [0, 1].
+        labels: (n,) int64, contiguous class ids.
+        boxes: (n, 4), (x0, y0, x1, y1) in pixels of the original photograph.
+    """
 
     scores: Tensor
     labels: Tensor
@@ -139,8 +151,13 @@ class ClassMap:
 class Preprocessing:
     """From a photograph to a model's pixel values: resize, scale to [0, 1], subtract `mean`, divide by `std`.
 
-    size: fixed (height, width), aspect ratio not kept; or None, and then the shorter side becomes `shortest_edge` unless the
-    longer one would exceed `longest_edge`. mean, std: one value a channel (red, green, blue).
+    Attributes:
+        size: fixed (height, width), aspect ratio not kept; or None, and then the shorter side becomes `shortest_edge` unless
+            the longer one would exceed `longest_edge`.
+        shortest_edge: in pixels, see `size`.
+        longest_edge: in pixels, see `size`.
+        mean: one value a channel (red, green, blue).
+        std: one value a channel.
     """
 
     size: tuple[int, int] | None = (640, 640)

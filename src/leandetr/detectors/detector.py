@@ -32,10 +32,10 @@ class Detector(nn.Module):
         preprocessing: how photographs become its pixel values.
         class_map: its contiguous classes and the data set's own ids of them.
 
-    Example:
+    Examples:
         >>> detector = load("runs/teacher")                        # doctest: +SKIP
         >>> output = detector(pixel_values)                        # doctest: +SKIP
-        >>> output.logits.shape                                    # (layers, images, queries, classes)     # doctest: +SKIP
+        >>> layers, images, queries, classes = output.logits.shape    # doctest: +SKIP
     """
 
     def __init__(self, model: PreTrainedModel, preprocessing: Preprocessing, class_map: ClassMap) -> None:

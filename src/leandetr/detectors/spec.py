@@ -17,9 +17,14 @@ NEW_MODEL = ("backbone", "weights", "set", "image_size")  # what a new model is 
 class NewDetector(Checked):
     """A detector to train: a new one of a family, or a finished one further.
 
-    model: a short name of `leandetr models`. checkpoint: in its place, what `load` takes. backbone, weights, image_size: of a
-    new model, see `create`. set: configuration values by name, `{"decoder_layers": 3}`, of a new model or in place of the
-    checkpoint's own; dots reach into `backbone_config`.
+    Attributes:
+        model: a short name of `leandetr models`.
+        checkpoint: in its place, what `load` takes.
+        backbone: of a new model, see `create`.
+        weights: of its backbone, see `create`.
+        image_size: (height, width) of a new model, in pixels.
+        set: configuration values by name, `{"decoder_layers": 3}`, of a new model or in place of the checkpoint's own; dots
+            reach into `backbone_config`.
     """
 
     of_a_checkpoint: ClassVar[frozenset[str]] = frozenset({"set"})  # what one takes of `NEW_MODEL`
@@ -56,8 +61,11 @@ class NewDetector(Checked):
 class NewBackbone(Checked):
     """A backbone to train by itself.
 
-    name: any that `create` takes with weights. image_size: (height, width) that images are squeezed to. weights: to start
-    from, as those of a new detector; random by default. set: values of its configuration by name.
+    Attributes:
+        name: any that `create` takes with weights.
+        image_size: (height, width) that images are squeezed to.
+        weights: to start from, as those of a new detector; random by default.
+        set: values of its configuration by name.
     """
 
     name: str

@@ -13,9 +13,12 @@ from leandetr.checked import Checked
 class Distillation(Checked):
     """How a student learns.
 
-    method: a name of `METHODS`, or several joined by commas. weights: term -> weight, in place of the method's own. options:
-    term -> its options, {"logits": {"stages": "last"}}. cache: a folder that keeps the teacher's answers, so that later epochs
-    and trainings need no teacher; the training's views must come again, see `Training.views`.
+    Attributes:
+        method: a name of `METHODS`, or several joined by commas.
+        weights: term -> weight, in place of the method's own.
+        options: term -> its options, `{"logits": {"stages": "last"}}`.
+        cache: a folder that keeps the teacher's answers, so that later epochs and trainings need no teacher; the training's
+            views must come again, see `Training.views`.
     """
 
     method: str = "logits"
@@ -25,10 +28,11 @@ class Distillation(Checked):
 
 
 class Teaching(Distillation):
-    """How a student learns, and from whom.
+    """How a student learns, as in `Distillation`, and from whom.
 
-    teacher: a saved detector or hub id; for methods that learn from detections alone also a detector of torchvision (NAME or
-    NAME:FILE, see `load_torchvision`), or a JSON in COCO's results format of the training images.
+    Attributes:
+        teacher: a saved detector or hub id; for methods that learn from detections alone also a detector of torchvision (NAME
+            or NAME:FILE, see `load_torchvision`), or a JSON in COCO's results format of the training images.
     """
 
     teacher: str | Path

@@ -14,11 +14,15 @@ from leandetr.structures import Batch, DetectorOutput
 class Term(nn.Module):
     """One distillation loss; a method is a list of weighted terms.
 
-    name: what recipes, logs and errors call it. needs: the fields of the teacher's `DetectorOutput` that it reads, of `hidden`
-    and `attended` the last layer alone; a term may ask for less once it knows its options. detection: the weight of the
-    student's own detection loss beside it. detections_suffice: it can also learn from a teacher that gives nothing else (see
-    `predictions.py`); its `teacher` is then None, and they are in the batch's labels. Keyword-only arguments of the constructor
-    and of `prepare` are its options in a recipe.
+    Keyword-only arguments of the constructor and of `prepare` are its options in a recipe.
+
+    Attributes:
+        name: what recipes, logs and errors call it.
+        needs: the fields of the teacher's `DetectorOutput` that it reads, of `hidden` and `attended` the last layer alone; a
+            term may ask for less once it knows its options.
+        detection: the weight of the student's own detection loss beside it.
+        detections_suffice: it can also learn from a teacher that gives nothing else (see `predictions.py`); its `teacher` is
+            then None, and they are in the batch's labels.
     """
 
     name: ClassVar[str]

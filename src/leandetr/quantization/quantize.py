@@ -30,7 +30,7 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
         UserError: the detector is quantized already; a layer pattern matches nothing; calibration images are missing, fewer
             than asked, or all empty; a layer's values are not finite.
 
-    Example:
+    Examples:
         >>> small = quantize(detector, Static(calibration_images=64), loader)      # doctest: +SKIP
         >>> print(small.config.quantization_config.summary())                      # doctest: +SKIP
     """

@@ -34,7 +34,7 @@ def to_torchao(detector: Detector) -> Detector:
     Raises:
         UserError: torchao is not installed; the detector is not quantized, or has calibrated grids.
 
-    Example:
+    Examples:
         >>> fast = torch.compile(to_torchao(load("runs/student-dynamic")).model)      # doctest: +SKIP
     """
     torchao, rounding_inputs = _import_torchao()

@@ -54,15 +54,21 @@ class Variant(Checked):
 class Recipe(Checked):
     """Variants of a student, each trained with every seed, in one table.
 
-    image_size: (height, width) of every model that names no other. calibration: training images for the static schemes.
-    teacher: shared by all variants and seeds, trained once, with the first seed; needed where a variant distils. For methods
-    that learn from detections alone, `checkpoint` may also be a JSON of detections or a detector of torchvision's.
-    student: what the variants differ from. low_bit: what the schedule of low-bit quantizations differs in from the student's,
-    before what each says itself. epochs: at which the report shows the AP besides the final one. benchmark: where to
-    measure; the long form without it takes PyTorch's accuracy and exports nothing. gallery: validation images in the report.
-
     The short form has `seed` or `seeds`, `distillation` (`logits` by default) and `quantization` (weight-only, dynamic and
     static by default); the long form has `variants` and `seeds`.
+
+    Attributes:
+        data: a `folder`, or the embedded `shapes`.
+        image_size: (height, width) of every model that names no other.
+        calibration: training images for the static schemes.
+        teacher: shared by all variants and seeds, trained once, with the first seed; needed where a variant distils. For
+            methods that learn from detections alone, `checkpoint` may also be a JSON of detections or a detector of
+            torchvision's.
+        student: what the variants differ from.
+        low_bit: what the schedule of low-bit quantizations differs in from the student's, before what each says itself.
+        epochs: at which the report shows the AP besides the final one.
+        benchmark: where to measure; the long form without it takes PyTorch's accuracy and exports nothing.
+        gallery: validation images in the report.
     """
 
     data: Data

@@ -16,21 +16,30 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's generator takes
 class Training(Checked):
     """Schedule and optimisation. Unknown keys are refused.
 
-    epochs: passes over the training images. max_steps: stop after so many optimiser steps instead.
-    batch_size: images a step and process. accumulate: steps whose gradients are added up before one update.
-    lr: peak learning rate of AdamW; backbone_lr: factor on it for the backbone (DETR: 0.1).
-    grid_lr: factor on it for the steps and zero points of low-bit grids; grid_frozen: fraction of the training during which
-    they keep what calibration gave them.
-    schedule: "cosine" down to zero, or "step": times 0.1 at the fraction `step_at` of the training.
-    warmup: fraction of the training during which the rate rises linearly from zero.
-    clip: largest norm of the gradient.
-    ema: decay of the weights' moving average, which is what is evaluated and kept; 0 is off.
-    precision: "auto" takes bfloat16 where a GPU has it and float32 elsewhere; boxes are float32 in each.
-    augment: name of a training transform (`data/transforms.py`); "auto" takes "ssd" for fixed sizes and "detr" for others.
-    views: every image has so many augmented views, which come in turn, one an epoch, and are the same for every seed; by
-    default each epoch draws new ones. A cached teacher needs a number (or augment "none", which has one view).
-    evaluate_every: epochs between evaluations; the last epoch is always evaluated, and the best by AP is kept.
-    keep_epochs: epochs, counted from 1, after which the detector is also kept, for `leandetr analyze`; see `KeepEpochs`.
+    Attributes:
+        epochs: passes over the training images.
+        max_steps: stop after so many optimiser steps instead.
+        batch_size: images a step and process.
+        accumulate: steps whose gradients are added up before one update.
+        lr: peak learning rate of AdamW.
+        backbone_lr: factor on it for the backbone (DETR: 0.1).
+        weight_decay: of AdamW; norms, biases and grids have none.
+        grid_lr: factor on the rate for the steps and zero points of low-bit grids.
+        grid_frozen: fraction of the training during which they keep what calibration gave them.
+        schedule: "cosine" down to zero, or "step": times 0.1 at the fraction `step_at` of the training.
+        step_at: see `schedule`.
+        warmup: fraction of the training during which the rate rises linearly from zero.
+        clip: largest norm of the gradient.
+        ema: decay of the weights' moving average, which is what is evaluated and kept; 0 is off.
+        precision: "auto" takes bfloat16 where a GPU has it and float32 elsewhere; boxes are float32 in each.
+        augment: name of a training transform (`data/transforms.py`); "auto" takes "ssd" for fixed sizes and "detr" for others.
+        views: every image has so many augmented views, which come in turn, one an epoch, and are the same for every seed; by
+            default each epoch draws new ones. A cached teacher needs a number (or augment "none", which has one view).
+        evaluate_every: epochs between evaluations; the last epoch is always evaluated, and the best by AP is kept.
+        keep_epochs: epochs, counted from 1, after which the detector is also kept, for `leandetr analyze`; see `KeepEpochs`.
+        workers: processes that read images; by default all cores but two, at most eight.
+        tensorboard: also write for TensorBoard.
+        seed: of weights, order and augmentation.
     """
 
     epochs: int = Field(50, ge=1)

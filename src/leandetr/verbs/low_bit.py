@@ -40,9 +40,12 @@ ADAPTERS = "adapters.safetensors"
 class LowBitTraining(Checked):
     """How a low-bit detector is trained.
 
-    training: the schedule of each stage. teaching: what it learns from beside its data; the float detector itself can be the
-    teacher. stages: 2 trains with a quantized backbone and a float encoder and decoder first (Q-DETR, section 2.4), in
-    `<out>/stage-1`, and then, from there, all of it. stage_one: the folder that such a first stage has left, in place of one.
+    Attributes:
+        training: the schedule of each stage.
+        teaching: what it learns from beside its data; the float detector itself can be the teacher.
+        stages: 2 trains with a quantized backbone and a float encoder and decoder first (Q-DETR, section 2.4), in
+            `OUT/stage-1`, and then, from there, all of it.
+        stage_one: the folder that such a first stage has left, in place of one.
     """
 
     training: Training
