@@ -306,6 +306,10 @@ def test_a_model_that_cannot_be_evaluated(refused, shapes, saved, tmp_path, spoi
         (["evaluate", "/nowhere/model.onnx", "--data", "{data}"], "/nowhere/model.onnx"),
         (["quantize", "{saved}", "--scheme", "static", "--out", "{out}"], "no data: give --data FOLDER"),
         (
+            ["quantize", "{saved}", "--scheme", "low-bit", "--method", "logits", "--data", "{data}", "--out", "{out}"],
+            "--method, --weight and --option say how to learn from a teacher: name it with --teacher",
+        ),
+        (
             ["export", "{saved}", "--image-size", "0", "64", "--out", "{out}.onnx"],
             "image size 0 64: detr needs at least 32 pixels",
         ),

@@ -27,7 +27,7 @@ class Lessons:
 
     train: Annotated[bool, typer.Option(help="low-bit: train, or calibrate alone.")] = True
     teacher: Annotated[str | None, typer.Option(help="low-bit: as in distill; the float detector itself can be it.")] = None
-    method: Annotated[str, typer.Option(help="low-bit: method, or several joined by commas.")] = "drd"
+    method: Annotated[str | None, typer.Option(help="low-bit: method, or several joined by commas; drd by default.")] = None
     weight: Annotated[list[str] | None, typer.Option(help="TERM=WEIGHT in place of the method's own; repeatable.")] = None
     option: Annotated[list[str] | None, typer.Option(help="TERM.OPTION=VALUE of a term; repeatable.")] = None
     stages: Annotated[int, typer.Option(help="low-bit: 2 quantizes the backbone first.", min=1, max=2)] = 1
@@ -38,9 +38,11 @@ class Lessons:
         from leandetr.distillation.spec import Teaching
         from leandetr.verbs import LowBitTraining
 
-        weights, options = numbers(read_settings(self.weight)), nested(read_settings(self.option))
-        taught = self.teacher is not None
-        teaching = Teaching(teacher=self.teacher, method=self.method, weights=weights, options=options) if taught else None
+        weights, options, teaching = numbers(read_settings(self.weight)), nested(read_settings(self.option)), None
+        if self.teacher is not None:
+            teaching = Teaching(teacher=self.teacher, method=self.method or "drd", weights=weights, options=options)
+        elif self.method or weights or options:
+            raise UserError("--method, --weight and --option say how to learn from a teacher: name it with --teacher")
         training = schedule.training(settings)
         return LowBitTraining(training=training, teaching=teaching, stages=self.stages, stage_one=self.stage_one)
 
