@@ -320,7 +320,7 @@ def test_a_model_that_cannot_be_evaluated(refused, shapes, saved, tmp_path, spoi
     ids=[
         *("scheme", "option", "not trained", "no budget", "method", "weight", "tau", "backbone", "key", "images"),
         *("negative-weight", "other-teacher", "queries", "format", "split", "folder", "file"),
-        *("no-calibration", "size", "no-queries", "no-data", "other-classes"),
+        *("no-calibration", "method-without-teacher", "size", "no-queries", "no-data", "other-classes"),
     ],
 )
 def test_other_commands_name_what_they_do_not_know(refused, shapes, saved, tmp_path, arguments, sentence):
