@@ -83,23 +83,24 @@ def test_what_is_theory_stands_in_a_column_of_its_own(make_row):
     assert both == [*measured[:place], "in theory", *measured[place:]]
 
 
-def titles(*rows, epochs=()):
-    return [column.title for column in columns.cost_columns(rows, epochs)]
+def titles(*rows):
+    return [column.title for column in columns.cost_columns(rows)]
 
 
 def test_seeds_and_epochs_have_columns_where_there_are_any(make_row):
     assert titles(make_row()) == ["row", "runtime", "AP", "change", "AP50", "ms", "p90 ms", "speedup", "MB", "M params"]
-    several = titles(make_row(seeds=[0], planned=[0, 1]), epochs=[4])
-    assert several[:6] == ["row", "runtime", "seeds", "AP", "change", "epoch 4"]
+    assert titles(make_row(seeds=[0], planned=[0, 1]))[:5] == ["row", "runtime", "seeds", "AP", "change"]
+    assert [column.title for column in columns.accuracy_columns([4])][-2:] == ["epoch 4", "evaluation s"]
+    assert "epoch N" in columns.accuracy_legend([4])
+    assert "epoch N" not in columns.accuracy_legend()
 
 
 def test_the_legend_speaks_of_what_the_table_has(make_row):
     row = make_row()
     assert "median" in columns.legend([row])
     assert "standard deviation" not in columns.legend([row])
-    assert "epoch N" not in columns.legend([row])
     assert "held against" not in columns.legend([row])
-    several = columns.legend([row | {"planned": [0, 1], "against": "a"}], epochs=[4])
-    assert all(words in several for words in ("standard deviation", "epoch N", "held against"))
+    several = columns.legend([row | {"planned": [0, 1], "against": "a"}])
+    assert all(words in several for words in ("standard deviation", "held against"))
     untimed = {key: value for key, value in row.items() if key not in ("latency_ms", "speedup")}
     assert "median" not in columns.legend([untimed])

@@ -66,13 +66,16 @@ NAMES = [
 ]
 
 
-def cost_columns(rows: Sequence[Row], epochs: Sequence[int] = ()) -> list[Column]:
-    """The main table: what each row is worth, after the epochs that the recipe names too, and what it costs. Seeds, latency and
-    notes have columns where a row has something for them."""
+def epoch_columns(epochs: Sequence[int]) -> list[Column]:
+    return [Column(f"epoch {epoch}", lambda row, epoch=epoch: after_epoch(epoch, row)) for epoch in epochs]
+
+
+def cost_columns(rows: Sequence[Row]) -> list[Column]:
+    """The main table: what each row is worth and what it costs. Seeds, latency and notes have columns where a row has something
+    for them."""
     columns = [*NAMES, Column("AP", average_precision), Column("change", change)]
     if any(row["planned"] != row["seeds"] or len(row["planned"]) > 1 for row in rows):
         columns.insert(2, Column("seeds", lambda row: f"{len(row['seeds'])} of {len(row['planned'])}"))
-    columns += [Column(f"epoch {epoch}", lambda row, epoch=epoch: after_epoch(epoch, row)) for epoch in epochs]
     columns.append(Column("AP50", lambda row: accuracy(row["ap50"])))
     if any("latency_ms" in row for row in rows):
         columns += [
@@ -91,13 +94,14 @@ def cost_columns(rows: Sequence[Row], epochs: Sequence[int] = ()) -> list[Column
     return columns
 
 
-def accuracy_columns() -> list[Column]:
-    """COCO's six average precisions, and the seconds that they took."""
+def accuracy_columns(epochs: Sequence[int] = ()) -> list[Column]:
+    """COCO's six average precisions, AP after the epochs that the recipe names, and the seconds of an evaluation."""
     titles = {"ap50": "AP50", "ap75": "AP75", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
     return [
         *NAMES,
         Column("AP", average_precision),
         *(Column(title, lambda row, key=key: accuracy(row[key])) for key, title in titles.items()),
+        *epoch_columns(epochs),
         Column("evaluation s", lambda row: number(row["evaluate_seconds"], 1)),
     ]
 
@@ -142,15 +146,13 @@ def summary(row: Row) -> str:
     return f"{row['name']} on {row['runtime']}, AP {average_precision(row)}, {cost}"
 
 
-def legend(rows: Sequence[Row], epochs: Sequence[int] = ()) -> str:
+def legend(rows: Sequence[Row]) -> str:
     """What the columns of the main table mean."""
     parts = ["AP: COCO average precision, a fraction"]
     if any(len(row["planned"]) > 1 for row in rows):
         parts[0] += ", the mean over the seeds that are done, ± their sample standard deviation (none for one seed)"
     if any(row["against"] for row in rows):
         parts.append("change: difference in AP to the row that it is held against (see what each step changed), seed by seed")
-    if epochs:
-        parts.append("epoch N: AP on the validation images after that epoch, where AP itself is that of the best epoch")
     if any("latency_ms" in row for row in rows):
         parts.append(
             "ms, p90 ms: median and 90th percentile of one image. speedup: against the float row on the same runtime, with its "
@@ -161,7 +163,9 @@ def legend(rows: Sequence[Row], epochs: Sequence[int] = ()) -> str:
 
 
 RATIOS = "Latency and size: multiples of what the row held against has; ×0.50 is half."
-AREAS = (
-    "Small, medium and large objects: areas below 32², up to 96² and above, in pixels of the photograph. evaluation s: seconds "
-    "for all validation images."
-)
+AREAS = "Small, medium and large objects: areas below 32², up to 96² and above, in pixels of the photograph."
+EPOCHS = "epoch N: AP on the validation images after that epoch, where AP itself is that of the best epoch."
+
+
+def accuracy_legend(epochs: Sequence[int] = ()) -> str:
+    return f"{AREAS}{f' {EPOCHS}' if epochs else ''} evaluation s: seconds for all validation images."

@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from leandetr.report.columns import SLOWER, Change, Column, cost_columns
+from leandetr.report.columns import SLOWER, Change, Column, cost_columns, epoch_columns
 from leandetr.report.rows import Row
 
 # What fits into 80 columns; the report has the rest.
@@ -19,7 +19,7 @@ LONG = 24  # characters of a name beyond which names wrap too
 def results_table(rows: Sequence[Row], epochs: Sequence[int] = ()) -> Table:
     """The rows of `results.json` for `rich.print`, one group a runtime. Numbers stay whole; names, intervals and notes wrap
     where space is short."""
-    columns = cost_columns(rows, epochs)
+    columns = [*cost_columns(rows), *epoch_columns(epochs)]
     found = {column.title for column in columns}
     if "ms" in found:
         titles = MEASURED if "seeds" not in found else tuple(title for title in MEASURED if title != "p90 ms")
