@@ -162,9 +162,8 @@ class SmcaDecoder(Decoder):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, nn.Linear) and any(
-            module is layer.scale for layer in self.layers
-        ):  # all Gaussians start round, of scale 1
+        # all Gaussians start round, of scale 1
+        if isinstance(module, nn.Linear) and any(module is layer.scale for layer in self.layers):
             init.zeros_(module.weight)
             init.ones_(module.bias)
 
