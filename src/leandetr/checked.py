@@ -22,7 +22,7 @@ class Checked(BaseModel):
             raise sentence(error, type(self).__name__, type(self)) from error
 
     # pydantic's mark: what is inside another object is checked together with it, so that the fault has its whole path
-    __init__.__pydantic_base_init__ = True
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # a function's own
 
 
 def sentence(error: ValidationError, source: str, kind: type[BaseModel]) -> UserError:

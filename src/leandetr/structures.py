@@ -7,23 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypeAlias, TypedDict
 
 from torch import Tensor
 
+#: A `...ForObjectDetection` model of transformers. What its parts are called differs by family and is read by name; no type of
+#: transformers or PyTorch says it.
+DetectionModel: TypeAlias = Any
 
-class Target(TypedDict):
+
+class Objects(TypedDict):
+    """What a set loss reads of one image.
+
+    class_labels: (n,) int64, contiguous class ids. boxes: (n, 4) float32, (cx, cy, w, h) relative to the image, in [0, 1].
+    """
+
+    class_labels: Tensor
+    boxes: Tensor
+
+
+class Target(Objects):
     """The objects of one image, as transformers' detectors read them.
 
-    class_labels: (n,) int64, contiguous class ids. boxes: (n, 4) float32, (cx, cy, w, h) relative to `size`, in [0, 1].
+    Boxes are relative to `size`.
     image_id: (1,) int64. orig_size: (2,) int64, (height, width) of the photograph. size: (2,) int64, (height, width) of
     the image in the batch without its padding. detections: a teacher's of the same view, where the data set was given some:
     class_labels (m,), boxes (m, 4) like the objects', scores (m,). view: (1,) int64, which of an image's views this is, where
     the data set has a fixed number of them.
     """
 
-    class_labels: Tensor
-    boxes: Tensor
     image_id: Tensor
     orig_size: Tensor
     size: Tensor

@@ -24,12 +24,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForObjectDetection, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING
 
 from leandetr.detectors.attention import open_attention
 from leandetr.detectors.families.registry import family_of
 from leandetr.errors import UserError, unknown
+from leandetr.structures import DetectionModel
 
 #: which of the decoder's attentions have their query aligned
 ALIGNMENTS = {"cross": ("cross",), "self": ("self",), "both": ("cross", "self")}
@@ -47,7 +48,7 @@ def alignment_of(config: PreTrainedConfig) -> str | None:
     return getattr(config, "query_alignment", None)
 
 
-def align_queries(model: PreTrainedModel, which: str = "cross") -> None:
+def align_queries(model: DetectionModel, which: str = "cross") -> None:
     """Build the alignment into a detector's model; one that has it keeps it. Its configuration says so, and `load` rebuilds it.
 
     Args:
@@ -73,7 +74,7 @@ def align_queries(model: PreTrainedModel, which: str = "cross") -> None:
 
 
 @torch.no_grad()
-def fit_alignment(model: PreTrainedModel, run: Callable[[], object]) -> None:
+def fit_alignment(model: DetectionModel, run: Callable[[], object]) -> None:
     """Choose scale and shift of every alignment so that aligned queries are, in the mean square, nearest to unaligned ones.
 
     Args:
@@ -122,24 +123,25 @@ class _Line:
         return slope, y - slope * x
 
 
-def class_to_load(config: PreTrainedConfig) -> type:
+def class_to_load(config: PreTrainedConfig) -> Any:
     """What `from_pretrained` is called on: transformers' Auto class, or one whose models are built with the alignment that the
     configuration names, before the weights come."""
-    if alignment_of(config) is None:
+    if (found := alignment_of(config)) is None:
         return AutoModelForObjectDetection
-    plain = MODEL_FOR_OBJECT_DETECTION_MAPPING[type(config)]
+    which: str = found
+    plain: Any = MODEL_FOR_OBJECT_DETECTION_MAPPING[type(config)]
 
     class Aligned(plain):
         def __init__(self, config: PreTrainedConfig, *arguments: Any, **options: Any) -> None:
             super().__init__(config, *arguments, **options)
-            align_queries(self, alignment_of(config))
+            align_queries(self, which)
             self.__class__ = plain  # what it is saved as
 
     Aligned.__name__ = plain.__name__  # by which transformers chooses the loss
     return Aligned
 
 
-def _align(attention: nn.Module | None, kind: str, model: PreTrainedModel) -> None:
+def _align(attention: Any, kind: str, model: DetectionModel) -> None:
     device = None if attention is None else next(attention.parameters()).device
     if hasattr(attention, "slots"):
         if type(attention.slots.align) is nn.Identity:
@@ -156,7 +158,7 @@ def _align(attention: nn.Module | None, kind: str, model: PreTrainedModel) -> No
         )
 
 
-def _sample_by_aligned(attention: nn.Module, arguments: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def _sample_by_aligned(attention: Any, arguments: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Before a deformable attention: content plus position, aligned, in place of the two."""
     query, position = named["hidden_states"], named.get("position_embeddings")
     query = query if position is None else query + position

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from leandetr.detectors.families.family import Family
+from leandetr.structures import DetectionModel
 
 #: how a configuration says that its model's attention is open, while the model lives; it is not saved
 IMPLEMENTATION = "leandetr"
@@ -100,7 +101,7 @@ def leave_out_cudnn_attention() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def open_attention(model: PreTrainedModel) -> dict[str, AttentionSlots]:
+def open_attention(model: DetectionModel) -> dict[str, AttentionSlots]:
     """Give every attention of encoder and decoder its `slots`; one that has them keeps them. The model computes the same.
 
     Returns the slots by the name of their attention module; empty where nothing could be reached.
@@ -141,7 +142,7 @@ class Taps:
 
 
 @contextmanager
-def tapping(trunk: nn.Module, family: Family) -> Iterator[Taps]:
+def tapping(trunk: DetectionModel, family: Family) -> Iterator[Taps]:
     """Collect what attention gathers while the block runs; `trunk` has the encoder, if any, and the decoder."""
     taps, handles = Taps(), []
 

@@ -53,9 +53,12 @@ def describe_backbone(name: str, stages: int, frozen_norm: bool, overrides: dict
         mean, std = ((0.0,) * 3, (1.0,) * 3) if name.startswith(("rt_detr", "hgnet")) else (IMAGENET_MEAN, IMAGENET_STD)
     elif timm.is_model(name):
         refuse_unknown(overrides, TimmBackboneConfig())
-        probe = timm.create_model(name, features_only=True, pretrained=False)
+        probe: Any = timm.create_model(name, features_only=True, pretrained=False)
         levels = len(probe.feature_info)
-        chosen = {"out_indices": list(range(levels - stages, levels)), "freeze_batch_norm_2d": frozen_norm} | overrides
+        chosen: dict[str, Any] = {
+            "out_indices": list(range(levels - stages, levels)),
+            "freeze_batch_norm_2d": frozen_norm,
+        } | overrides
         config = TimmBackboneConfig(backbone=name, **chosen)
         config.use_pretrained_backbone = False
         mean, std = probe.default_cfg.get("mean", IMAGENET_MEAN), probe.default_cfg.get("std", IMAGENET_STD)

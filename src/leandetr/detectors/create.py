@@ -51,7 +51,7 @@ def create(
     Randomness comes from torch's global generator: seed it for the same weights twice.
     """
     config, described = configure(name, class_map, image_size, backbone, weights, overrides)
-    model, family = _build(config, overrides), family_of(config)
+    model, family = _build(config, overrides or {}), family_of(config)
     family.initialise(model)
     if weights is not None:
         load_backbone_weights(family.backbone(model), described.config, weights)

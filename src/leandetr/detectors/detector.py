@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig
 
 from leandetr.detectors.attention import Taps, leave_out_cudnn_attention, tapping
 from leandetr.detectors.families.family import DecoderRun
@@ -19,7 +20,17 @@ from leandetr.detectors.preprocessing import write_preprocessing
 from leandetr.detectors.query_sets import has_distillation_queries, keep_answers, queries_of
 from leandetr.files import writing_files
 from leandetr.heads import Head
-from leandetr.structures import Batch, ClassMap, Detections, DetectorOutput, Memory, Preprocessing, Queries, Target
+from leandetr.structures import (
+    Batch,
+    ClassMap,
+    DetectionModel,
+    Detections,
+    DetectorOutput,
+    Memory,
+    Preprocessing,
+    Queries,
+    Target,
+)
 
 
 class Detector(nn.Module):
@@ -38,7 +49,7 @@ class Detector(nn.Module):
         >>> layers, images, queries, classes = output.logits.shape    # doctest: +SKIP
     """
 
-    def __init__(self, model: PreTrainedModel, preprocessing: Preprocessing, class_map: ClassMap) -> None:
+    def __init__(self, model: DetectionModel, preprocessing: Preprocessing, class_map: ClassMap) -> None:
         super().__init__()
         leave_out_cudnn_attention()
         self.model = model
@@ -48,7 +59,7 @@ class Detector(nn.Module):
         model.register_forward_hook(keep_answers)
 
     @property
-    def config(self):
+    def config(self) -> PreTrainedConfig:
         return self.model.config
 
     @property
@@ -84,8 +95,8 @@ class Detector(nn.Module):
         def part(queries: slice) -> DetectorOutput:
             call = self._main_call(run, queries)
             memory = Memory(tokens=call["encoder_hidden_states"], shapes=shapes, call=call)
-            answers = (answer[:, :, queries] for answer in (logits, boxes, hidden))
-            output = DetectorOutput(*answers, self.family.read_queries(call), memory, _maps(memory))
+            own = (logits[:, :, queries], boxes[:, :, queries], hidden[:, :, queries])
+            output = DetectorOutput(*own, self.family.read_queries(call), memory, _maps(memory))
             output.attended = None if co_attended is None else co_attended[:, :, queries]
             output.encoder_attended = taps.encoder
             return output
@@ -148,9 +159,11 @@ class Detector(nn.Module):
     @contextmanager
     def _recording(self) -> Iterator[list[DecoderRun]]:
         """Record every call of the decoder while the block runs."""
-        decoder, runs, states = self.model.model.decoder, [], []
+        decoder = self.model.model.decoder
+        runs: list[DecoderRun] = []
+        states: list[Tensor] = []
 
-        def after(_module, _args, kwargs, output):
+        def after(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
             runs.append(DecoderRun(kwargs, output, list(states)))
             states.clear()
 
@@ -168,7 +181,8 @@ class Detector(nn.Module):
     @contextmanager
     def _single_level(self) -> Iterator[list[tuple[int, int]]]:
         """The (h, w) of the feature map, for families that flatten one map without telling its shape."""
-        projection, found = self.family.projection(self.model), []
+        projection = self.family.projection(self.model)
+        found: list[tuple[int, int]] = []
         if projection is None:
             yield found
             return

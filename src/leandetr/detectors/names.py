@@ -70,5 +70,6 @@ def missing(name: str) -> bool:
     itself would import torch."""
     if MODELS[name].built_here:
         return False
-    (installed,) = find_spec("transformers").submodule_search_locations
-    return not Path(installed, "models", MODELS[name].model_type.replace("-", "_")).is_dir()
+    spec, folder = find_spec("transformers"), MODELS[name].model_type.replace("-", "_")
+    installed = (spec.submodule_search_locations if spec else None) or ()
+    return not any(Path(place, "models", folder).is_dir() for place in installed)

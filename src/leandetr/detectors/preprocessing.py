@@ -1,6 +1,7 @@
 """`Preprocessing` <-> transformers' `preprocessor_config.json`, so that either library reads what the other wrote."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers.image_processing_base import ImageProcessingMixin
 
@@ -29,7 +30,7 @@ def read_preprocessing(source: str) -> Preprocessing:
     size = values.get("size", {"height": 640, "width": 640})
     if isinstance(size, int):  # transformers' oldest DETR files: the shorter side, with the longer one in max_size
         size = {"shortest_edge": size, "longest_edge": values.get("max_size", 1333)}
-    shared = {"mean": tuple(mean) if normalise else (0.0,) * 3, "std": tuple(std) if normalise else (1.0,) * 3}
+    shared: dict[str, Any] = {"mean": tuple(mean) if normalise else (0.0,) * 3, "std": tuple(std) if normalise else (1.0,) * 3}
     if "height" in size:
         return Preprocessing(size=(int(size["height"]), int(size["width"])), **shared)
     if "shortest_edge" in size:
@@ -39,6 +40,7 @@ def read_preprocessing(source: str) -> Preprocessing:
 
 def write_preprocessing(folder: Path, preprocessing: Preprocessing, head: Head) -> None:
     """Write `folder`/preprocessor_config.json, which transformers' `AutoImageProcessor` reads too."""
+    size: dict[str, int | None]
     if preprocessing.size is not None:
         size = dict(zip(("height", "width"), preprocessing.size, strict=True))
     else:

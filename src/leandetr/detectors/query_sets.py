@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import PreTrainedConfig
 
 from leandetr.detectors.families.registry import family_of
 from leandetr.errors import UserError, unknown
+from leandetr.structures import DetectionModel
 
 SETS = ("object", "distillation", "both")
 
@@ -32,7 +32,7 @@ def queries_of(config: PreTrainedConfig, which: str) -> slice:
 
 
 @torch.no_grad()
-def add_distillation_queries(model: PreTrainedModel, count: int | None = None) -> None:
+def add_distillation_queries(model: DetectionModel, count: int | None = None) -> None:
     """Give a detector's model distillation queries, drawn as its family draws queries; one that has them keeps them.
 
     Args:
@@ -51,7 +51,7 @@ def add_distillation_queries(model: PreTrainedModel, count: int | None = None) -
         return
     family = family_of(config)
     table = family.learned_queries(model)
-    if table is None:
+    if table is None or family.query_table is None:
         raise UserError(
             f"this {config.model_type} student has no table of learned queries, a row a query, to which distillation queries "
             "could be added; take a detr, conditional_detr or deformable_detr that is not two-stage"
@@ -85,7 +85,7 @@ def answer_with(config: PreTrainedConfig, which: str) -> None:
     config.answering_queries = which
 
 
-def keep_answers(model: PreTrainedModel, _arguments: Any, output: ModelOutput) -> ModelOutput:
+def keep_answers(model: DetectionModel, _arguments: Any, output: Any) -> Any:
     """Forward hook of a model: of its logits and pred_boxes (B, N, ...) only the answering set's are left."""
     config = model.config
     if has_distillation_queries(config) and output.logits.shape[1] == config.num_queries:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ class TorchvisionDetector(nn.Module):
     def __init__(self, source: str, model: nn.Module, class_map: ClassMap, head: Head = Head.SIGMOID) -> None:
         super().__init__()
         self.source, self.model, self.class_map, self.head = source, model.eval(), class_map, head
-        own = model.transform
+        own: Any = model.transform
         self.preprocessing = Preprocessing(size=None, shortest_edge=own.min_size[-1], longest_edge=own.max_size)
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import PartialState
@@ -73,6 +73,7 @@ class TeacherCache(Teacher):
                 "a cached teacher needs views that come again, and training.augment draws new ones in every epoch: set "
                 "training.views to how many each image has (8 keeps much of the variety), or training.augment to none"
             )
+        self.views = dataset.views
         if dataset.transform.preprocessing.size is None:
             raise UserError("a cached teacher needs images of one size, and this student's are not; give it a fixed image size")
         self.source, self.detector = teacher.source, teacher.detector
@@ -88,10 +89,11 @@ class TeacherCache(Teacher):
         places = [(self.index[image_id], view) for image_id, view in asked.tolist()]
         found = {field: self._read(field, places, device) for field in self.fields}
         layered = {field: found[field][field].transpose(0, 1) for field in ANSWERS if field in found}
+        unasked: Any = None  # of fields that are always there otherwise
         answer = DetectorOutput(
-            **dict.fromkeys(ANSWERS) | layered,
-            queries=Queries(**found["queries"]) if "queries" in found else None,
-            memory=None,
+            **{field: layered.get(field, unasked) for field in ANSWERS},
+            queries=Queries(**found["queries"]) if "queries" in found else unasked,
+            memory=unasked,
             features=[found["features"][str(level)] for level in range(len(found.get("features", {})))],
         )
         return answer, batch
@@ -104,7 +106,7 @@ class TeacherCache(Teacher):
         Raises UserError where the disk has no room for it.
         """
         state, console = PartialState(), Console(stderr=True, highlight=False)
-        views = min(self.dataset.views, epochs)
+        views = min(self.views, epochs)
         missing = {part: fields for part in self._parts(views) if (fields := self._missing(part))}
         if not missing:
             if state.is_main_process:
@@ -164,7 +166,7 @@ class TeacherCache(Teacher):
             "logits": {"logits": answer.logits.transpose(0, 1)},
             "boxes": {"boxes": answer.boxes.transpose(0, 1)},
             "hidden": {"hidden": answer.hidden[-1:].transpose(0, 1)},
-            "attended": {"attended": answer.attended[-1:].transpose(0, 1)} if "attended" in self.fields else {},
+            "attended": {"attended": cast(Tensor, answer.attended)[-1:].transpose(0, 1)} if "attended" in self.fields else {},
             "features": {str(level): values for level, values in enumerate(answer.features)},
             "queries": {name: values for name, values in queries.items() if values is not None},
         }

@@ -7,9 +7,10 @@ where detection is 1, unless a term asks for less beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import ItemsView, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from leandetr.data.coco import CocoDataset
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.cache import TeacherCache
 from leandetr.distillation.teacher import DetectorTeacher, Teacher, single_precision
-from leandetr.distillation.term import Term
+from leandetr.distillation.term import Term, total
 from leandetr.errors import UserError
 from leandetr.structures import Batch, DetectorOutput, Target
 
@@ -60,11 +61,11 @@ class Distiller(nn.Module):
             if not weight >= 0:
                 raise UserError(f"the weight of the distillation term {term.name!r} is {weight:g}; give 0 or more")
         self.student = student
-        self.teacher = DetectorTeacher(teacher, student) if isinstance(teacher, Detector) else teacher
+        self.teacher: Teacher = DetectorTeacher(teacher, student) if isinstance(teacher, Detector) else teacher
         self.terms = nn.ModuleDict({term.name: term for term, _ in terms})
         self.weights = {term.name: weight for term, weight in terms}
         self.detection = min([1.0, *(term.detection for term, _ in terms)])
-        self.asks_attended = any({"attended", "encoder_attended"} & term.needs for term in self.terms.values())
+        self.asks_attended = any({"attended", "encoder_attended"} & term.needs for _, term in self._named_terms)
         self.steps = 0
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor, labels: list[Target], padded: bool = True) -> DistillerOutput:
@@ -76,26 +77,31 @@ class Distiller(nn.Module):
         asked = Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels, padded=padded)
         teacher, batch = self.teacher(asked, self.asks_attended)
 
-        losses, logs = {"detection": self.detection * student.loss}, {"detection": student.loss}
-        for name, term in self.terms.items():
+        detection = cast(Tensor, student.loss)  # labels were given
+        losses, logs = {"detection": self.detection * detection}, {"detection": detection}
+        for name, term in self._named_terms:
             if teacher is not None:
                 self._check_served(term, teacher)
             parts = term(student, teacher, batch)
             logs |= {f"{name}/{part}": value for part, value in parts.items()}
-            losses[name] = self.weights[name] * sum(parts.values())
-        loss = sum(losses.values())
+            losses[name] = self.weights[name] * total(parts.values())
+        loss = total(losses.values())
         logs |= {f"share/{name}": value / loss for name, value in losses.items()}
         if self.training and self.steps < GRADIENT_STEPS and torch.is_grad_enabled():
             logs |= {f"gradient/{name}": gradient_norm(value, student.memory.tokens) for name, value in losses.items()}
         self.steps += self.training
         return DistillerOutput(loss, {name: value.detach() for name, value in logs.items()})
 
+    @property
+    def _named_terms(self) -> ItemsView[str, Term]:
+        return cast(ItemsView[str, Term], self.terms.items())
+
     def check(self, batches: Iterable[Batch]) -> None:
         """Look for something to learn in the training images; stops at the first batch where every term has found it.
 
         Raises UserError where a term finds nothing in any of them.
         """
-        for term in self.terms.values():
+        for _, term in self._named_terms:
             term.check(self.teacher(batch, self.asks_attended) for batch in batches)
 
     def remember(self, dataset: CocoDataset, folder: Path, epochs: int, **loading: int) -> None:
@@ -109,13 +115,13 @@ class Distiller(nn.Module):
                 "the cache is for a saved detector's answers, and this teacher gives detections alone; leave out the cache, or "
                 "write its detections to a file with `leandetr predict --format coco` and name that as the teacher"
             )
-        for name, term in self.terms.items():
+        for name, term in self._named_terms:
             if unkept := term.needs - TeacherCache.gives:
                 raise UserError(
                     f"the {name} term asks the teacher's {', '.join(sorted(unkept))} in every step, which a cache "
                     "does not keep; leave out the cache" + ", or set general of kd-detr to false" * (name == "kd-detr")
                 )
-        needs = frozenset().union(*(term.needs for term in self.terms.values()))
+        needs = frozenset[str]().union(*(term.needs for _, term in self._named_terms))
         cache = TeacherCache(folder, DetectorTeacher(self.teacher.detector, self.student), dataset, needs)
         cache.fill(epochs, **loading)
         self.teacher = cache

@@ -19,7 +19,7 @@ Padding does not count; several levels are averaged.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ class TargetAwareFeatures(Term):
             self.needs = self.needs - {"queries"}
 
     @classmethod
-    def build(cls, student: Detector, teacher: Detector, **options: str | float) -> Self:
+    def build(cls, student: Detector, teacher: Detector, **options: Any) -> Self:
         matcher = HungarianMatcher.from_config(teacher.config, teacher.head)
         return cls(Levels.build(student, teacher), teacher.head, matcher, **options)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.levels import Level, Levels, width_of
-from leandetr.distillation.term import Term
+from leandetr.distillation.term import Term, total
 from leandetr.structures import Batch, DetectorOutput, Target
 
 TEMPERATURE = 0.5
@@ -55,7 +55,7 @@ class FocalGlobal(Term):
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         """Features of both and the objects -> "foreground", "background", "attention", "relation", each with its weight."""
         parts = [self.losses(level, batch["labels"]) for level in self.levels(student, teacher, batch)]
-        return {name: sum(part[name] for part in parts) for name in parts[0]}
+        return {name: total(part[name] for part in parts) for name in parts[0]}
 
     def losses(self, level: Level, labels: list[Target]) -> dict[str, Tensor]:
         images = len(level.teacher)
@@ -114,8 +114,8 @@ class ContextBlock(nn.Module):
         self.transform = nn.Sequential(
             nn.Linear(width, width // 2), nn.LayerNorm(width // 2), nn.ReLU(), nn.Linear(width // 2, width)
         )
-        nn.init.zeros_(self.transform[-1].weight)
-        nn.init.zeros_(self.transform[-1].bias)
+        for parameter in self.transform[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor, valid: Tensor) -> Tensor:
         """(B, C, h, w), (B, 1, h, w) -> (B, C, h, w)."""

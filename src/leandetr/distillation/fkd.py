@@ -13,7 +13,7 @@ the other cells. Student maps are taken after phi, so that the widths agree in e
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.levels import Level, Levels, width_of
-from leandetr.distillation.term import Term
+from leandetr.distillation.term import Term, total
 from leandetr.structures import Batch, DetectorOutput
 
 TEMPERATURE = 0.5
@@ -45,7 +45,7 @@ class AttentionGuided(Term):
         self.student_relations, self.teacher_relations = NonLocalBlock(width), NonLocalBlock(width)
         self.relation_adapter = nn.Conv2d(width, width, 1)
         nn.init.dirac_(self.relation_adapter.weight)  # the blocks start as the identity, and so does what joins them
-        nn.init.zeros_(self.relation_adapter.bias)
+        nn.init.zeros_(cast(Tensor, self.relation_adapter.bias))
 
     @classmethod
     def build(cls, student: Detector, teacher: Detector) -> Self:
@@ -54,7 +54,7 @@ class AttentionGuided(Term):
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         """Features of both -> "attention", "imitation" and "relation", each with its weight."""
         parts = [self.losses(level) for level in self.levels(student, teacher, batch)]
-        return {name: sum(part[name] for part in parts) for name in parts[0]}
+        return {name: total(part[name] for part in parts) for name in parts[0]}
 
     def losses(self, level: Level) -> dict[str, Tensor]:
         spatial, channel = attention(level.student, level.valid)
@@ -96,8 +96,8 @@ class NonLocalBlock(nn.Module):
         super().__init__()
         self.query, self.key, self.value = (nn.Conv2d(width, width // 2, 1) for _ in range(3))
         self.out = nn.Conv2d(width // 2, width, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor, valid: Tensor) -> Tensor:
         """(B, C, h, w), (B, 1, h, w) -> (B, C, h, w)."""

@@ -1,5 +1,7 @@
 """Where the image lies in a padded batch, and cutting it out on the device."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,7 +12,7 @@ def shares(pixel_mask: Tensor) -> Tensor:
     return torch.stack([pixel_mask[:, 0].float().mean(1), pixel_mask[:, :, 0].float().mean(1)], 1)
 
 
-def cut_out(maps: Tensor, pixel_mask: Tensor, size: tuple[int, int]) -> Tensor:
+def cut_out(maps: Tensor, pixel_mask: Tensor, size: Sequence[int]) -> Tensor:
     """Stretch each image's own part of a padded batch, bilinearly, over a whole map.
 
     maps (B, C, h, w): pixels or features that cover the padded frame. pixel_mask (B, H, W): 1 where there is image, from the

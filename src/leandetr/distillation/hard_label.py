@@ -11,7 +11,7 @@ The first half is the student's own detection loss; the second is the term, with
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from leandetr.distillation.term import Term
 from leandetr.errors import UserError
 from leandetr.heads import Head
 from leandetr.losses import SetCriterion
-from leandetr.structures import Batch, DetectorOutput
+from leandetr.structures import Batch, DetectorOutput, Objects
 
 
 class HardLabel(Term):
@@ -62,7 +62,7 @@ class HardLabel(Term):
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput | None, batch: Batch) -> dict[str, Tensor]:
         """The answers of the distillation queries, the teacher's last layer -> "class", "bbox" and "giou" of the set loss."""
-        answers = student.distillation
+        answers = cast(DetectorOutput, student.distillation)  # after `prepare`
         return self.criterion(answers.logits, answers.boxes, self.pseudo_labels(teacher, batch))
 
     def check(self, answers: Iterable[tuple[DetectorOutput | None, Batch]]) -> None:
@@ -73,9 +73,9 @@ class HardLabel(Term):
             )
 
     @torch.no_grad()
-    def pseudo_labels(self, teacher: DetectorOutput | None, batch: Batch) -> list[dict[str, Tensor]]:
+    def pseudo_labels(self, teacher: DetectorOutput | None, batch: Batch) -> list[Objects]:
         """Every image's detections over the threshold: "class_labels" (n,) and "boxes" (n, 4), (cx, cy, w, h) in [0, 1]."""
-        if teacher is None:
+        if teacher is None or self.teacher_head is None:
             detections = [target["detections"] for target in batch["labels"]]
         else:
             boxes = teacher.boxes[-1]
@@ -84,6 +84,8 @@ class HardLabel(Term):
                 {"class_labels": found.labels, "boxes": box_convert(found.boxes, "xyxy", "cxcywh"), "scores": found.scores}
                 for found in postprocess(teacher.logits[-1], boxes, self.teacher_head, whole, top_k=boxes.shape[1])
             ]
+        over = [found["scores"] > self.threshold for found in detections]
         return [
-            {name: found[name][found["scores"] > self.threshold] for name in ("class_labels", "boxes")} for found in detections
+            Objects(class_labels=found["class_labels"][kept], boxes=found["boxes"][kept])
+            for found, kept in zip(detections, over, strict=True)
         ]

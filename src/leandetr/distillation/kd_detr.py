@@ -18,7 +18,7 @@ with the mean and the deviation that every channel has among the teacher's queri
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor
@@ -84,11 +84,11 @@ class DistillationPoints(Term):
         if self.general:
             points = draw(teacher.queries)
             from_memory = guide.detector.family.content_from_memory
-            theirs = queries_at(points.reference, guide.detector, teacher) if from_memory else points
+            theirs = queries_at(cast(Tensor, points.reference), guide.detector, teacher) if from_memory else points
             asked["general"] = points, guide.decode(theirs, teacher.memory)
         if self.specific:
             asked["specific"] = teacher.queries, teacher
-        parts = {}
+        parts: dict[str, Tensor] = {}
         for name, (points, taught) in asked.items():
             answer = detector.decode(self.queries(points, student), student.memory)
             parts |= {f"{name}_{part}": value for part, value in self.losses(answer, taught).items()}

@@ -12,7 +12,7 @@ binary cross-entropy between sigmoid heads, KL divergence over K + 1 classes bet
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ class HungarianLogits(Term):
         self.positive_class, self.positive_box, self.negative_box = positive_class, positive_box, negative_box
 
     @classmethod
-    def build(cls, student: Detector, teacher: Detector, **options: str | bool) -> Self:
+    def build(cls, student: Detector, teacher: Detector, **options: Any) -> Self:
         return cls(student.head, teacher.head, HungarianMatcher.from_config(teacher.config, teacher.head), **options)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ class HungarianLogits(Term):
         """
         objects = pad_targets(batch["labels"])
         by_box = box_cost(student.boxes, teacher_boxes, BBOX_WEIGHT, GIOU_WEIGHT)
-        own, by_box, by_class = to_host(
+        own, box_costs, class_costs = to_host(
             self.matcher.cost(teacher_logits, teacher_boxes, objects),
             by_box,
             self.classes.pairwise_losses(student.logits, self.classes.targets(teacher_logits)),
@@ -117,8 +117,8 @@ class HungarianLogits(Term):
         positive = np.zeros((len(own), len(objects.sizes), own.shape[2]), bool)
         positive[layers, images, queries] = True
         device = student.boxes.device
-        positives = solve(by_class + by_box, indices(positive))
-        negatives = solve(by_box, indices(~positive)) if self.negative_box else np.empty((4, 0), np.int64)
+        positives = solve(class_costs + box_costs, indices(positive))
+        negatives = solve(box_costs, indices(~positive)) if self.negative_box else np.empty((4, 0), np.int64)
         both = torch.from_numpy(np.concatenate([positives, negatives], axis=1)).to(device)
         split = both.split([positives.shape[1], negatives.shape[1]], dim=1)
         return Assignment(*split[0]), Assignment(*split[1])

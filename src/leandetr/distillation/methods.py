@@ -116,8 +116,10 @@ def build_terms(distillation: Distillation | str, student: Detector, teacher: De
     """
     if isinstance(distillation, str):
         distillation = Distillation(method=distillation)
-    bound = isinstance(teacher, Teacher)
-    detector, gives = (teacher.detector, teacher.gives) if bound else (teacher, DetectorTeacher.gives)
+    if isinstance(teacher, Teacher):
+        detector, gives = teacher.detector, teacher.gives
+    else:
+        detector, gives = teacher, DetectorTeacher.gives
     terms: list[tuple[Term, float]] = []
     for name, weight in chosen_terms(distillation).items():
         kind = TERMS[name]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.levels import Level, Levels, width_of
-from leandetr.distillation.term import Term
+from leandetr.distillation.term import Term, total
 from leandetr.structures import Batch, DetectorOutput
 
 HIDDEN = 0.65
@@ -46,7 +46,7 @@ class MaskedGeneration(Term):
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         """Features of both -> {"generation": scalar}. The mask is drawn from torch's global generator."""
-        return {"generation": sum(self.generation(level) for level in self.levels(student, teacher, batch))}
+        return {"generation": total(self.generation(level) for level in self.levels(student, teacher, batch))}
 
     def generation(self, level: Level) -> Tensor:
         seen = (torch.rand_like(level.valid) >= HIDDEN) * level.valid

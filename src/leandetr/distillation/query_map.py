@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class QueryMap(nn.Module):
         """The teacher's M queries and the student's answer to the same batch -> queries of the student's width (B, M, D_S)."""
         (detector,) = self._student
         if detector.family.content_from_memory:
-            return queries_at(queries.reference.float(), detector, student)
+            return queries_at(cast(Tensor, queries.reference).float(), detector, student)
         given = {name: getattr(queries, name) for name in ("content", "position", "reference")}
         given = {name: value.float() for name, value in given.items() if value is not None}
         return Queries(**{name: value if is_place(value) else self.adapter(value) for name, value in given.items()})

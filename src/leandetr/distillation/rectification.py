@@ -18,7 +18,7 @@ run again.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +84,9 @@ class DistributionRectification(Term):
         kept = foreground_queries(student.boxes[-1], pad_targets(batch["labels"]), self.tau)
         images, queries = kept.nonzero(as_tuple=True)
         matched = partners(student.boxes[-1], teacher.boxes[-1])[images, queries]
-        given = self.adapter(student.attended[-1][images, queries])
-        distances = torch.linalg.vector_norm(given - teacher.attended[-1][images, matched], dim=-1)
+        own, taught = cast(Tensor, student.attended), cast(Tensor, teacher.attended)  # both families have them
+        given = self.adapter(own[-1][images, queries])
+        distances = torch.linalg.vector_norm(given - taught[-1][images, matched], dim=-1)
         return {"attended": distances.sum() / mean_over_ranks(len(images), distances.device)}
 
 

@@ -20,7 +20,7 @@ A shift counts relative to the box's size, and every family has such boxes, with
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class SoftLabel(Term):
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         """The distillation queries' layers (L, B, N_d, ...), the teacher's last (B, M, ...) -> {"kl": summed over layers}."""
-        answers = student.distillation
+        answers = cast(DetectorOutput, student.distillation)  # after `prepare`
         labels = self.labels(teacher, answers.logits.shape[2])
         pairs = self.match(answers, labels)
         losses = pairs.of_targets(labels.weights) * self.divergences(answers, labels, pairs)

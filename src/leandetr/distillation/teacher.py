@@ -57,6 +57,7 @@ class DetectorTeacher(Teacher):
     """
 
     gives = frozenset(field.name for field in fields(DetectorOutput))
+    detector: Detector
 
     def __init__(self, detector: Detector, student: Detector) -> None:
         self.source = f"this {detector.config.model_type} teacher"
@@ -138,14 +139,14 @@ class View:
     def __call__(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) and (B, H, W) -> (B, 3, h, w) and (B, h, w)."""
         if self.size is not None and (self.padded or pixel_values.shape[-2:] != self.size):
-            pixel_values = self._stretched(pixel_values, pixel_mask)
+            pixel_values = self._stretched(pixel_values, pixel_mask, self.size)
             pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=pixel_mask.dtype)
         if not self.same:
             pixel_values = pixel_values * self.scale.to(pixel_values) + self.shift.to(pixel_values)
             pixel_values = pixel_values * pixel_mask[:, None]  # padding is zero after normalisation
         return pixel_values, pixel_mask
 
-    def _stretched(self, pixel_values: Tensor, pixel_mask: Tensor) -> Tensor:
+    def _stretched(self, pixel_values: Tensor, pixel_mask: Tensor, size: tuple[int, int]) -> Tensor:
         if not self.padded:
-            return F.interpolate(pixel_values, self.size, mode="bilinear", align_corners=False, antialias=True)
-        return cut_out(pixel_values, pixel_mask, self.size)
+            return F.interpolate(pixel_values, size, mode="bilinear", align_corners=False, antialias=True)
+        return cut_out(pixel_values, pixel_mask, size)

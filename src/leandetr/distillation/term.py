@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor, nn
 
@@ -31,8 +31,10 @@ class Term(nn.Module):
     detections_suffice: ClassVar[bool] = False
 
     @classmethod
-    def build(cls, student: Detector, teacher: Detector | None, **options: Any) -> Self:
+    def build(cls, student: Detector, *teacher: Any, **options: Any) -> Self:
         """The term for these two detectors, whose widths, heads and families it may have to bridge; neither is changed.
+
+        A term takes one teacher, a `Detector` (or None where detections suffice), and its options by name.
 
         Raises UserError where it cannot.
         """
@@ -54,8 +56,13 @@ class Term(nn.Module):
         """
         raise NotImplementedError
 
-    def check(self, answers: Iterable[tuple[DetectorOutput, Batch]]) -> None:
+    def check(self, answers: Iterable[tuple[DetectorOutput | None, Batch]]) -> None:
         """Reads as many of the teacher's answers and their batches as it takes to see that there is something to learn.
 
         Raises UserError where there is nothing.
         """
+
+
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one."""
+    return cast(Tensor, sum(parts))

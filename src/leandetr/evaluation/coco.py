@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from leandetr.data.coco import CocoDataset, collate
 from leandetr.errors import UserError
@@ -87,7 +87,7 @@ def evaluate(
 
 def predict_dataset(
     predict: Predict,
-    dataset: torch.utils.data.Dataset,
+    dataset: CocoDataset | Subset[Any],
     class_map: ClassMap,
     batch_size: int = 8,
     workers: int = 0,
@@ -134,9 +134,8 @@ def evaluate_results(ground_truth: dict[str, Any], results: Iterable[dict[str, A
     evaluation = COCOeval_faster(truth, found, iouType="bbox", print_function=_silent)
     evaluation.run()
     names = [truth.cats[category]["name"] for category in evaluation.params.catIds]
-    return CocoMetrics(
-        *map(float, evaluation.stats[:12]), per_class=dict(zip(names, _class_precision(evaluation), strict=True))
-    )
+    numbers: dict[str, Any] = {item.name: float(number) for item, number in zip(fields(CocoMetrics), evaluation.stats[:12])}
+    return CocoMetrics(**numbers, per_class=dict(zip(names, _class_precision(evaluation), strict=True)))
 
 
 def _ground_truth(ground_truth: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

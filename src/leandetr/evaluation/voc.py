@@ -58,12 +58,12 @@ def _class_ap(objects: dict[int, list[dict[str, Any]]], detections: list[dict[st
         return -1.0
     boxes = {image: _corners(found) for image, found in objects.items()}
     taken: set[tuple[int, int]] = set()
-    right = []
+    right: list[bool] = []
     for entry in sorted(detections, key=lambda entry: -entry["score"]):
         image = entry["image_id"]
         overlaps = box_iou(_corners([entry]), boxes[image])[0] if image in boxes else torch.zeros(0)
         best = int(overlaps.argmax()) if len(overlaps) else -1
-        hit = best >= 0 and overlaps[best] >= iou
+        hit = best >= 0 and bool(overlaps[best] >= iou)
         if hit and _ignored(objects[image][best]):
             continue
         right.append(hit and (image, best) not in taken)

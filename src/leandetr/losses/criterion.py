@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 from leandetr.boxes import pairwise_giou
 from leandetr.heads import Head
 from leandetr.losses.matcher import Assignment, HungarianMatcher, PaddedTargets, pad_targets
-from leandetr.structures import Target
+from leandetr.structures import Objects
 
 # A narrower box has no area in single precision, and then a GIoU of 0 / 0. A hundredth of a pixel in the largest image.
 NARROWEST = 1e-6
@@ -83,7 +83,7 @@ class SetCriterion:
         )
 
     def __call__(
-        self, logits: Tensor, boxes: Tensor, labels: Sequence[Target], assignment: Assignment | None = None
+        self, logits: Tensor, boxes: Tensor, labels: Sequence[Objects], assignment: Assignment | None = None
     ) -> dict[str, Tensor]:
         """logits (L, B, N, C), boxes (L, B, N, 4), the objects of the B images -> weighted "class", "bbox" and "giou" scalars.
 

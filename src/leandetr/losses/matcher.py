@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig
 
 from leandetr.boxes import pairwise_giou, pairwise_l1
 from leandetr.heads import Head
-from leandetr.structures import Target
+from leandetr.structures import Objects
 
 # What a pair that cannot be judged (NaN, infinite) costs. Above every finite cost, yet small enough that the solver's sums in
 # double precision still tell the other pairs apart.
@@ -57,7 +57,7 @@ class PaddedTargets(NamedTuple):
     sizes: list[int]
 
 
-def pad_targets(labels: Sequence[Target]) -> PaddedTargets:
+def pad_targets(labels: Sequence[Objects]) -> PaddedTargets:
     """One tensor of a batch's objects. The padding is never matched: every assignment is told the sizes."""
     classes = pad_sequence([target["class_labels"] for target in labels], batch_first=True)
     boxes = pad_sequence([target["boxes"].float() for target in labels], batch_first=True, padding_value=0.5)
@@ -98,7 +98,7 @@ def solve(cost: np.ndarray, columns: Sequence[Sequence[np.ndarray]]) -> np.ndarr
     places = [(layer, image) for layer, in_layer in enumerate(columns) for image in range(len(in_layer))]
     threads = min(torch.get_num_threads(), len(places))
     if threads < 2 or cost.size < WORTH_THREADS:
-        found = map(solved, places)
+        found = [solved(place) for place in places]
     else:  # scipy's solver lets other threads run meanwhile
         with ThreadPoolExecutor(threads) as pool:
             found = list(pool.map(solved, places))
@@ -134,7 +134,8 @@ def assign(cost: Tensor, sizes: Sequence[int]) -> Assignment:
         sizes: how many of the M columns are targets, one count an image; the others are padding.
     """
     columns = [[np.arange(size) for size in sizes]] * len(cost)
-    return Assignment(*torch.from_numpy(solve(*to_host(cost), columns)).to(cost.device))
+    (on_host,) = to_host(cost)
+    return Assignment(*torch.from_numpy(solve(on_host, columns)).to(cost.device))
 
 
 @dataclass(frozen=True)

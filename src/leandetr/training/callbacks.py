@@ -9,10 +9,11 @@ import time
 from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from leandetr.data.classification import ClassificationDataset
 from leandetr.data.coco import CocoDataset
@@ -33,7 +34,7 @@ class TellEpoch(TrainerCallback):
     def __init__(self, dataset: CocoDataset | ClassificationDataset) -> None:
         self.dataset = dataset
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.dataset.set_epoch(int(state.epoch or 0))
 
 
@@ -43,7 +44,7 @@ class UpdateAverage(TrainerCallback):
     def __init__(self, average: MovingAverage) -> None:
         self.average = average
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.average.update()
 
 
@@ -53,7 +54,7 @@ class EvaluateEvery(TrainerCallback):
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         last = state.global_step >= state.max_steps
         if not (last or _whole(state.epoch)):
             control.should_save = False  # stopped within an epoch, with a checkpoint
@@ -69,7 +70,7 @@ class StopAt(TrainerCallback):
     def __init__(self, until: float) -> None:
         self.until = until
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if time.monotonic() >= self.until and state.global_step < state.max_steps:
             control.should_training_stop = True
             control.should_save = not _whole(state.epoch)  # the end of an epoch is saved anyway
@@ -82,7 +83,7 @@ class KeepEpochs(TrainerCallback):
     def __init__(self, detector: Detector, average: MovingAverage | None, epochs: Collection[int], folder: Path) -> None:
         self.detector, self.average, self.epochs, self.folder = detector, average, epochs, folder
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if _whole(state.epoch) and round(state.epoch) in self.epochs and args.should_save:
             with self.average.applied() if self.average else nullcontext():
                 self.detector.save(self.folder / f"epoch-{round(state.epoch)}")
@@ -94,14 +95,21 @@ class LogFile(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if state.is_world_process_zero:
             with errors_of_writing(self.path), self.path.open("a+b") as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
                     if file.read() != b"\n":  # a kill cut the line
                         file.write(b"\n")
-                file.write(json.dumps({"step": state.global_step, **logs}).encode() + b"\n")
+                file.write(json.dumps({"step": state.global_step, **(logs or {})}).encode() + b"\n")
 
 
 def ap_by_epoch(output: Path) -> dict[int, float]:
@@ -128,7 +136,7 @@ class ProgressBar(TrainerCallback):
         self.progress: Progress | None = None
         self.warned = False
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         self.progress = Progress(
@@ -145,12 +153,19 @@ class ProgressBar(TrainerCallback):
         self.task = self.progress.add_task(self.title, total=state.max_steps, completed=state.global_step, said="")
         self.progress.start()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.progress:
             self.progress.update(self.task, completed=state.global_step)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.progress is None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.progress is None or logs is None:
             return
         if state.epoch <= 1 and not self.warned:
             self._warn(logs)

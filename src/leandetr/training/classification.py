@@ -8,15 +8,17 @@ for a detector that will be quantized: the first step of Q-DETR.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import AutoBackbone
+from transformers import AutoBackbone, TrainerCallback
 
 from leandetr.data.classification import ClassificationDataset, collate
 from leandetr.detectors.backbones import Backbone, describe_backbone
@@ -73,6 +75,7 @@ class ClassificationTrainer(AveragingTrainer):
     """Trains a `Classifier`; the best backbone by top-1 on the validation images is in `best` under the output folder."""
 
     metric = "top1"
+    kept: Classifier
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class ClassificationTrainer(AveragingTrainer):
         val: ClassificationDataset,
         config: Training,
         output: Path,
-        callbacks,
+        callbacks: Sequence[TrainerCallback],
     ) -> None:
         super().__init__(classifier, classifier, train, val, config, output, collate, callbacks)
         self.args.dataloader_drop_last = len(train) > config.batch_size  # a batch of one image has no statistics
@@ -136,7 +139,7 @@ def pretrain(
     trainer = run(
         lambda callbacks: ClassificationTrainer(classifier, train, val, config, folder, callbacks), train, config, folder, title
     )
-    top1 = float(trainer.state.best_metric)
+    top1 = float(cast(float, trainer.state.best_metric))  # the end is evaluated
     if trainer.args.should_save:
         with writing_files(output, last=WEIGHTS) as temporary:
             shutil.copy(folder / "best" / WEIGHTS, temporary)

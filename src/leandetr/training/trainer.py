@@ -6,18 +6,19 @@ import math
 import random
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from leandetr.data.classification import ClassificationDataset
 from leandetr.data.coco import CocoDataset, collate
 from leandetr.detectors.attention import leave_out_cudnn_attention
 from leandetr.detectors.detector import Detector
@@ -29,6 +30,9 @@ from leandetr.training.config import Training
 from leandetr.training.diverged import Diverged, diverged
 from leandetr.training.ema import MovingAverage
 from leandetr.training.precision import keep_boxes_precise
+
+if TYPE_CHECKING:
+    from leandetr.training.classification import Classifier
 
 COMPLETE = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
 WATCHED_STEPS = 10  # whose gradients are looked at before they move a weight
@@ -47,19 +51,22 @@ class AveragingTrainer(Trainer):
 
     #: of what `measure` returns, the number that says what is best
     metric: ClassVar[str]
+    model: nn.Module
+    eval_dataset: CocoDataset | ClassificationDataset
 
     def __init__(
         self,
         module: nn.Module,
-        kept: nn.Module,
-        train: Dataset,
-        val: Dataset,
+        kept: Detector | Classifier,
+        train: CocoDataset | ClassificationDataset,
+        val: CocoDataset | ClassificationDataset,
         config: Training,
         output: Path,
         collate: Callable[[list], Any],
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         self.config = config
+        self.output = output
         self.kept = kept
         self.average = MovingAverage(kept, config.ema) if config.ema else None
         self._logged: dict[str, list[Tensor]] = defaultdict(list)
@@ -86,7 +93,9 @@ class AveragingTrainer(Trainer):
         """A parameter's learning rate, as a factor on the schedule's."""
         return 1.0
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         self._batches.append(inputs)
         try:
             output = model(**inputs)
@@ -129,7 +138,9 @@ class AveragingTrainer(Trainer):
         """AdamW with the rates of `rate_of`, no weight decay for norms, biases and grids. A grid's parameters are what modules
         call so: their `parameter_groups()`, where they have it, gives {"grid": parameters}."""
         model = model or self.model
-        offered = [module.parameter_groups() for module in model.modules() if hasattr(module, "parameter_groups")]
+        offered: list[dict[str, Iterable[nn.Parameter]]] = [
+            cast(Any, module).parameter_groups() for module in model.modules() if hasattr(module, "parameter_groups")
+        ]
         grids = {parameter for found in offered for parameter in found.get("grid", ())}
         groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in model.named_parameters():
@@ -146,7 +157,7 @@ class AveragingTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
-        optimizer = optimizer or self.optimizer
+        optimizer = optimizer or cast(torch.optim.Optimizer, self.optimizer)  # which comes first
         frozen = self.config.grid_frozen * num_training_steps
 
         def factor(step: int) -> float:
@@ -155,7 +166,9 @@ class AveragingTrainer(Trainer):
         def factor_of_grids(step: int) -> float:
             return 0.0 if step < frozen else factor(step)
 
-        factors = [factor_of_grids if group["grid"] else factor for group in optimizer.param_groups]
+        factors: list[Callable[[int], float]] = [
+            factor_of_grids if group["grid"] else factor for group in optimizer.param_groups
+        ]
         self.lr_scheduler = LambdaLR(optimizer, factors)
         self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -170,13 +183,13 @@ class AveragingTrainer(Trainer):
             if self.state.best_metric is None or found[self.metric] > self.state.best_metric:
                 self.state.best_metric = found[self.metric]
                 if self.args.should_save:
-                    self.kept.save(Path(self.args.output_dir) / "best")
+                    self.kept.save(self.output / "best")
         logs = {f"eval_{name}": value for name, value in found.items()}
         self.log(logs)
         return logs
 
-    def shard(self) -> Dataset:
-        """This process's share of the validation images."""
+    def shard(self) -> Any:
+        """This process's share of the validation images: the data set itself, or a `Subset` of it."""
         rank, world = self.args.process_index, self.args.world_size
         return Subset(self.eval_dataset, range(rank, len(self.eval_dataset), world)) if world > 1 else self.eval_dataset
 
@@ -188,7 +201,7 @@ class AveragingTrainer(Trainer):
         return values
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.output)
         folder.mkdir(parents=True, exist_ok=True)
         save_model(self.model, str(folder / "training.safetensors"))
         if self.average is not None:
@@ -196,7 +209,7 @@ class AveragingTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The older checkpoint goes when the new one is whole. UserError where the disk is full."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = self.output / f"checkpoint-{self.state.global_step}"
         with errors_of_writing(folder):
             (folder / COMPLETE).unlink(missing_ok=True)  # by every process before it writes
             super()._save_checkpoint(model, trial)
@@ -225,11 +238,19 @@ class DetectionTrainer(AveragingTrainer):
     """
 
     metric = "ap"
+    eval_dataset: CocoDataset
 
     def __init__(
-        self, module: nn.Module, train: CocoDataset, val: CocoDataset, config: Training, output: Path, callbacks
+        self,
+        module: nn.Module,
+        train: CocoDataset,
+        val: CocoDataset,
+        config: Training,
+        output: Path,
+        callbacks: Sequence[TrainerCallback],
     ) -> None:
-        self.detector: Detector = getattr(module, "student", module)
+        trained: Any = module
+        self.detector: Detector = getattr(trained, "student", trained)
         super().__init__(module, self.detector, train, val, config, output, collate, callbacks)
         if self.args.bf16 or self.args.fp16:
             keep_boxes_precise(self.detector)

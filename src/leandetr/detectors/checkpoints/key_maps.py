@@ -95,7 +95,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: no such file; name an existing checkpoint")
     try:
         if path.suffix == ".safetensors":
-            content = load_file(path)
+            content: object = load_file(path)
         else:
             # the authors' training scripts also store their arguments, which are plain values in a Namespace
             with torch.serialization.safe_globals([argparse.Namespace]):

@@ -79,7 +79,8 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Dete
 
 def class_map_of_config(config: PreTrainedConfig) -> ClassMap:
     """Names from `id2label`; the data set's ids from what `Detector.save` left, or the contiguous ids themselves."""
-    names = tuple(config.id2label[index] for index in sorted(config.id2label))
+    by_index: Any = config.id2label
+    names = tuple(by_index[index] for index in sorted(by_index))
     return ClassMap(names, tuple(getattr(config, "dataset_category_ids", range(len(names)))))
 
 

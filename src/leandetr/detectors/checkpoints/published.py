@@ -37,5 +37,5 @@ def load_published(file: Path) -> Detector:
         fault = f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UserError(f"{file}: no {layout.name} can be built from its keys ({fault})") from error
     fill(model, state, str(file))
-    detector = Detector(model, layout.preprocessing, published_classes(config.num_labels, file))
+    detector = Detector(model, layout.preprocessing, published_classes(model.config.num_labels, file))
     return detector.eval()

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from leandetr.detectors.backbones import Backbone
 from leandetr.detectors.families.family import DecoderRun, Family
 from leandetr.detectors.families.layout import PHOTOGRAPHS, Layout, Rules, State, numbers_after, timm_resnet
 from leandetr.detectors.models.adamixer import AdaMixerConfig
-from leandetr.structures import Queries
+from leandetr.structures import DetectionModel, Queries
 
 RULES: Rules = (
     (r"^backbone\.", "model.backbone.model."),
@@ -84,14 +84,14 @@ class AdaMixer(Family):
     def follows(self, backbone: Backbone, frozen_norm: bool, overrides: Mapping[str, Any]) -> dict[str, Any]:
         return {"feature_strides": backbone.strides}
 
-    def queries_of_rows(self, model: PreTrainedModel, rows: Tensor, own: Queries) -> Queries:
+    def queries_of_rows(self, model: DetectionModel, rows: Tensor, own: Queries) -> Queries:
         """All queries start from the whole image."""
         return Queries(content=F.layer_norm(rows, rows.shape[-1:]), reference=own.reference)
 
-    def cross_attention(self, layer: nn.Module) -> None:
+    def cross_attention(self, layer: Any) -> None:
         return None
 
-    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+    def layers(self, model: DetectionModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         output = run.output
         return output.intermediate_logits, output.intermediate_boxes, output.intermediate_hidden_states
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from leandetr.detectors.families.family import DecoderRun
 from leandetr.detectors.families.rt_detr import RtDetr
+from leandetr.structures import DetectionModel
 
 
 class DFine(RtDetr):
@@ -31,7 +31,7 @@ class DFine(RtDetr):
     }
 
     @contextmanager
-    def switched(self, model: PreTrainedModel, replay: bool) -> Iterator[None]:
+    def switched(self, model: DetectionModel, replay: bool) -> Iterator[None]:
         """The flag of the decoder itself, not of its layers, decides how many of them answer, and changes no answer."""
         decoder = model.model.decoder
         training, decoder.training = decoder.training, True
@@ -40,7 +40,7 @@ class DFine(RtDetr):
         finally:
             decoder.training = training
 
-    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+    def layers(self, model: DetectionModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         output = run.output  # the first logits and boxes are those of a head before the first layer's own
         logits, boxes = output.intermediate_logits[:, 1:], output.intermediate_reference_points[:, 1:]
         return logits.transpose(0, 1), boxes.transpose(0, 1), output.intermediate_hidden_states
@@ -51,7 +51,7 @@ class Deimv2(DFine):
 
     source = "https://github.com/Intellindust-AI-Lab/DEIMv2"
 
-    def backbone(self, model: PreTrainedModel) -> nn.Module:
+    def backbone(self, model: DetectionModel) -> nn.Module:
         return model.model.conv_encoder.model
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from leandetr.detectors.families.family import DecoderRun, Family, inverse_sigmoid
 from leandetr.detectors.families.initialise import rare_classes, unmoved_boxes, xavier_matrices
+from leandetr.structures import DetectionModel
 
 
 class DabDetr(Family):
@@ -33,23 +33,23 @@ class DabDetr(Family):
     }
 
     @torch.no_grad()
-    def initialise(self, model: PreTrainedModel) -> None:
+    def initialise(self, model: DetectionModel) -> None:
         xavier_matrices(model.model.encoder, model.model.decoder)
         nn.init.normal_(model.model.query_refpoint_embeddings.weight)
         rare_classes([model.class_embed])
         unmoved_boxes([model.bbox_predictor])
 
-    def learned_queries(self, model: PreTrainedModel) -> nn.Embedding | None:
+    def learned_queries(self, model: DetectionModel) -> nn.Embedding | None:
         """None with patterns, which make several queries of a row."""
         return None if model.config.num_patterns else super().learned_queries(model)
 
-    def cross_attention(self, layer: nn.Module) -> nn.Module:
+    def cross_attention(self, layer: Any) -> nn.Module:
         return layer.cross_attn.cross_attn
 
-    def backbone(self, model: PreTrainedModel) -> nn.Module:
+    def backbone(self, model: DetectionModel) -> nn.Module:
         return model.model.backbone.conv_encoder.model
 
-    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+    def layers(self, model: DetectionModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         hidden, anchors = run.output.intermediate_hidden_states, run.output.reference_points
         boxes = (model.bbox_predictor(hidden) + inverse_sigmoid(anchors)).sigmoid()
         return model.class_embed(hidden), boxes, hidden

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from leandetr.detectors.backbones import Backbone
 from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, boxes_averaged_once, inverse_sigmoid
 from leandetr.detectors.families.initialise import rare_classes, unmoved_boxes, xavier_matrices
-from leandetr.structures import Queries, Target
+from leandetr.structures import DetectionModel, Queries, Target
 
 
 class DeformableDetr(Family):
@@ -45,7 +45,7 @@ class DeformableDetr(Family):
         return values | {"num_queries": count, "two_stage_num_proposals": count}
 
     @torch.no_grad()
-    def initialise(self, model: PreTrainedModel) -> None:
+    def initialise(self, model: DetectionModel) -> None:
         trunk, proposed = model.model, model.config.two_stage
         xavier_matrices(trunk.encoder, trunk.decoder, *((trunk.enc_output, trunk.pos_trans) if proposed else ()))
         if not proposed:
@@ -56,12 +56,12 @@ class DeformableDetr(Family):
             for head in model.bbox_embed[:1] if model.config.with_box_refine else model.bbox_embed:
                 nn.init.constant_(head.layers[-1].bias[2:], -2.0)
 
-    def queries_of_rows(self, model: PreTrainedModel, rows: Tensor, own: Queries) -> Queries:
+    def queries_of_rows(self, model: DetectionModel, rows: Tensor, own: Queries) -> Queries:
         """A row is position and content."""
         position, content = rows.chunk(2, -1)
         return Queries(content, position, model.model.reference_points(position).sigmoid())
 
-    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+    def layers(self, model: DetectionModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         hidden = run.output.intermediate_hidden_states.transpose(0, 1)
         entered = [run.call["reference_points"], *run.output.intermediate_reference_points.transpose(0, 1)[:-1]]
         logits, boxes = [], []
@@ -79,7 +79,7 @@ class TwoStageDeformableDetr(DeformableDetr):
 
     queries_from_encoder = True
 
-    def loss(self, model: PreTrainedModel, answer: Any, logits: Tensor, boxes: Tensor, labels: Sequence[Target]) -> Tensor:
+    def loss(self, model: DetectionModel, answer: Any, logits: Tensor, boxes: Tensor, labels: Sequence[Target]) -> Tensor:
         """transformers leaves the proposals out, and nothing else teaches their heads (Deformable DETR, appendix A.4): the same
         matching and losses on all cells, every object being of class 0."""
         config = copy.copy(model.config)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import DetrConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig
 
 from leandetr.detectors.families.family import DecoderRun, Family, inverse_sigmoid
 from leandetr.detectors.families.initialise import rare_classes, unmoved_boxes, xavier_matrices
@@ -21,6 +21,7 @@ from leandetr.detectors.families.layout import (
     timm_resnet,
 )
 from leandetr.heads import Head
+from leandetr.structures import DetectionModel
 
 RULES: Rules = (
     (r"^backbone\.0\.body\.", "model.backbone.model."),
@@ -36,7 +37,8 @@ RULES: Rules = (
 
 def published_config(state: State, name: str) -> PreTrainedConfig:
     backbone = timm_resnet(state, "backbone.0.body.", [4], output_stride=16 if "dc5" in name.lower() else None)
-    return DetrConfig(backbone_config=backbone, num_labels=len(state["class_embed.weight"]) - 1, **sizes_of_transformer(state))
+    classes = len(state["class_embed.weight"]) - 1
+    return AutoConfig.for_model("detr", backbone_config=backbone, num_labels=classes, **sizes_of_transformer(state))
 
 
 class Detr(Family):
@@ -47,9 +49,9 @@ class Detr(Family):
     head = Head.SOFTMAX
 
     @torch.no_grad()
-    def initialise(self, model: PreTrainedModel) -> None:
+    def initialise(self, model: DetectionModel) -> None:
         xavier_matrices(model.model.encoder, model.model.decoder)
-        nn.init.normal_(self.learned_queries(model).weight)
+        nn.init.normal_(model.model.query_position_embeddings.weight)
 
 
 class ConditionalDetr(Family):
@@ -60,13 +62,13 @@ class ConditionalDetr(Family):
     delicate_layers: ClassVar[Mapping[str, str]] = {"*query_scale*": "scales position embeddings"}
 
     @torch.no_grad()
-    def initialise(self, model: PreTrainedModel) -> None:
+    def initialise(self, model: DetectionModel) -> None:
         xavier_matrices(model.model.encoder, model.model.decoder)
-        nn.init.normal_(self.learned_queries(model).weight)
+        nn.init.normal_(model.model.query_position_embeddings.weight)
         rare_classes([model.class_labels_classifier])
         unmoved_boxes([model.bbox_predictor])
 
-    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+    def layers(self, model: DetectionModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         hidden = self.normed(model, run)
         centre = inverse_sigmoid(run.output.reference_points.transpose(0, 1))  # (B, N, 2), the same for all layers
         raw = model.bbox_predictor(hidden)

@@ -11,18 +11,18 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.loss import loss_for_object_detection
 
 from leandetr.detectors.backbones import Backbone, describe_backbone
 from leandetr.detectors.families.layout import Layout
 from leandetr.heads import Head
-from leandetr.structures import Queries, Target
+from leandetr.structures import DetectionModel, Queries, Target
 
 
 @dataclass
@@ -123,52 +123,52 @@ class Family:
         """The values with the number of queries under every name that it has in the configuration."""
         return values
 
-    def initialise(self, model: PreTrainedModel) -> None:
+    def initialise(self, model: DetectionModel) -> None:
         """Draw the weights of a new model outside its backbone, where the model's own start is not the authors'."""
 
-    def learned_queries(self, model: PreTrainedModel) -> nn.Embedding | None:
+    def learned_queries(self, model: DetectionModel) -> nn.Embedding | None:
         """The table, a row a query, or None."""
         table = getattr(model.model, self.query_table, None) if self.query_table else None
         return table if isinstance(table, nn.Embedding) else None
 
-    def queries_of_rows(self, model: PreTrainedModel, rows: Tensor, own: Queries) -> Queries:
+    def queries_of_rows(self, model: DetectionModel, rows: Tensor, own: Queries) -> Queries:
         """Rows (B, N, ...) as in the table -> the queries that the model would make of them; `own` are those it has made."""
-        return Queries(content=torch.zeros_like(own.content), position=rows)
+        return Queries(content=torch.zeros_like(cast(Tensor, own.content)), position=rows)
 
-    def content_of(self, model: PreTrainedModel, cells: Tensor) -> Tensor:
+    def content_of(self, model: DetectionModel, cells: Tensor) -> Tensor:
         """Cells of the memory (B, N, D) -> the content of queries there, where `content_from_memory`."""
         raise NotImplementedError
 
-    def cross_attention(self, layer: nn.Module) -> nn.Module | None:
+    def cross_attention(self, layer: Any) -> nn.Module | None:
         """A decoder layer's attention to the memory; None where it has none (AdaMixer)."""
         return layer.encoder_attn
 
     @contextmanager
-    def switched(self, model: PreTrainedModel, replay: bool) -> Iterator[None]:
+    def switched(self, model: DetectionModel, replay: bool) -> Iterator[None]:
         """Around a call of the model, or (replay) of its decoder with main queries alone: with every switch set that its layers
         need to be read."""
         yield
 
-    def backbone(self, model: PreTrainedModel) -> nn.Module:
+    def backbone(self, model: DetectionModel) -> nn.Module:
         """What may have been pretrained as a classifier, without the projections that follow it."""
         return model.model.backbone.model
 
-    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+    def layers(self, model: DetectionModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         """-> logits (L, B, N, C), boxes (L, B, N, 4) in [0, 1], hidden (L, B, N, D) of every query in the call."""
         hidden = self.normed(model, run)
         return model.class_labels_classifier(hidden), model.bbox_predictor(hidden).sigmoid(), hidden
 
-    def normed(self, model: PreTrainedModel, run: DecoderRun) -> Tensor:
+    def normed(self, model: DetectionModel, run: DecoderRun) -> Tensor:
         """The layers' states after the decoder's final norm; the last is what the decoder itself returned."""
         norm = model.model.decoder.layernorm
         return torch.stack([norm(state) for state in run.states[:-1]] + [run.output.last_hidden_state])
 
-    def extra_queries(self, model: PreTrainedModel, run: DecoderRun) -> slice:
+    def extra_queries(self, model: DetectionModel, run: DecoderRun) -> slice:
         """The main queries among those of a call made while training (denoising queries and groups left out)."""
         return slice(None)
 
     def read_queries(self, call: dict[str, Any]) -> Queries:
-        found = {field: call.get(name) for field, name in self.arguments.items()}
+        found: dict[str, Any] = {field: call.get(name) for field, name in self.arguments.items()}
         if found.get("reference") is not None and self.reference_logits:
             found["reference"] = found["reference"].sigmoid()
         return Queries(**found)
@@ -183,12 +183,14 @@ class Family:
             arguments[name] = inverse_sigmoid(value) if field == "reference" and self.reference_logits else value
         return arguments
 
-    def shapes(self, model: PreTrainedModel, run: DecoderRun, single_level: tuple[int, int] | None) -> list[tuple[int, int]]:
+    def shapes(self, model: DetectionModel, run: DecoderRun, single_level: tuple[int, int] | None) -> list[tuple[int, int]]:
         """(h, w) of every level of the memory."""
-        listed = run.call.get("spatial_shapes_list")
-        return [(int(h), int(w)) for h, w in listed] if listed is not None else [single_level]
+        listed: Any = run.call.get("spatial_shapes_list")
+        if listed is None:
+            listed = [single_level]
+        return [(int(h), int(w)) for h, w in listed]
 
-    def projection(self, model: PreTrainedModel) -> nn.Module | None:
+    def projection(self, model: DetectionModel) -> nn.Module | None:
         """The convolution whose output has the shape of a single-level memory."""
         return getattr(model.model, "input_projection", None)
 
@@ -201,7 +203,7 @@ class Family:
         the processes is the loss of the whole batch."""
         return 1.0
 
-    def loss(self, model: PreTrainedModel, answer: Any, logits: Tensor, boxes: Tensor, labels: Sequence[Target]) -> Tensor:
+    def loss(self, model: DetectionModel, answer: Any, logits: Tensor, boxes: Tensor, labels: Sequence[Target]) -> Tensor:
         """The family's own loss over all layers; `answer` is the model's output. Its auxiliary layers are asked for in a copy
         of the configuration, because in DETR and Conditional DETR `auxiliary_loss` in the model's configuration changes the
         function it computes."""

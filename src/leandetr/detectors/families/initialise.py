@@ -15,6 +15,7 @@ Each family's `initialise` says which of these are its own.
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -35,8 +36,8 @@ def rare_classes(heads: Iterable[nn.Linear]) -> None:
         nn.init.constant_(head.bias, -math.log(99))
 
 
-def unmoved_boxes(heads: Iterable[nn.Module]) -> None:
-    """Boxes begin at their reference points."""
+def unmoved_boxes(heads: Iterable[Any]) -> None:
+    """Boxes begin at their reference points. heads: transformers' multi-layer perceptrons, of `layers`."""
     for head in heads:
         nn.init.zeros_(head.layers[-1].weight)
         nn.init.zeros_(head.layers[-1].bias)

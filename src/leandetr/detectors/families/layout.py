@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedConfig, TimmBackboneConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from leandetr.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from leandetr.structures import Preprocessing
@@ -34,7 +35,7 @@ LAYERS: Rules = (
     (r"_attn\.out_proj\.", "_attn.o_proj."),
 )
 #: blocks in the four stages, and whether they are bottlenecks -> depth of a ResNet
-RESNETS = {
+RESNETS: dict[tuple[tuple[int, ...], bool], int] = {
     ((2, 2, 2, 2), False): 18,
     ((3, 4, 6, 3), False): 34,
     ((3, 4, 6, 3), True): 50,
@@ -57,7 +58,7 @@ class Layout:
     no_weights: str = "num_batches_tracked$"
 
 
-def sizes_of_transformer(state: State) -> dict[str, int]:
+def sizes_of_transformer(state: State) -> dict[str, Any]:
     """Configuration values of a `torch.nn.Transformer` with learned queries."""
     queries, width = state["query_embed.weight"].shape
     feed_forward = len(state["transformer.decoder.layers.0.linear1.weight"])
@@ -81,8 +82,13 @@ def timm_resnet(state: State, prefix: str, out_indices: list[int], output_stride
     if depth is None:
         raise ValueError(f"its backbone has {blocks} blocks, which is no ResNet of {sorted(RESNETS.values())}")
     dilated = {} if output_stride is None else {"output_stride": output_stride}
-    return TimmBackboneConfig(
-        backbone=f"resnet{depth}", out_indices=out_indices, freeze_batch_norm_2d=True, use_pretrained_backbone=False, **dilated
+    return AutoConfig.for_model(
+        "timm_backbone",
+        backbone=f"resnet{depth}",
+        out_indices=out_indices,
+        freeze_batch_norm_2d=True,
+        use_pretrained_backbone=False,
+        **dilated,
     )
 
 

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig
 
 from leandetr.detectors.backbones import Backbone, configured
 from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family
 from leandetr.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from leandetr.structures import Target
+from leandetr.structures import DetectionModel, Target
 
 
 class LwDetr(Family):
@@ -74,11 +74,11 @@ class LwDetr(Family):
         (stride,) = backbone.strides
         return [stride / scale for scale in values.get("projector_scale_factors", (1.0,))]
 
-    def cross_attention(self, layer: nn.Module) -> nn.Module:
+    def cross_attention(self, layer: Any) -> nn.Module:
         return layer.cross_attn
 
     @contextmanager
-    def switched(self, model: PreTrainedModel, replay: bool) -> Iterator[None]:
+    def switched(self, model: DetectionModel, replay: bool) -> Iterator[None]:
         """A self-attention in training splits whatever queries it gets into groups: not those of a single one."""
         attentions = [layer.self_attn for layer in model.model.decoder.layers]
         before = [attention.training for attention in attentions]
@@ -90,22 +90,22 @@ class LwDetr(Family):
             for attention, training in zip(attentions, before, strict=True):
                 attention.training = training
 
-    def backbone(self, model: PreTrainedModel) -> nn.Module:
+    def backbone(self, model: DetectionModel) -> nn.Module:
         return model.model.backbone.backbone
 
-    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+    def layers(self, model: DetectionModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         hidden, reference = run.output.intermediate_hidden_states, run.call["reference_points"]
         raw, sides = model.bbox_embed(hidden), reference[..., 2:]
         boxes = torch.cat([raw[..., :2] * sides + reference[..., :2], raw[..., 2:].exp() * sides], -1)
         return model.class_embed(hidden), boxes, hidden
 
-    def extra_queries(self, model: PreTrainedModel, run: DecoderRun) -> slice:
+    def extra_queries(self, model: DetectionModel, run: DecoderRun) -> slice:
         return slice(model.config.num_queries)
 
     def labels_enter_model(self, training: bool) -> bool:
         return training
 
-    def loss(self, model: PreTrainedModel, answer: Any, logits: Tensor, boxes: Tensor, labels: Sequence[Target]) -> Tensor:
+    def loss(self, model: DetectionModel, answer: Any, logits: Tensor, boxes: Tensor, labels: Sequence[Target]) -> Tensor:
         """In evaluation, where the model has one group and its own call of the loss would count `group_detr` of them."""
         config = copy.copy(model.config)
         config.auxiliary_loss, config.group_detr = True, 1

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from accelerate.utils import reduce
 from torch import Tensor, distributed
-from transformers import PreTrainedConfig, PreTrainedModel, RTDetrConfig, RTDetrResNetConfig, RTDetrV2Config
+from transformers import AutoConfig, PreTrainedConfig
 
 from leandetr.detectors.backbones import Backbone
 from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family
 from leandetr.detectors.families.layout import LAYERS, SQUARES, Layout, Rules, State, numbers_after
-from leandetr.structures import Target
+from leandetr.structures import DetectionModel, Target
 
 _RESNET_VD = "model.backbone.model.encoder.stages."
 RULES: Rules = (
@@ -54,7 +54,8 @@ def published_config(state: State, name: str) -> PreTrainedConfig:
     bottleneck = "backbone.res_layers.0.blocks.0.branch2c.conv.weight" in state
     depths = [numbers_after(state, f"backbone.res_layers.{stage}.blocks.") for stage in range(4)]
     widths = [64 * 2**stage * (4 if bottleneck else 1) for stage in range(4)]
-    backbone = RTDetrResNetConfig(
+    backbone = AutoConfig.for_model(
+        "rt_detr_resnet",
         layer_type="bottleneck" if bottleneck else "basic",
         hidden_sizes=widths,
         depths=depths,
@@ -63,8 +64,8 @@ def published_config(state: State, name: str) -> PreTrainedConfig:
     width, inner = state["decoder.enc_score_head.weight"].shape[1], state["encoder.fpn_blocks.0.conv1.conv.weight"]
     layer = "encoder.encoder.0.layers.0.linear1.weight"
     encoder_width = state[layer].shape[1]
-    config = RTDetrV2Config if second else RTDetrConfig
-    return config(
+    return AutoConfig.for_model(
+        "rt_detr_v2" if second else "rt_detr",
         backbone_config=backbone,
         encoder_in_channels=widths[1:],
         num_labels=len(state["decoder.enc_score_head.weight"]),
@@ -84,7 +85,7 @@ class RtDetr(Family):
 
     source = "https://github.com/lyuwenyu/RT-DETR"
     published_size = (640, 640)
-    layout = Layout(
+    layout: ClassVar[Layout | None] = Layout(
         "RT-DETR",
         "decoder.enc_score_head.weight",
         RULES,
@@ -101,7 +102,7 @@ class RtDetr(Family):
     frozen_norm = False  # only where they have been trained before
     size_divisor = 32
     query_table = None
-    output_projection = "output_proj"
+    output_projection: str | None = "output_proj"
     class_layers: ClassVar[Mapping[str, str]] = {"*class_embed*": "class head", "*enc_score_head*": "class head"}
     box_layers: ClassVar[Mapping[str, str]] = {"*bbox_embed*": "box head", "*enc_bbox_head*": "box head"}
     delicate_layers: ClassVar[Mapping[str, str]] = {**SAMPLING, "*query_pos_head*": "takes box coordinates"}
@@ -118,15 +119,15 @@ class RtDetr(Family):
             "freeze_backbone_batch_norms": frozen_norm and backbone.config.model_type != "timm_backbone",
         } | ({} if width is None else widths)
 
-    def content_of(self, model: PreTrainedModel, cells: Tensor) -> Tensor:
+    def content_of(self, model: DetectionModel, cells: Tensor) -> Tensor:
         return model.model.enc_output(cells)
 
-    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+    def layers(self, model: DetectionModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         output = run.output
         stacked = output.intermediate_logits, output.intermediate_reference_points, output.intermediate_hidden_states
         return tuple(tensor.transpose(0, 1) for tensor in stacked)
 
-    def extra_queries(self, model: PreTrainedModel, run: DecoderRun) -> slice:
+    def extra_queries(self, model: DetectionModel, run: DecoderRun) -> slice:
         return slice(run.call["inputs_embeds"].shape[1] - model.config.num_queries, None)
 
     def labels_enter_model(self, training: bool) -> bool:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from leandetr.detectors.families.detr import RULES as DETR
 from leandetr.detectors.families.family import DecoderRun, Family
 from leandetr.detectors.families.layout import PHOTOGRAPHS, Layout, Rules, State, sizes_of_transformer, timm_resnet
 from leandetr.detectors.models.smca_detr import SCALES, SmcaDetrConfig
+from leandetr.structures import DetectionModel
 
 RULES: Rules = (
     (r"^transformer\.decoder\.layers\.0\.point1\.", "model.decoder.reference_predictor."),
@@ -43,7 +44,7 @@ class SmcaDetr(Family):
         "*decoder.layers.*.scale": "scales of the Gaussian",
     }
 
-    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+    def layers(self, model: DetectionModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         hidden = run.output.intermediate_hidden_states
         return *model.heads(hidden, run.output.reference_logits), hidden
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from leandetr.detectors.backbones import Backbone, configured
 from leandetr.detectors.families.family import DecoderRun, Family
@@ -13,6 +12,7 @@ from leandetr.detectors.models.swin_detr import SWINS, SwinDetrConfig
 from leandetr.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from leandetr.errors import unknown
 from leandetr.heads import Head
+from leandetr.structures import DetectionModel
 
 
 class SwinDetr(Family):
@@ -35,7 +35,7 @@ class SwinDetr(Family):
         channels, strides = [config.embed_dim * times for times in growth], [config.patch_size * times for times in growth]
         return Backbone(config, channels, strides, IMAGENET_MEAN, IMAGENET_STD)
 
-    def layers(self, model: PreTrainedModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
+    def layers(self, model: DetectionModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         hidden = run.output.intermediate_hidden_states
         return *model.heads(hidden), hidden
 

@@ -17,7 +17,6 @@ from transformers import (
     AutoModel,
     AutoModelForObjectDetection,
     PreTrainedConfig,
-    TimmBackboneConfig,
 )
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
@@ -76,8 +75,8 @@ class AdaMixerConfig(SetLossConfig):
         name = kwargs.pop("backbone", None)
         if self.backbone_config is None:
             stages = list(range(1, len(self.feature_strides) + 1))
-            self.backbone_config = TimmBackboneConfig(
-                backbone=name or "resnet50", out_indices=stages, freeze_batch_norm_2d=True
+            self.backbone_config = AutoConfig.for_model(
+                "timm_backbone", backbone=name or "resnet50", out_indices=stages, freeze_batch_norm_2d=True
             )
         divisors = {
             f"{NORM_GROUPS}": NORM_GROUPS,
@@ -122,7 +121,7 @@ class AdaMixerPreTrainedModel(SetPredictionPreTrainedModel):
 
     config: AdaMixerConfig
     config_class = AdaMixerConfig
-    _no_split_modules = ("ConvBackbone", "AdaMixerDecoderLayer")
+    _no_split_modules = ["ConvBackbone", "AdaMixerDecoderLayer"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -131,8 +130,10 @@ class AdaMixerPreTrainedModel(SetPredictionPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, AdaMixerDecoderLayer):
             init.uniform_(module.iof_temperature, 0.0, 4.0)
-            init.constant_(module.class_head[-1].bias, -math.log(99))  # sigmoid 0.01
-            init.zeros_(module.box_head[-1].weight)
+            class_end: Any = module.class_head[-1]
+            box_end: Any = module.box_head[-1]
+            init.constant_(class_end.bias, -math.log(99))  # sigmoid 0.01
+            init.zeros_(box_end.weight)
             sampling, generator = module.sampling, module.mixing.parameters_of_query
             init.zeros_(sampling.offsets.weight)
             points = sampling.offsets.bias.new_empty(sampling.groups, sampling.points, 3).uniform_(-0.5, 0.5)

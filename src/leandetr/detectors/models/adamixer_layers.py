@@ -7,13 +7,16 @@ G groups of C = D / G, P sampled points a group, M mixed points, K classes.
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig
+from transformers import DetrConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.detr.modeling_detr import DetrSelfAttention
+
+from leandetr.detectors.models.detr_layers import SetLossConfig
 
 SMALLEST_SIDE = 1e-3  # pixels; keeps the logarithms of a degenerate reference box finite
 PIXELS_OF_CODE = 1000.0  # centres are divided by this before the sine code, which is made for values of about 1
@@ -75,7 +78,7 @@ def sample_3d(maps: Sequence[Tensor], points: Tensor, strides: Sequence[int]) ->
     scales = torch.tensor([math.log2(stride) for stride in strides], device=points.device, dtype=points.dtype)
     by_group = points.transpose(1, 2).flatten(0, 1)  # (B * G, N, P, 3)
     weights = (-((by_group[..., 2:] - scales) ** 2) / LEVEL_SOFTNESS).softmax(-1)
-    sampled = 0
+    sampled: Any = 0
     for level, (features, stride) in enumerate(zip(maps, strides, strict=True)):
         height, width = features.shape[-2:]
         extent = torch.tensor([width * stride, height * stride], device=points.device, dtype=points.dtype)
@@ -110,7 +113,7 @@ class AdaptiveSampling(nn.Module):
     box, one octave finer than it (dz = -1), so training starts from fixed random points in every box.
     """
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: SetLossConfig) -> None:
         super().__init__()
         self.groups, self.points = config.sampling_groups, config.sampling_points
         self.strides = list(config.feature_strides)
@@ -132,7 +135,7 @@ class AdaptiveMixing(nn.Module):
     The norms have no weights and run over both last dimensions. The two Linears hold most of AdaMixer's parameters.
     """
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: SetLossConfig) -> None:
         super().__init__()
         self.groups, self.points, self.mixed = config.sampling_groups, config.sampling_points, config.mixing_points
         self.channels = config.d_model // self.groups
@@ -161,10 +164,12 @@ def _head(width: int, outputs: int) -> nn.Sequential:
 class AdaMixerDecoderLayer(GradientCheckpointingLayer):
     """One stage: self-attention biased by IoF, sampling, mixing, feed-forward network, and the stage's own two heads."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: SetLossConfig) -> None:
         super().__init__()
         width = config.d_model
-        self.self_attn = DetrSelfAttention(config, hidden_size=width, num_attention_heads=config.decoder_attention_heads)
+        self.self_attn = DetrSelfAttention(
+            cast(DetrConfig, config), hidden_size=width, num_attention_heads=config.decoder_attention_heads
+        )
         self.iof_temperature = nn.Parameter(torch.empty(config.decoder_attention_heads))
         self.self_attn_layer_norm = nn.LayerNorm(width)
         self.sampling = AdaptiveSampling(config)

@@ -11,12 +11,13 @@ memory than the one that is decomposed.
 Shapes use B images, N queries, L decoder layers, S tokens, D = `d_model` channels, C class columns, K classes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import DetrConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetectionLoss
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
@@ -27,6 +28,9 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from leandetr.structures import Target
+
+#: a set loss, its parts by name, and the outputs of the auxiliary layers
+SetLoss = tuple[Tensor, dict[str, Tensor], Any]
 
 
 class SetLossConfig(PreTrainedConfig):
@@ -40,6 +44,9 @@ class SetLossConfig(PreTrainedConfig):
     class_loss_coefficient: float = 1
     bbox_loss_coefficient: float = 5
     giou_loss_coefficient: float = 2
+
+    if TYPE_CHECKING:  # a property of transformers', which its constructor takes as well
+        num_labels: int = 2
 
 
 class SetPredictionConfig(SetLossConfig):
@@ -103,10 +110,10 @@ class SetPredictionPreTrainedModel(PreTrainedModel):
     """DETR's initialisation: Xavier-uniform matrices, zero biases, unit-normal embeddings. transformers' default, a normal of
     deviation 0.02, makes all queries nearly equal at the start."""
 
-    config: SetPredictionConfig
+    config: SetLossConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -125,7 +132,7 @@ class Encoder(SetPredictionPreTrainedModel):
 
     def __init__(self, config: SetPredictionConfig) -> None:
         super().__init__(config)
-        self.layers = nn.ModuleList(DetrEncoderLayer(config) for _ in range(config.encoder_layers))
+        self.layers = nn.ModuleList(DetrEncoderLayer(cast(DetrConfig, config)) for _ in range(config.encoder_layers))
         self.post_init()
 
     def forward(
@@ -242,20 +249,45 @@ class SetPredictionModel(SetPredictionPreTrainedModel):
 
 
 @torch.compiler.disable
-def softmax_set_loss(logits, labels, device, pred_boxes, config, outputs_class, outputs_coord):
+def softmax_set_loss(
+    logits: Tensor,
+    labels: list[Target],
+    device: torch.device,
+    pred_boxes: Tensor,
+    config: SetLossConfig,
+    outputs_class: Tensor,
+    outputs_coord: Tensor,
+) -> SetLoss:
     """DETR's loss: cross-entropy over K + 1 columns, L1 and GIoU of the matched boxes. Signature of transformers' losses."""
     return _weighted(ForObjectDetectionLoss, logits, labels, device, pred_boxes, config, outputs_class, outputs_coord)
 
 
 @torch.compiler.disable
-def focal_set_loss(logits, labels, device, pred_boxes, config, outputs_class, outputs_coord):
+def focal_set_loss(
+    logits: Tensor,
+    labels: list[Target],
+    device: torch.device,
+    pred_boxes: Tensor,
+    config: SetLossConfig,
+    outputs_class: Tensor,
+    outputs_coord: Tensor,
+) -> SetLoss:
     """The loss of the sigmoid-headed DETRs: focal, L1 and GIoU. Signature of transformers' losses."""
     return _weighted(
         DeformableDetrForObjectDetectionLoss, logits, labels, device, pred_boxes, config, outputs_class, outputs_coord
     )
 
 
-def _weighted(compute, logits, labels, device, pred_boxes, config, outputs_class, outputs_coord):
+def _weighted(
+    compute: Callable[..., SetLoss],
+    logits: Tensor,
+    labels: list[Target],
+    device: torch.device,
+    pred_boxes: Tensor,
+    config: SetLossConfig,
+    outputs_class: Tensor,
+    outputs_coord: Tensor,
+) -> SetLoss:
     """transformers computes the parts; its own sum ignores `class_loss_coefficient` and would count the focal loss once, where
     the papers count it twice. In float32 also under autocast, where box corners would be rounded out of order."""
     _, parts, auxiliary = compute(
@@ -269,4 +301,4 @@ def _weighted(compute, logits, labels, device, pred_boxes, config, outputs_class
     # "loss_bbox" is the last layer's part, "loss_bbox_0" the first's; "cardinality_error" is no loss.
     kinds = {name: name.rstrip("0123456789").rstrip("_") for name in parts}
     loss = sum(weights[kind] * parts[name] for name, kind in kinds.items() if kind in weights)
-    return loss, parts, auxiliary
+    return cast(Tensor, loss), parts, auxiliary

@@ -7,6 +7,9 @@ one. Here padded cells are removed wherever a layer could read them. Batches wit
 Shapes use B images of (H, W) pixels, maps of (h, w) cells with h = ceil(H / stride).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +26,7 @@ from leandetr.errors import UserError
 PADDED = -1e4
 
 
-def feature_stride(image: tuple[int, int], cells: tuple[int, int]) -> int:
+def feature_stride(image: Sequence[int], cells: Sequence[int]) -> int:
     """The stride of a feature map: the power of two that makes (h, w) = ceil((H, W) / stride).
 
     >>> feature_stride((800, 1066), (25, 34)), feature_stride((800, 1066), (50, 67))
@@ -47,7 +50,7 @@ def padding_of(pixel_mask: Tensor | None) -> Tensor | None:
     return pixel_mask.bool()
 
 
-def check_size(image: tuple[int, int], stride: int) -> None:
+def check_size(image: Sequence[int], stride: int) -> None:
     """Raises UserError for images smaller than one cell of the coarsest map."""
     if min(image) < stride:
         raise UserError(
@@ -111,7 +114,9 @@ class ConvBackbone(nn.Module):
 class MaskedSwinAttention(SwinAttention):
     """Window attention that can leave out keys."""
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, keys: Tensor | None = None, **kwargs):
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, keys: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """hidden_states (B * windows, tokens, channels), attention_mask (windows, tokens, tokens) of shifted windows or None,
         keys (b * windows, 1, tokens) added to the logits, b = B or 1."""
         if keys is not None:
@@ -137,14 +142,15 @@ class MaskedSwinLayer(SwinLayer):
         input_dimensions: tuple[int, int],
         always_partition: bool = False,
         token_masks: list[Tensor] | None = None,
-        **kwargs,
-    ):
-        """hidden_states (B, h * w, channels), token_masks (B or 1, h, w) bool, one a stage, or None."""
+        **kwargs: Any,
+    ) -> Any:
+        """hidden_states (B, h * w, channels), token_masks (B or 1, h, w) bool, one a stage, or None -> hidden states and
+        attention weights, whatever the annotation of `SwinLayer` says."""
         if token_masks is None:
             return super().forward(hidden_states, input_dimensions, always_partition, **kwargs)
         mask = token_masks[self.stage]
-        keys = self.window_keys(mask, hidden_states.dtype)
-        hidden_states, weights = super().forward(hidden_states, input_dimensions, always_partition, keys=keys, **kwargs)
+        kwargs["keys"] = self.window_keys(mask, hidden_states.dtype)
+        hidden_states, weights = super().forward(hidden_states, input_dimensions, always_partition, **kwargs)
         return hidden_states * mask.flatten(1)[..., None].to(hidden_states.dtype), weights
 
     def window_keys(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -169,8 +175,9 @@ class MaskedSwin(nn.Module):
         super().__init__()
         self.config = config
         self.model = SwinBackbone(config)
-        self.model.swin.layernorm = nn.Identity()  # belongs to the class head: its weights would never see a gradient
-        for number, stage in enumerate(self.model.swin.encoder.layers):
+        swin: Any = self.model.swin
+        swin.layernorm = nn.Identity()  # belongs to the class head: its weights would never see a gradient
+        for number, stage in enumerate(swin.encoder.layers):
             stage.blocks = nn.ModuleList(MaskedSwinLayer(config, block, number) for block in stage.blocks)
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
@@ -188,4 +195,4 @@ class MaskedSwin(nn.Module):
             pixels = pixel_values.new_ones(1, *image, dtype=torch.bool) if padding is None else padding
             masks = [valid_cells(pixels, stride) for stride in strides]
         maps = self.model(pixel_values, token_masks=masks).feature_maps
-        return [(m, None if padding is None else masks[number]) for m, number in zip(maps, chosen)]
+        return [(m, None if padding is None or masks is None else masks[number]) for m, number in zip(maps, chosen)]

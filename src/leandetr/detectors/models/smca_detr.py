@@ -14,10 +14,11 @@ not, see `ConvBackbone`.
 """
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForObjectDetection, TimmBackboneConfig
+from transformers import AutoConfig, AutoModelForObjectDetection, DetrConfig
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.detr.modeling_detr import DetrDecoderLayer, DetrMLPPredictionHead, DetrSinePositionEmbedding
@@ -61,10 +62,12 @@ class SmcaDetrConfig(SetPredictionConfig):
     class_loss_coefficient: float = 2
     focal_alpha: float = 0.25
 
-    def __post_init__(self, **kwargs) -> None:
+    def __post_init__(self, **kwargs: Any) -> None:
         name = kwargs.pop("backbone", None)
         if self.backbone_config is None:
-            self.backbone_config = TimmBackboneConfig(backbone=name or "resnet50", out_indices=[4], freeze_batch_norm_2d=True)
+            self.backbone_config = AutoConfig.for_model(
+                "timm_backbone", backbone=name or "resnet50", out_indices=[4], freeze_batch_norm_2d=True
+            )
         super().__post_init__(**kwargs)
         if self.scale not in SCALES:
             raise unknown("scale", self.scale, SCALES)
@@ -101,14 +104,14 @@ class SmcaDecoderLayer(DetrDecoderLayer):
     predictions of centre, offset and scale."""
 
     def __init__(self, config: SmcaDetrConfig) -> None:
-        super().__init__(config)
+        super().__init__(cast(DetrConfig, config))
         self.heads, self.smooth = config.decoder_attention_heads, config.smooth
         self.query_norm = nn.LayerNorm(config.d_model)
         self.offset = nn.Linear(config.d_model, 2 * self.heads)
         count = SCALES[config.scale]
         self.scale = nn.Linear(config.d_model, count * self.heads) if count else None
 
-    def forward(
+    def forward(  # type: ignore[override]  # `SmcaDecoder` alone calls it
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None,
@@ -159,11 +162,12 @@ class SmcaDecoder(Decoder):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if any(module is layer.scale for layer in self.layers):  # all Gaussians start round, of scale 1
+        # all Gaussians start round, of scale 1
+        if isinstance(module, nn.Linear) and any(module is layer.scale for layer in self.layers):
             init.zeros_(module.weight)
             init.ones_(module.bias)
 
-    def forward(
+    def forward(  # type: ignore[override]  # `SmcaDetrModel` alone calls it
         self,
         *,
         inputs_embeds: Tensor,
@@ -176,7 +180,8 @@ class SmcaDecoder(Decoder):
     ) -> DecoderOutput:
         """As `Decoder.forward`. spatial_shapes_list: the (h, w) of the one map. image_cells (B, 2): width and height of the
         images without their padding, in cells and fractions of them."""
-        normed = self.layers[0].query_norm(inputs_embeds + object_queries_position_embeddings)
+        first: Any = self.layers[0]
+        normed = first.query_norm(inputs_embeds + object_queries_position_embeddings)
         reference_logits = self.reference_predictor(normed)
         output = self.through_layers(
             inputs_embeds,
@@ -193,7 +198,7 @@ class SmcaDecoder(Decoder):
 
 class SmcaDetrPreTrainedModel(SetPredictionPreTrainedModel):
     config: SmcaDetrConfig
-    _no_split_modules = ("ConvBackbone", "DetrEncoderLayer", "SmcaDecoderLayer")
+    _no_split_modules = ["ConvBackbone", "DetrEncoderLayer", "SmcaDecoderLayer"]  # noqa: RUF012
 
 
 class SmcaDetrModel(SmcaDetrPreTrainedModel):

@@ -13,6 +13,7 @@ padding.
 """
 
 import warnings
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from leandetr.detectors.models.detr_layers import (
 from leandetr.detectors.models.masked_backbones import MaskedSwin
 from leandetr.errors import UserError, unknown
 
-SWINS = {
+SWINS: dict[str, dict[str, Any]] = {
     "swin_tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "swin_small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
     "swin_base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
@@ -58,14 +59,15 @@ class SwinDetrConfig(SetPredictionConfig):
     max_tokens: int = 4116
     eos_coefficient: float = 0.1
 
-    def __post_init__(self, **kwargs) -> None:
+    def __post_init__(self, **kwargs: Any) -> None:
         name = kwargs.pop("backbone", None)
         if name is not None:
             if name not in SWINS:
                 raise unknown("Swin", name, SWINS)
             self.backbone_config = SwinConfig(**SWINS[name])
         super().__post_init__(**kwargs)
-        swin, self.stages = self.backbone_config, list(self.stages)
+        swin: Any = self.backbone_config
+        self.stages = list(self.stages)
         there = range(1, len(swin.depths) + 1)
         if not self.stages or self.stages != sorted(set(self.stages)) or not set(self.stages) <= set(there):
             raise UserError(
@@ -83,7 +85,7 @@ class SwinDetrPreTrainedModel(SetPredictionPreTrainedModel):
     """What transformers asks of every model of the family."""
 
     config: SwinDetrConfig
-    _no_split_modules = ("SwinStage", "DetrEncoderLayer", "DetrDecoderLayer")
+    _no_split_modules = ["SwinStage", "DetrEncoderLayer", "DetrDecoderLayer"]  # noqa: RUF012
 
 
 class SwinDetrModel(SwinDetrPreTrainedModel):
@@ -92,7 +94,7 @@ class SwinDetrModel(SwinDetrPreTrainedModel):
     def __init__(self, config: SwinDetrConfig) -> None:
         super().__init__(config)
         width = config.d_model
-        self.backbone = MaskedSwin(config.backbone_config)
+        self.backbone = MaskedSwin(cast(SwinConfig, config.backbone_config))
         self.input_projections = nn.ModuleList(nn.Linear(channels, width) for channels in self.backbone.model.channels)
         self.position_embedding = DetrSinePositionEmbedding(width // 2, normalize=True)
         self.level_embeddings = nn.Embedding(len(config.stages), width) if len(config.stages) > 1 else None
@@ -103,17 +105,18 @@ class SwinDetrModel(SwinDetrPreTrainedModel):
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> TrunkOutput:
         """(B, 3, H, W), (B, H, W) -> states of N queries over S = sum(h * w) tokens of the chosen stages, finest first."""
-        tokens, positions, masks, shapes = [], [], [], []
+        levels, places, masks, shapes = [], [], [], []
         for level, (features, mask) in enumerate(self.backbone(pixel_values, pixel_mask)):
-            tokens.append(self.input_projections[level](features.flatten(2).transpose(1, 2)))
+            levels.append(self.input_projections[level](features.flatten(2).transpose(1, 2)))
             position = self.position_embedding(features.shape, features.device, features.dtype, mask).flatten(2).transpose(1, 2)
             if self.level_embeddings is not None:
                 position = position + self.level_embeddings.weight[level]
-            positions.append(position)
-            masks.append(None if mask is None else mask.flatten(1))
+            places.append(position)
+            if mask is not None:
+                masks.append(mask.flatten(1))
             shapes.append(tuple(features.shape[-2:]))
-        tokens, positions = torch.cat(tokens, dim=1), torch.cat(positions, dim=1)
-        mask = None if masks[0] is None else torch.cat(masks, dim=1)
+        tokens, positions = torch.cat(levels, dim=1), torch.cat(places, dim=1)
+        mask = torch.cat(masks, dim=1) if masks else None
         self.warn_of_many(tokens.shape[1])
         memory = self.encoder(
             inputs_embeds=tokens, attention_mask=mask, spatial_position_embeddings=positions
