@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from leandetr.data.annotations import Split, find_annotations, find_split, split_state
+from leandetr.data.annotations import Split
 from leandetr.data.classification import image_folder_state, is_image_folder
+from leandetr.data.splits import find_annotations, find_split, split_state
 from leandetr.errors import UserError
 from leandetr.inputs import State, weights_state
 
