@@ -146,7 +146,9 @@ def test_iscrowd_is_read_as_tools_write_it(split_of, value, crowd):
 
 def test_boxes_in_parts_of_the_image_are_refused(split_of):
     split = split_of(coco(annotations=[box(1, [0.1, 0.2, 0.3, 0.3]), box(2, [0, 0, 1, 1])]))
-    with pytest.raises(UserError, match=r"instances_train\.json gives its boxes in parts of the image, from 0 to 1; multiply"):
+    with pytest.raises(
+        UserError, match=r"instances_train\.json gives its boxes in parts of the image, from 0 to 1; COCO has pixels"
+    ):
         CocoDataset(split, PLAIN)
 
 

@@ -1,8 +1,8 @@
 """Photographs that are in two splits: the commonest cause of an accuracy that does not hold outside.
 
 Two images count as nearly the same when their difference hashes (Krawetz, "Kind of like that", 2013: whether each pixel of a
-small grey version is brighter than its left neighbour; here 16 x 16 bits) differ in at most 10 of 256 bits: re-encoded, resized and
-slightly cropped copies, and neighbouring frames of a video that stands still. Images without detail have no such hash.
+small grey version is brighter than its left neighbour; here 16 x 16 bits) differ in at most 10 of 256 bits: re-encoded and
+resized copies, and neighbouring frames of a video that stands still. Images without detail have no such hash.
 """
 
 from __future__ import annotations

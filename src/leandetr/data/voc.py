@@ -114,16 +114,12 @@ def _open_pairs(folders: dict[str, tuple[Path, Path]], places: list[Path]) -> La
     for split, (images, annotations) in folders.items():
         xmls = {path.relative_to(annotations).with_suffix(""): path for path in _xml_files(annotations)}
         files = {path.relative_to(images).with_suffix(""): path for path in image_files(images)}
-        if not files:
-            raise UserError(f"{images} has no images; put those of the XML files in {annotations} there")
         splits[split] = {files[stem]: xmls[stem] for stem in files if stem in xmls}
         if alone := [path for stem, path in files.items() if stem not in xmls]:
             said.append(f"{len(alone)} images without an XML file are left out, the first is {alone[0]}")
         for stem, path in xmls.items():
             if stem not in files:
                 faults[split].add("XML file without an image", str(path))
-        if not splits[split]:
-            raise UserError(f"no XML file in {annotations} has the name of an image in {images}; name them alike")
     return LabelledSet(
         tuple(splits), places, said, lambda: _read(splits, {split: images for split, (images, _) in folders.items()}, faults)
     )
@@ -139,6 +135,8 @@ def _read(splits: dict[str, Pairs], folders: dict[str, Path], faults: dict[str, 
         UserError: an image or its XML is missing or broken, an object without a name, no object at all.
     """
     faults = faults or {split: Faults() for split in splits}
+    if lonely := [folders[split] for split, pairs in splits.items() if not pairs]:
+        raise UserError(f"no image in {lonely[0]} has the name of an XML file; put both there and name them alike")
     read = {
         split: [
             _read_image(path, path.relative_to(folders[split]).as_posix(), xml, faults[split].add)
