@@ -1,4 +1,4 @@
-"""Folders as tools write them are read without a flag: each layout by a small writer, with the same boxes in the same splits."""
+"""Folders as tools write them are read without a flag: each layout by a small writer, the same boxes in the same splits."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def text(path, content):
     path.write_text(content, encoding="utf-8")
 
 
-def coco(stems, prefix="", categories=(*enumerate(CLASSES, start=1),), **size):
+def coco(stems, prefix="", categories=((1, "zebra"), (2, "cat")), **size):
     numbers = {name: number for number, name in categories}
     size = size or {"width": WIDTH, "height": HEIGHT}
     images = [{"id": ord(stem), "file_name": f"{prefix}{stem}.png"} | size for stem in stems]
@@ -63,11 +63,11 @@ def coco(stems, prefix="", categories=(*enumerate(CLASSES, start=1),), **size):
 def coco_layout(json_at, images_at, prefix="", names=(("train", "train"), ("val", "val")), mark=""):
     """A writer of a JSON a split. json_at, images_at: with {} for the split's name."""
 
-    def write(root):
+    def write(root, stems_of=SPLITS):
         for split, name in names:
-            for stem in SPLITS[split]:
+            for stem in stems_of[split]:
                 picture(root / images_at.format(name) / f"{stem}.png")
-            text(root / json_at.format(name), mark + json.dumps(coco(SPLITS[split], prefix.format(name))))
+            text(root / json_at.format(name), mark + json.dumps(coco(stems_of[split], prefix.format(name))))
         return root
 
     return write
@@ -97,9 +97,9 @@ def xml(stem):
 
 
 def voc_layout(images_at, xml_at, names=(("train", "train"), ("val", "val"))):
-    def write(root):
+    def write(root, stems_of=SPLITS):
         for split, name in names:
-            for stem in SPLITS[split]:
+            for stem in stems_of[split]:
                 picture(root / images_at.format(name) / f"{stem}.png")
                 text(root / xml_at.format(name) / f"{stem}.xml", xml(stem))
         return root
@@ -125,9 +125,9 @@ def polygon(name, box):
 def yolo_layout(images_at, labels_at, head, line=plain, names=(("train", "train"), ("val", "val")), more=lambda root: None):
     """head: the YAML file's content, or {file: its text}."""
 
-    def write(root):
+    def write(root, stems_of=SPLITS):
         for split, name in names:
-            for stem in SPLITS[split]:
+            for stem in stems_of[split]:
                 picture(root / images_at.format(name) / f"{stem}.png")
                 text(root / labels_at.format(name) / f"{stem}.txt", "\n".join(line(*thing) for thing in BOXES[stem]))
         for file, content in head.items():
@@ -139,14 +139,14 @@ def yolo_layout(images_at, labels_at, head, line=plain, names=(("train", "train"
 
 
 NAMES = {"names": list(CLASSES)}
+FOLDERS = {"train": "images/train", "val": "images/val"}
 VALID = (("train", "train"), ("val", "valid"))
 YEAR = (("train", "train2017"), ("val", "val2017"))
 UPPER = (("train", "Train"), ("val", "Validation"))
-LISTS = {"train": "a.png b.png", "val": "c.png"}
 
 
-def lists(pattern, separator="\n"):
-    return {f"{split}.txt": separator.join(pattern.format(stem) for stem in stems) for split, stems in SPLITS.items()}
+def lists(pattern):
+    return {f"{split}.txt": "\n".join(pattern.format(stem) for stem in stems) for split, stems in SPLITS.items()}
 
 
 LAYOUTS = {
@@ -177,8 +177,8 @@ LAYOUTS = {
     "YOLO of Roboflow": yolo_layout(
         "{}/images", "{}/labels", {"data.yaml": NAMES | {"train": "../train/images", "val": "../valid/images"}}, names=VALID
     ),
-    "YOLO, dataset.yaml": yolo_layout("images/{}", "labels/{}", {"dataset.yaml": NAMES | {"train": "images/train", "val": "images/val"}}),
-    "YOLO, coco8.yaml": yolo_layout("images/{}", "labels/{}", {"mine.yaml": NAMES | {"train": "images/train", "val": "images/val"}}),
+    "YOLO, dataset.yaml": yolo_layout("images/{}", "labels/{}", {"dataset.yaml": NAMES | FOLDERS}),
+    "YOLO, a YAML file of any name": yolo_layout("images/{}", "labels/{}", {"mine.yaml": NAMES | FOLDERS}),
     "YOLO, several folders": yolo_layout(
         "images/{}", "labels/{}", {"data.yaml": NAMES | {"train": ["images/train", "images/more"], "val": ["images/val"]}},
         more=lambda root: (
@@ -195,7 +195,8 @@ LAYOUTS = {
         | {f"autosplit_{name}": content for name, content in lists("./images/{}.png").items()},
     ),
     "YOLO, lists of another machine": yolo_layout(
-        "images", "labels", {"data.yaml": NAMES | {"train": "/home/me/d/train.txt", "val": "/home/me/d/val.txt"}} | lists("/home/me/d/images/{}.png")
+        "images", "labels",
+        {"data.yaml": NAMES | {"train": "/home/me/d/train.txt", "val": "/home/me/d/val.txt"}} | lists("/home/me/d/images/{}.png"),
     ),
     "YOLO, patterns": yolo_layout(
         "images/{}", "labels/{}", {"data.yaml": NAMES | {"train": "images/train/*.png", "val": "images/va*"}}
@@ -203,7 +204,9 @@ LAYOUTS = {
     "YOLO, path of another machine": yolo_layout(
         "images/{}", "labels/{}", {"data.yaml": NAMES | {"path": "/home/me/d", "train": "images/train", "val": "images/val"}}
     ),
-    "YOLO, Train: keys of CVAT": yolo_layout("images/{}", "labels/{}", {"data.yaml": NAMES | {"Train": "images/train", "Validation": "images/val"}}),
+    "YOLO, Train: keys of CVAT": yolo_layout(
+        "images/{}", "labels/{}", {"data.yaml": NAMES | {"Train": "images/train", "Validation": "images/val"}}
+    ),
     "YOLO, labels beside the images": yolo_layout("{}", "{}", {"data.yaml": NAMES | {"train": "train", "val": "val"}}),
     "YOLO, polygons": yolo_layout("images/{}", "labels/{}", {"data.yaml": NAMES}, line=polygon),
     "YOLO, oriented boxes": yolo_layout("images/{}", "labels/{}", {"data.yaml": NAMES}, line=corners),
@@ -230,7 +233,6 @@ UNDIVIDED = {
     "YOLO of Label Studio": yolo_layout("images", "labels", {"classes.txt": "zebra\ncat\n", "notes.json": "{}"}),
     "YOLO in one folder": yolo_layout(".", ".", {"classes.txt": "zebra\ncat\n"}),
 }
-EVERY = "abc"
 
 
 def found_in(split):
@@ -263,13 +265,7 @@ def test_a_layout_is_read_without_a_flag(tmp_path, layout):
 
 @pytest.mark.parametrize("layout", UNDIVIDED)
 def test_a_set_that_is_not_divided_is_read_and_divided_when_asked(tmp_path, layout):
-    writer = UNDIVIDED[layout]
-    SPLITS_BEFORE = dict(SPLITS)
-    try:
-        SPLITS.update(train=EVERY, val=EVERY)
-        data = writer(tmp_path / "data")
-    finally:
-        SPLITS.update(SPLITS_BEFORE)
+    data = UNDIVIDED[layout](tmp_path / "data", {"train": "abc", "val": "abc"})
     assert splits_of(data) == ("all",)
     assert found_in(find_split(data, "all")) == BOXES
     with pytest.raises(UserError, match=r"is not divided into train and val; add --val-fraction 0\.2"):
@@ -423,7 +419,9 @@ def test_copies_across_splits_are_found(tmp_path):
     splits = {name: find_split(data, name) for name in ("train", "val")}
     assert near_duplicates(splits) == []
     with Image.open(data / "train" / "a.png") as image:
-        image.resize((WIDTH * 2, HEIGHT * 2)).convert("RGB").save(data / "val" / "c.png")
+        photograph = image.resize((8, 4)).resize((WIDTH, HEIGHT))
+    photograph.save(data / "train" / "a.png")
+    photograph.resize((WIDTH * 2, HEIGHT * 2)).save(data / "val" / "c.png", format="JPEG")
     (fault,) = near_duplicates(splits)
     assert (fault.kind, fault.count) == ("image of val nearly the same as one of train", 1)
     assert all(name in fault.examples[0] for name in ("val/c.png", "train/a.png"))
