@@ -14,7 +14,7 @@ from leandetr.errors import UserError
 
 @pytest.fixture
 def faulty(tmp_path):
-    """faulty(coco) -> Split, with the images a.jpg, b.jpg (64 x 48), cut.jpg (truncated), text.jpg (no image), dark.png (12 of 16 bits)."""
+    """faulty(coco) -> Split, with a.jpg, b.jpg (64 x 48), cut.jpg (truncated), text.jpg (no image), dark.png (12 bits)."""
     for name in ("a.jpg", "b.jpg", "cut.jpg"):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / name)
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:900])

@@ -418,8 +418,8 @@ def test_copies_across_splits_are_found(tmp_path):
     data = LAYOUTS["COCO"](tmp_path / "data")
     splits = {name: find_split(data, name) for name in ("train", "val")}
     assert near_duplicates(splits) == []
-    with Image.open(data / "train" / "a.png") as image:
-        photograph = image.resize((8, 4)).resize((WIDTH, HEIGHT))
+    blocks = np.random.default_rng(0).integers(0, 256, (4, 8, 3), dtype=np.uint8)
+    photograph = Image.fromarray(blocks).resize((WIDTH, HEIGHT))
     photograph.save(data / "train" / "a.png")
     photograph.resize((WIDTH * 2, HEIGHT * 2)).save(data / "val" / "c.png", format="JPEG")
     (fault,) = near_duplicates(splits)
