@@ -101,7 +101,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Raises UserError where the file is missing, unreadable or not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some tools on Windows put a mark in front
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give the path of an existing JSON file") from error
     except ValueError as error:

@@ -14,10 +14,11 @@ from leandetr.errors import UserError
 
 @pytest.fixture
 def faulty(tmp_path):
-    """faulty(coco) -> Split, with the images a.jpg, b.jpg (64 x 48), cut.jpg (truncated) and text.jpg (no image)."""
+    """faulty(coco) -> Split, with a.jpg, b.jpg (64 x 48), cut.jpg (truncated), text.jpg (no image), dark.png (12 bits)."""
     for name in ("a.jpg", "b.jpg", "cut.jpg"):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / name)
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:900])
+    Image.fromarray(np.full((48, 64), 4095, dtype=np.uint16)).save(tmp_path / "dark.png")
     (tmp_path / "text.jpg").write_text("no image")
 
     def write(coco):
@@ -75,6 +76,13 @@ def test_a_summary_counts_what_is_sound(faulty):
             {"annotations": [box(1, [float("nan"), 5, 9, 9]), box(2, [5, 5, 9]), {"id": 3, "image_id": 1, "category_id": 1}]},
             {"box is not four finite numbers": 3},
         ),
+        ({"annotations": [box(1, [0, 0, 9, 9]), box(2, [0, 0, 9, 9]), box(3, [1, 0, 9, 9])]}, {"repeated annotation": 1}),
+        ({"annotations": [box(1, [0.1, 0.2, 0.5, 0.5]), box(2, [0, 0, 9, 9])]}, {"box in parts of the image, not pixels": 1}),
+        ({"categories": [{"id": 1, "name": 7}]}, {}),
+        ({"images": [{"id": 1, "file_name": "a.jpg"}]}, {}),
+        ({"images": [image(1, "a.jpg", "64", "48")]}, {}),
+        ({"images": [image(1, "a.jpg", "wide", 48)], "annotations": []}, {"malformed entry": 1}),
+        ({"images": [image(1, "dark.png")], "annotations": []}, {"nearly black image": 1}),
         ({"annotations": [box(1, [0, 0, 9, 9], image_id=5)]}, {"unknown image": 1}),
         ({"annotations": [box(1, [0, 0, 9, 9], category_id=5)]}, {"unknown category": 1}),
         ({"categories": None}, {"missing list": 1, "unknown category": 1}),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leandetr.data.images import read_image
+from leandetr.data.images import read_image, to_rgb
 from leandetr.errors import UserError
 
 RED = np.array([200, 40, 40], dtype=np.uint8)
@@ -33,6 +33,29 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
         Image.fromarray(grey).convert("RGB").convert(mode).save(path)
     expected = np.asarray(Image.fromarray(grey).convert("1").convert("L")) if mode == "1" else grey
     assert close(read_image(path), expected[..., None], tolerance=1 if mode in ("P", "CMYK") else 0)
+
+
+@pytest.mark.parametrize(("values", "white"), [(np.float32, 1), (np.float32, 255)])
+def test_floats_are_scaled_by_their_white(tmp_path, values, white):
+    grey = gradient(200, 56)
+    Image.fromarray((grey / (255 / white)).astype(values)).save(tmp_path / "image.tif")
+    assert close(read_image(tmp_path / "image.tif"), grey[..., None])
+
+
+def test_twelve_bits_are_scaled_where_the_file_says_so(tmp_path):
+    grey = gradient(8, 8).astype(np.uint16)
+    image = Image.fromarray(np.round(grey * (4095 / 255)).astype(np.uint16))
+    image.tag_v2 = {258: (12,)}  # as Pillow opens a TIFF whose BitsPerSample is 12
+    assert close(to_rgb(image), grey[..., None])
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 1), (0, 4000)])
+def test_floats_of_unknown_white_are_refused(tmp_path, low, high):
+    Image.fromarray(np.linspace(low, high, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "image.tif")
+    with pytest.raises(
+        UserError, match=rf"image\.tif cannot be decoded \(it holds floats from {low} to {high}; write it with 8"
+    ):
+        read_image(tmp_path / "image.tif")
 
 
 def test_what_is_transparent_becomes_white(tmp_path):

@@ -34,7 +34,7 @@ def data_shapes(
 @data_app.command("check")
 def data_check(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder in COCO's, Pascal VOC's or YOLO's layout, or a YOLO YAML.", metavar="DATA")
+        Path | None, typer.Argument(help="Folder in any layout that is read, or a YOLO YAML.", metavar="DATA")
     ] = None,
     annotations: Annotated[Path | None, typer.Option(help="In place of the folder: COCO JSON.")] = None,
     images: Annotated[Path | None, typer.Option(help="In place of the folder: folder of the images.")] = None,
@@ -46,26 +46,37 @@ def data_check(
     """
     from dataclasses import asdict
 
-    from leandetr.data.check import check, faults_table, summarise
+    from leandetr.data.check import check, faults_table, notes, summarise
+    from leandetr.data.duplicates import near_duplicates
+    from leandetr.data.layouts import recognise
+    from leandetr.data.splits import splits_of
     from leandetr.files import write_json
     from leandetr.verbs import split_of
 
     source = OneSplit(folder, annotations, images).source()
-    splits = {name: split_of(source, name) for name in (("train", "val") if folder else ("train",))}
+    splits = {name: split_of(source, name) for name in (splits_of(folder) if folder else ("train",))}
+    if folder and (recognised := recognise(folder)):
+        for text in (f"{folder}: {recognised.layout}", *(f"  {text}" for text in recognised.said)):
+            out_console.print(text, markup=False, highlight=False, soft_wrap=True)
     found = {name: (summarise(split), check(split)) for name, split in splits.items()}
     for name, (summary, faults) in found.items():
         out_console.print(f"{name}: {summary}", markup=False, highlight=False)
+        for text in notes(splits[name]):
+            out_console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
         out_console.print(faults_table(faults) if faults else "  no faults")
+    shared = near_duplicates(splits)
+    if shared:
+        out_console.print(faults_table(shared))
     if json:
         written = {name: asdict(summary) | {"faults": list(map(asdict, faults))} for name, (summary, faults) in found.items()}
-        write_json(json, written)
-    if any(faults for _, faults in found.values()):
+        write_json(json, written | ({"between": list(map(asdict, shared))} if shared else {}))
+    if shared or any(faults for _, faults in found.values()):
         raise typer.Exit(1)
 
 
 @data_app.command("convert")
 def data_convert(
-    source: Annotated[Path, typer.Argument(help="Pascal VOC or YOLO folder, or a YOLO YAML.")],
+    source: Annotated[Path, typer.Argument(help="Folder with Pascal VOC's or YOLO's boxes, or a YOLO YAML.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     form: Annotated[str | None, typer.Option("--format", help="voc or yolo; recognised by default.")] = None,
 ) -> None:

@@ -27,6 +27,17 @@ Set = Annotated[
     typer.Option("--set", help="model.KEY=VALUE of the model's configuration, training.KEY=VALUE of the schedule; repeatable."),
 ]
 
+ValFraction = Annotated[
+    float | None, typer.Option(help="Of --data without validation images: the part that is drawn for validation, as 0.2.")
+]
+ValGroup = Annotated[
+    str | None,
+    typer.Option(
+        help="Regular expression; images in whose names it finds the same stay together in that draw (frames of a video)."
+    ),
+]
+ValSeed = Annotated[int, typer.Option(help="Of that draw.")]
+
 
 def with_groups(command: Callable) -> Callable:
     """A command whose parameters that are annotated with an option group have become that group's options."""
@@ -65,14 +76,19 @@ class OneSplit:
     """Images to look at: a split of a data folder, or an annotation file with its images."""
 
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder in COCO's, Pascal VOC's or YOLO's layout, or a YOLO YAML.")
+        Path | None,
+        typer.Option("--data", help="Folder with COCO's, Pascal VOC's or YOLO's boxes as tools write it, or a YOLO YAML."),
     ] = None
     annotations: Annotated[Path | None, typer.Option(help="In place of --data: COCO JSON.")] = None
     images: Annotated[Path | None, typer.Option(help="In place of --data: folder of the images.")] = None
+    val_fraction: ValFraction = None
+    val_group: ValGroup = None
+    val_seed: ValSeed = 0
 
     def source(self) -> Any:
         """What the verbs take as data; a single annotation file serves as every split."""
-        return _source(self.data, self.annotations, self.images, self.annotations, self.images)
+        given = _source(self.data, self.annotations, self.images, self.annotations, self.images)
+        return _divided(given, self.val_fraction, self.val_group, self.val_seed)
 
     def given(self) -> bool:
         return self.data is not None or self.annotations is not None
@@ -83,15 +99,20 @@ class BothSplits:
     """Images to train on and to choose the best by: a data folder, or the two splits one by one."""
 
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder in COCO's, Pascal VOC's or YOLO's layout, or a YOLO YAML.")
+        Path | None,
+        typer.Option("--data", help="Folder with COCO's, Pascal VOC's or YOLO's boxes as tools write it, or a YOLO YAML."),
     ] = None
     annotations: Annotated[Path | None, typer.Option(help="In place of --data: COCO JSON of the training images.")] = None
     images: Annotated[Path | None, typer.Option(help="In place of --data: folder of the training images.")] = None
     val_annotations: Annotated[Path | None, typer.Option(help="COCO JSON of the validation images.")] = None
     val_images: Annotated[Path | None, typer.Option(help="Folder of the validation images.")] = None
+    val_fraction: ValFraction = None
+    val_group: ValGroup = None
+    val_seed: ValSeed = 0
 
     def source(self) -> Any:
-        return _source(self.data, self.annotations, self.images, self.val_annotations, self.val_images)
+        given = _source(self.data, self.annotations, self.images, self.val_annotations, self.val_images)
+        return _divided(given, self.val_fraction, self.val_group, self.val_seed)
 
     def given(self) -> bool:
         return self.data is not None or self.annotations is not None
@@ -154,6 +175,19 @@ def _source(
     if val_annotations is not None:
         splits["val"] = val_annotations if val_images is None else Split(val_annotations, val_images)
     return splits
+
+
+def _divided(source: Any, fraction: float | None, group: str | None, seed: int) -> Any:
+    """The data, of which a part is drawn for validation where a fraction is given."""
+    from leandetr.data.partition import Partition
+
+    if fraction is None:
+        if group is not None:
+            raise UserError("--val-group is of a draw; add --val-fraction")
+        return source
+    if not isinstance(source, Path):
+        raise UserError("--val-fraction is of --data; name the validation images with --val-annotations")
+    return Partition(source, fraction, seed, group)
 
 
 def read_settings(pairs: list[str] | None, sections: tuple[str, ...] = ()) -> dict[str, Any]:

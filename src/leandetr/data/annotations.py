@@ -1,68 +1,42 @@
-"""A COCO JSON: where it lies, and its images, classes and boxes as arrays."""
+"""A COCO JSON: its images, classes and boxes as arrays."""
 
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
-from leandetr.data.convert import formats_of
-from leandetr.data.recognised import recognised_annotations
+from leandetr.data.entries import box_of, is_crowd, is_whole, whole
+from leandetr.data.file_names import difference, located
+from leandetr.data.images import image_sizes
 from leandetr.errors import UserError
 from leandetr.files import read_json
-from leandetr.inputs import State, file_digest, files_digest
 from leandetr.structures import ClassMap
 
 logger = logging.getLogger(__name__)
 
 SECTIONS = ("images", "annotations", "categories")
+RELATIVE = 1e-3  # by which boxes in parts of an image may exceed 1: rounding
 OVERHANG = 1.0  # pixels by which a box may reach over the image's edge: rounding, not a fault
 
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set: a COCO JSON and the folder that its file names are relative to."""
+    """One part of a data set: a COCO JSON and the folder that its file names are relative to.
+
+    root: the folder of the data set, in which images are sought too (`file_names.py`).
+    """
 
     annotations: Path
     images: Path
+    root: Path | None = field(default=None, repr=False, compare=False)
 
-
-def find_split(data: Path | str, split: Literal["train", "val"]) -> Split:
-    """The split of a folder with `annotations/instances_{split}.json` and `{split}/`, or COCO's `{split}2017` for either; or of
-    a Pascal VOC or YOLO folder as it is, or of a YOLO YAML file (`recognised.py`).
-
-    Raises:
-        UserError: there is no such folder, it lacks one of the two, or is a faulty VOC or YOLO data set.
-    """
-    data, annotations = Path(data), find_annotations(data, split)
-    if data.is_file():
-        return Split(annotations, images=data.parent)
-    if annotations.parent != data / "annotations":
-        return Split(annotations, images=data)
-    folders = [folder for name in (split, f"{split}2017") if (folder := data / name).is_dir()]
-    if not folders:
-        raise UserError(f"{data} has no folder {split}/ (or {split}2017/); put the images there")
-    return Split(annotations, images=folders[0])
-
-
-def find_annotations(data: Path | str, split: Literal["train", "val"]) -> Path:
-    """The annotations of `find_split`, whether there is a folder of COCO's images or not; sizes of Pascal VOC's and YOLO's
-    images are read from these. Raises UserError as it does."""
-    data = Path(data)
-    if data.is_file() and formats_of(data):
-        return recognised_annotations(data, split)
-    if not data.is_dir():
-        fault = "is a file" if data.exists() else "does not exist"
-        raise UserError(f"{data} {fault}; give the folder that holds annotations/ and {split}/")
-    files = [data / "annotations" / f"instances_{name}.json" for name in (split, f"{split}2017")]
-    if found := next(filter(Path.is_file, files), None):
-        return found
-    if formats_of(data):
-        return recognised_annotations(data, split)
-    raise UserError(f"{data} has no annotations/instances_{split}.json; put the boxes there in COCO's format")
+    def located(self, names: Sequence[str]) -> list[str]:
+        """Of the JSON's file names those under which the images are, relative to `images`."""
+        return located(names, self.images, [self.annotations.parent, *([] if self.root is None else [self.root])])
 
 
 @dataclass(frozen=True)
@@ -111,35 +85,38 @@ class Annotations:
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def read_annotations(file: Path, class_map: ClassMap | None = None, with_images: bool = True) -> Annotations:
+def read_annotations(source: Split | Path, class_map: ClassMap | None = None) -> Annotations:
     """Read and judge a COCO JSON.
 
     Args:
-        file: the JSON.
+        source: the JSON with its images, whose names and sizes are needed then: a size that the JSON does not give is that of
+            the file. Or the JSON alone, which may lack both; boxes are still judged by the sizes that it gives.
         class_map: the classes of a model; the data's are matched to them by name. By default the data's own.
-        with_images: whether images will be read, which takes their names and sizes. Without, the JSON may lack both; boxes
-            are still judged by the sizes that it gives.
 
     Raises:
         UserError: not COCO, no images, an id that occurs twice, a size that is not one, a box of a category that is not listed,
-            a class that the model does not know.
+            a class that the model does not know, boxes in parts of the image.
     """
+    split = source if isinstance(source, Split) else None
+    file = split.annotations if split else Path(source)
     coco = read_coco(file)
+    for said in coco["said"]:
+        logger.warning("%s: %s", file, said)
     own_classes = _class_map(file, coco["categories"])
     images = coco["images"]
     if not images:
         raise UserError(f"{file} lists no images; add some or name another file")
     image_ids = _integers(file, "images", images, "id")
     _once(file, "image id", image_ids)
-    if with_images:
-        names = _column(file, "images", images, "file_name")
-        sizes = np.stack([_integers(file, "images", images, key) for key in ("height", "width")], axis=1)
-        if sizes.min() < 1:
-            nothing = names[sizes.min(axis=1).argmin()]
-            raise UserError(f"{file} gives {nothing} a height or width below 1; write its size in pixels")
+    sizes = np.array([size_of(image) for image in images], dtype=np.int64)
+    if split:
+        written = [str(name) for name in _column(file, "images", images, "file_name")]
+        names = split.located(written)
+        if said := difference(written, names):
+            logger.warning("%s: %s", file, said)
+        _complete(sizes, file, [split.images / name for name in names])
     else:
         names = [image.get("file_name", "") for image in images]
-        sizes = np.array([_size_or_zeros(image) for image in images], dtype=np.int64)
 
     annotations = coco["annotations"]
     index_of = {image_id: index for index, image_id in enumerate(image_ids.tolist())}
@@ -149,8 +126,12 @@ def read_annotations(file: Path, class_map: ClassMap | None = None, with_images:
     labels = _labels(file, _integers(file, "annotations", annotations, "category_id"), own_classes, class_map or own_classes)
     boxes = np.array([box_of(annotation) for annotation in annotations], dtype=np.float64).reshape(-1, 4)
     areas = np.array([_area(annotation, box) for annotation, box in zip(annotations, boxes)], dtype=np.float64)
-    crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)
+    crowd = np.array([is_crowd(annotation) for annotation in annotations], dtype=bool)
 
+    if is_relative(boxes):
+        raise UserError(
+            f"{file} gives its boxes in parts of the image, from 0 to 1; COCO has pixels: multiply by width and height"
+        )
     inside, overhanging = place(boxes, np.where(sizes > 0, sizes, np.inf)[image])
     good = inside & (image >= 0)
     order = np.flatnonzero(good)[np.argsort(image[good], kind="stable")]
@@ -163,7 +144,7 @@ def read_annotations(file: Path, class_map: ClassMap | None = None, with_images:
         areas=areas[order],
         labels=labels[order],
         crowd=crowd[order],
-        skipped=int((~good).sum()),
+        skipped=int((~good).sum()) + coco["skipped"],
         clipped=int((good & overhanging).sum()),
         encoded_names=np.array([str(name).encode() for name in names]),
     )
@@ -178,17 +159,9 @@ def class_map_of(split: Split) -> ClassMap:
     return _class_map(split.annotations, read_coco(split.annotations)["categories"])
 
 
-def split_state(name: str, split: Split) -> State:
-    """The bytes of a split's annotations, and the names and sizes of its images."""
-    names = [str(image.get("file_name")) for image in read_coco(split.annotations)["images"]]
-    return {
-        f"annotations of {name}": file_digest(split.annotations),
-        f"images of {name}": f"{len(names)} {files_digest(split.images, names)}",
-    }
-
-
-def read_coco(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """The JSON's three lists. Raises UserError where one is missing or holds anything but dictionaries."""
+def read_coco(file: Path) -> dict[str, Any]:
+    """The JSON's three lists, as `skipped` how many entries were left out when it was made from another layout, and as `said`
+    what else a user should know of that. Raises UserError where a list is missing or holds anything but dictionaries."""
     coco = read_json(file)
     for section in SECTIONS:
         entries = coco.get(section) if isinstance(coco, dict) else None
@@ -196,16 +169,14 @@ def read_coco(file: Path) -> dict[str, list[dict[str, Any]]]:
             raise UserError(
                 f"{file} is not COCO: it has no list of {section!r}; write it in COCO's format or name another file"
             )
-    return {section: coco[section] for section in SECTIONS}
+    skipped = sum(fault["count"] for fault in left_out(coco)["skipped"])
+    return {section: coco[section] for section in SECTIONS} | {"skipped": skipped, "said": left_out(coco)["said"]}
 
 
-def box_of(annotation: dict[str, Any]) -> list[float]:
-    """The annotation's (x, y, width, height); not-a-number where it is not four numbers."""
-    try:
-        box = [float(value) for value in annotation["bbox"]]
-    except (KeyError, TypeError, ValueError, OverflowError):
-        box = []
-    return box if len(box) == 4 else [math.nan] * 4
+def left_out(coco: dict[str, Any]) -> dict[str, list[Any]]:
+    """What was left out when a JSON was made from another layout: `skipped`, as `Faults.as_json` writes it, and `said`."""
+    found = coco.get("leandetr")
+    return {"skipped": [], "said": []} | (found if isinstance(found, dict) else {})
 
 
 def place(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -218,9 +189,28 @@ def place(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return inside, ((low < -OVERHANG) | (high > far + OVERHANG)).any(axis=1)
 
 
-def _size_or_zeros(image: dict[str, Any]) -> tuple[int, int]:
-    size = image.get("height"), image.get("width")
-    return size if all(is_whole(side) and side > 0 for side in size) else (0, 0)
+def is_relative(boxes: np.ndarray) -> bool:
+    """Whether boxes (m, 4) are in parts of the image in place of pixels: none reaches over 1, and not all are one pixel."""
+    finite = boxes[np.isfinite(boxes).all(axis=1)]
+    return len(finite) > 0 and (finite[:, :2] + finite[:, 2:] <= 1 + RELATIVE).all() and bool((finite % 1).any())
+
+
+def size_of(image: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) that a JSON gives an image, zeros where it gives none. Tools write 0, null and "96" too."""
+    size = [whole(image.get(side)) for side in ("height", "width")]
+    return (size[0], size[1]) if None not in size and min(size) > 0 else (0, 0)
+
+
+def _complete(sizes: np.ndarray, file: Path, paths: list[Path]) -> None:
+    """Put the files' own sizes where there are zeros; a missing file keeps them."""
+    lacking = [index for index in np.flatnonzero(sizes.min(axis=1) < 1) if paths[index].is_file()]
+    if not lacking:
+        return
+    with ThreadPoolExecutor() as pool:
+        sizes[lacking] = [upright for _, upright in pool.map(image_sizes, [paths[index] for index in lacking])]
+    logger.warning(
+        "%s gives no size of %d images, the first is %s; the files' own are taken", file, len(lacking), paths[lacking[0]]
+    )
 
 
 def _area(annotation: dict[str, Any], box: np.ndarray) -> float:
@@ -266,12 +256,6 @@ def _integers(file: Path, section: str, entries: Sequence[dict[str, Any]], key: 
     if not all(is_whole(value) for value in values):
         _not_coco(file, section, key, "has something other than a whole number as")
     return np.array(values, dtype=np.int64)
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a JSON value is a whole number of 64 bits; 640.0 is one."""
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return whole and abs(value) < 2**63
 
 
 def _not_coco(file: Path, section: str, key: str, fault: str) -> NoReturn:

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,21 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from leandetr.data.annotations import SECTIONS, Split, box_of, is_whole, place
-from leandetr.data.images import decode, swaps_sides
+from leandetr.data.annotations import RELATIVE, SECTIONS, Split, left_out, place, size_of
+from leandetr.data.entries import box_of, is_whole, whole
+from leandetr.data.faults import Fault, Faults
+from leandetr.data.file_names import difference
+from leandetr.data.images import bits_of, decode, swaps_sides
 from leandetr.errors import UserError
 from leandetr.files import read_json
 
 FIELDS = {
-    "images": ("id", "file_name", "width", "height"),
+    "images": ("id", "file_name"),
     "annotations": ("image_id", "category_id"),
     "categories": ("id", "name"),
 }
 MOST = 8  # classes that a summary names
-NAMES = ("file_name", "name")  # the fields that hold text; the others hold whole numbers
-
-
-@dataclass
-class Fault:
-    """One kind of fault: how often it occurs, and where, for the first few times."""
-
-    kind: str
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
+DARK = 16  # of 255: 12 bits that are read as 16
 
 
 @dataclass(frozen=True)
@@ -92,13 +86,24 @@ def check(split: Split, examples: int = 3) -> list[Fault]:
         UserError: the annotations cannot be read or are no JSON dictionary: there is nothing to check.
     """
     coco = _read(split)
-    faults: dict[str, Fault] = {}
-    for kind, example in _occurrences(coco, split.images):
-        fault = faults.setdefault(kind, Fault(kind))
-        fault.count += 1
-        if len(fault.examples) < examples:
-            fault.examples.append(example)
-    return list(faults.values())
+    faults = Faults(examples)
+    for kind, example in _occurrences(coco, split):
+        faults.add(kind, example)
+    return [Fault(**fault) for fault in left_out(coco)["skipped"]] + faults.found()
+
+
+def notes(split: Split) -> list[str]:
+    """What is no fault but good to know: where images are read that are not where the JSON says, what else was made of it."""
+    coco = _read(split)
+    images = _sound(coco, "images")
+    names = [image["file_name"] for image in images]
+    unsized = sum(0 in size_of(image) for image in images)
+    said = [
+        *left_out(coco)["said"],
+        difference(names, split.located(names)),
+        f"{unsized} images have no size in the JSON; the files' own are taken" if unsized else "",
+    ]
+    return list(filter(None, said))
 
 
 def _read(split: Split) -> dict[str, Any]:
@@ -119,7 +124,7 @@ def faults_table(faults: list[Fault]) -> Table:
     return table
 
 
-def _occurrences(coco: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
+def _occurrences(coco: dict[str, Any], split: Split) -> Iterator[tuple[str, str]]:
     """(kind, example) of every fault."""
     sound: dict[str, list[dict[str, Any]]] = {}
     for section in SECTIONS:
@@ -145,7 +150,8 @@ def _occurrences(coco: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]
         counts = Counter(repr(entry[key]) for entry in entries)
         yield from ((kind, f"{value} occurs {count} times") for value, count in counts.items() if count > 1)
     yield from _box_faults(images, annotations, categories)
-    yield from _image_faults(images, folder)
+    yield from _repeated(annotations)
+    yield from _image_faults(images, split)
 
 
 def _sound(coco: dict[str, Any], section: str) -> list[dict[str, Any]]:
@@ -159,9 +165,19 @@ def _malformed(entry: Any, keys: tuple[str, ...]) -> str | None:
     for key in keys:
         if key not in entry:
             return f"lacks {key!r}"
-        if not (isinstance(entry[key], str) if key in NAMES else is_whole(entry[key])):
+        if not _fits(key, entry[key]):
             return f"{key!r} is {entry[key]!r:.40}"
+    for side in ("width", "height") if "file_name" in keys else ():
+        if entry.get(side) is not None and whole(entry[side]) is None:
+            return f"{side!r} is {entry[side]!r:.40}"
     return None
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether a value is of its field's kind: file names are text, class names text or a number, all others whole numbers."""
+    if key == "name":
+        return isinstance(value, str | int) and not isinstance(value, bool)
+    return isinstance(value, str) if key == "file_name" else is_whole(value)
 
 
 def _box_faults(images: list[dict], annotations: list[dict], categories: list[dict]) -> Iterator[tuple[str, str]]:
@@ -181,30 +197,49 @@ def _box_faults(images: list[dict], annotations: list[dict], categories: list[di
         elif (box[:, 2:] <= 0).any():
             yield "empty box", shown
         elif image is not None:
-            inside, overhanging = place(box, np.array([[image["height"], image["width"]]]))
-            if not inside or overhanging:
+            height, width = (side or np.inf for side in size_of(image))
+            inside, overhanging = place(box, np.array([[height, width]]))
+            if (box[:, :2] + box[:, 2:] <= 1 + RELATIVE).all() and (box % 1).any():
+                yield "box in parts of the image, not pixels", shown
+            elif not inside or overhanging:
                 where = "outside of" if not inside else "reaching out of"
-                yield f"box {where} its image", f"{shown} in {image['width']} x {image['height']}"
+                yield f"box {where} its image", f"{shown} in {width} x {height}"
 
 
-def _image_faults(images: list[dict[str, Any]], folder: Path) -> Iterator[tuple[str, str]]:
+def _repeated(annotations: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Every copy of an annotation beyond the first."""
+    seen = set()
+    for annotation in annotations:
+        box = box_of(annotation)
+        key = (annotation["image_id"], annotation["category_id"], *(round(side, 2) for side in box))
+        if key in seen:
+            yield "repeated annotation", f"image {key[0]}, category {key[1]}: {box}"
+        elif np.isfinite(box).all():
+            seen.add(key)
+
+
+def _image_faults(images: list[dict[str, Any]], split: Split) -> Iterator[tuple[str, str]]:
+    paths = [split.images / name for name in split.located([image["file_name"] for image in images])]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         console = Console(stderr=True)
-        found = pool.map(lambda image: _image_fault(image, folder), images)
+        found = pool.map(_image_fault, images, paths)
         checked = track(found, "checking images", len(images), console=console, disable=not console.is_terminal, transient=True)
         yield from (fault for fault in checked if fault is not None)
 
 
-def _image_fault(image: dict[str, Any], folder: Path) -> tuple[str, str] | None:
-    path = folder / image["file_name"]
+def _image_fault(image: dict[str, Any], path: Path) -> tuple[str, str] | None:
     if not path.is_file():
         return "missing image", str(path)
     try:
         pixels, orientation = decode(path)
     except UserError as error:
         return "unreadable image", str(error).partition(";")[0]
-    width, height = pixels.size
-    given = (image["width"], image["height"])
-    if given == (width, height) or (swaps_sides(orientation) and given == (height, width)):
-        return None
-    return "size differs from the file", f"{path}: {given[0]} x {given[1]} in the JSON, {width} x {height} in the file"
+    height, width = size_of(image)
+    sizes = [pixels.size, pixels.size[::-1]] if swaps_sides(orientation) else [pixels.size]
+    if min(height, width) > 0 and (width, height) not in sizes:
+        return "size differs from the file", (
+            f"{path}: {width} x {height} in the JSON, {pixels.width} x {pixels.height} in the file"
+        )
+    if bits_of(path) > 12 and max(high for _, high in pixels.getextrema()) <= DARK:
+        return "nearly black image", f"{path}: of its 16 bits few are used; write it with 8 bits, or say 12 in the file"
+    return None

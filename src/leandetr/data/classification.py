@@ -20,8 +20,8 @@ from torchvision.transforms.v2 import functional as F
 
 from leandetr.data.annotations import Split
 from leandetr.data.coco import CocoDataset
-from leandetr.data.convert import formats_of
 from leandetr.data.images import read_image
+from leandetr.data.layouts import is_detection_data
 from leandetr.data.transforms import eval_transform
 from leandetr.errors import UserError
 from leandetr.files import writing_folder
@@ -91,7 +91,7 @@ def collate(items: Sequence[tuple[Tensor, int]]) -> dict[str, Tensor]:
 def is_image_folder(data: Path) -> bool:
     """Whether a folder holds classes (train/CLASS/), not boxes."""
     train = Path(data) / "train"
-    if (Path(data) / "annotations").is_dir() or formats_of(Path(data)) or not train.is_dir():
+    if (Path(data) / "annotations").is_dir() or is_detection_data(Path(data)) or not train.is_dir():
         return False
     return any(folder.is_dir() for folder in train.iterdir())
 

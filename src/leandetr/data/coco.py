@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from leandetr.data.annotations import Split, class_map_of, find_split, read_annotations, split_state
+from leandetr.data.annotations import Split, class_map_of, read_annotations
 from leandetr.data.images import read_image
+from leandetr.data.splits import find_split, split_state
 from leandetr.data.transforms import DetectionTransform
 from leandetr.errors import UserError
 from leandetr.structures import Batch, ClassMap, Detections, Target
@@ -54,7 +55,7 @@ class CocoDataset(Dataset):
         views: int | None = None,
     ) -> None:
         self.split, self.transform, self.seed, self.detections, self.views = split, transform, seed, detections, views
-        self.annotations = read_annotations(split.annotations, class_map)
+        self.annotations = read_annotations(split, class_map)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers that persist see a new epoch too
         missing = [index for index in range(len(self)) if not self.path(index).is_file()]
         if missing:

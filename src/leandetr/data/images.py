@@ -44,11 +44,11 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
 def decode(path: Path) -> tuple[Image.Image, int]:
     """The image as stored, in RGB, and its EXIF orientation from 1 (upright) to 8.
 
-    Grey, palette and CMYK images are converted; 16 bits are scaled to 8; what is transparent becomes white, as viewers and
-    annotation tools show it.
+    Grey, palette and CMYK images are converted; 16 bits are scaled to 8, 12 bits too where the file says so, floats from 0 to 1
+    too; what is transparent becomes white, as viewers and annotation tools show it.
 
     Raises:
-        UserError: no such file, no image, or not all of its pixels can be decoded.
+        UserError: no such file, no image, floats beyond 0 to 255, or not all of its pixels can be decoded.
     """
     try:
         with Image.open(path) as image:
@@ -63,15 +63,51 @@ def decode(path: Path) -> tuple[Image.Image, int]:
         raise UserError(f"{path} {reason}; replace the file or leave it out") from error
 
 
+def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) as stored, and as seen once the EXIF turn is made; only the file's head is read.
+
+    Raises:
+        UserError: the file is not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            stored, orientation = (image.height, image.width), image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception as error:  # Pillow's readers raise whatever the bytes lead them to
+        raise UserError(f"{path} cannot be read as an image; replace the file or remove it with its boxes") from error
+    return stored, stored[::-1] if swaps_sides(orientation) else stored
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: 16 bits are scaled to 8, what is transparent is laid on white."""
+    """Any mode as RGB: 12 and 16 bits are scaled to 8, floats from 0 to 1 by 255, what is transparent is laid on white.
+
+    Raises ValueError for floats beyond 0 to 255, whose white nobody knows.
+    """
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion turns all above 255 white
-        pixels = np.clip(np.asarray(image), 0, 65535)
-        image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+        white = 4095 if _bits(image) == 12 else 65535
+        pixels = np.clip(np.asarray(image), 0, white)
+        image = Image.fromarray(np.round(pixels * (255 / white)).astype(np.uint8))
+    elif image.mode == "F":
+        pixels = np.asarray(image)
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= 0 and high <= 255):
+            raise ValueError(f"it holds floats from {low:g} to {high:g}; write it with 8 bits, or with floats from 0 to 1")
+        image = Image.fromarray(np.round(pixels * (255 if high <= 1 else 1)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def bits_of(path: Path) -> int:
+    """Bits a channel of an image file that can be read."""
+    with Image.open(path) as image:
+        return _bits(image) if image.mode.startswith("I") else 8
+
+
+def _bits(image: Image.Image) -> int:
+    """Bits a channel that a TIFF says it has; 16 where the format has no such field."""
+    tags = getattr(image, "tag_v2", None) or {}
+    return tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
 
 
 def swaps_sides(orientation: int) -> bool:

@@ -1,15 +1,14 @@
 """What the readers of other layouts return: images with named boxes, apart from how a layout stores them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image
 from rich.console import Console
 from rich.progress import track
 
-from leandetr.data.images import swaps_sides
+from leandetr.data.faults import Faults
 from leandetr.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -37,30 +36,38 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Labelled:
-    """names: the classes in the order of their ids. train, val: the two splits."""
+    """names: the classes in the order of their ids. splits: images of "train", "val" and "test", as far as there are such, or
+    of "all". faults: of each split the entries that are left out."""
 
     names: list[str]
-    train: list[LabelledImage]
-    val: list[LabelledImage]
+    splits: dict[str, list[LabelledImage]]
+    faults: dict[str, Faults]
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images in a folder and below it, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+@dataclass(frozen=True)
+class LabelledSet:
+    """A data set of another layout than COCO's, recognised but not read yet.
 
-
-def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(height, width) as stored, and as seen once the EXIF turn is made; only the file's head is read.
-
-    Raises:
-        UserError: the file is not an image.
+    splits: what there is of "train", "val" and "test", or "all" where the images are not divided. places: the files and folders
+    in which what `read` reads lies. said: what a user should know of how it was recognised, fallbacks above all. read: raises
+    UserError where no image or class can be trusted; single faulty boxes are left out.
     """
-    try:
-        with Image.open(path) as image:
-            stored, orientation = (image.height, image.width), image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception as error:  # Pillow's readers raise whatever the bytes lead them to
-        raise UserError(f"{path} cannot be read as an image; replace the file or remove it with its boxes") from error
-    return stored, stored[::-1] if swaps_sides(orientation) else stored
+
+    splits: tuple[str, ...]
+    places: list[Path]
+    said: list[str]
+    read: Callable[[], Labelled]
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file is one of an operating system's (`._a.jpg`, `.DS_Store`)."""
+    return path.name.startswith(".") or "__MACOSX" in path.parts
+
+
+def image_files(folder: Path, deep: bool = True) -> list[Path]:
+    """The images in a folder and, unless told otherwise, below it, sorted; no hidden ones."""
+    found = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and not is_hidden(path) and path.is_file())
 
 
 def read_text(path: Path) -> str:

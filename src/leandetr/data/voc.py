@@ -1,4 +1,4 @@
-"""Pascal VOC 2007 / 2012: one XML of boxes an image, and lists of the images of each split.
+"""Pascal VOC's XML, one of boxes an image, and how tools lay such files out.
 
 VOC counts pixels from 1 and names the first and the last one of a box (development kit, section "annotation"): a box covers
 [xmin - 1, xmax] x [ymin - 1, ymax] when edges are measured from 0.
@@ -7,16 +7,32 @@ VOC counts pixels from 1 and names the first and the last one of a box (developm
 """
 
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from leandetr.data.images import same_proportions
-from leandetr.data.labelled import Labelled, LabelledImage, LabelledObject, image_files, image_sizes, read_text, tracked
+from leandetr.data.faults import Faults
+from leandetr.data.images import image_sizes, same_proportions
+from leandetr.data.labelled import (
+    Labelled,
+    LabelledImage,
+    LabelledObject,
+    LabelledSet,
+    image_files,
+    is_hidden,
+    read_text,
+    tracked,
+)
+from leandetr.data.split_names import ALL, SPLITS, child, split_folders
 from leandetr.errors import UserError
 
-# Lists for training and validation, the first pair that is there. `test` comes after `val`: a detector is chosen by its
-# validation AP, and what chose it cannot test it.
-LISTS = (("train", "val"), ("trainval", "test"), ("train", "test"))
+# Lists for training, validation and test, the first row whose first two are there. A detector is chosen by its validation AP,
+# and what chose it cannot test it.
+LISTS = (("train", "val", "test"), ("trainval", "test"), ("train", "test"))
+ANNOTATIONS = ("annotations", "annots", "annotation", "xmls", "xml", "labels")  # what tools call the folder of the XML files
+IMAGES = ("images", "jpegimages", "imgs", "image")
+
+Pairs = dict[Path, Path]  # image -> XML
 
 
 def is_voc(folder: Path) -> bool:
@@ -24,51 +40,144 @@ def is_voc(folder: Path) -> bool:
     return (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()
 
 
-def read_voc(folder: Path) -> Labelled:
-    """The images of `ImageSets/Main` and their objects; classes in alphabetical order, as in VOC's own list.
-
-    Splits are `train.txt` and `val.txt`; where one is missing, `trainval.txt` and `test.txt`, or `train.txt` and `test.txt`.
-    Body parts, poses and the flags `truncated` and `occluded` are left out.
+def open_voc(folder: Path) -> LabelledSet | None:
+    """A folder as Pascal VOC's are; the lists in `ImageSets/Main` are its splits, without lists it is not divided.
 
     Raises:
-        UserError: no lists, an empty one, a listed image or its XML is missing or broken, an object without a name or a box.
+        UserError: lists, but not those of two splits, an empty one, or a listed image is missing.
     """
+    if not is_voc(folder):
+        return None
     lists = folder / "ImageSets" / "Main"
-    pair = next((pair for pair in LISTS if all((lists / f"{name}.txt").is_file() for name in pair)), None)
-    if pair is None:
+    if not any(lists.glob("*.txt")):
+        return _open_pairs({ALL: (folder / "JPEGImages", folder / "Annotations")}, [folder])
+    names = next((row for row in LISTS if all((lists / f"{name}.txt").is_file() for name in row[:2])), None)
+    if names is None:
         raise UserError(
             f"{lists} has neither train.txt and val.txt nor trainval.txt and test.txt; "
             "write the images' names there, one a line, without .jpg"
         )
     files = {path.stem: path for path in image_files(folder / "JPEGImages")}
-    train, val = (_read_list(lists / f"{name}.txt", folder, files) for name in pair)
-    names = sorted({thing.name for image in train + val for thing in image.objects})
+    splits, said = {}, []
+    for split, name in zip(SPLITS, names):
+        file = lists / f"{name}.txt"
+        if split == "test" and not (file.is_file() and all(stem in files for stem in _listed(file))):
+            continue  # VOC's test images are another archive, which few have
+        splits[split] = _read_list(file, folder, files)
+        if name != split:
+            said.append(f"{file.name} lists its {split} images")
+    return LabelledSet(tuple(splits), [folder], said, lambda: _read(splits, dict.fromkeys(splits, folder / "JPEGImages")))
+
+
+def open_voc_pairs(folder: Path) -> LabelledSet | None:
+    """Images with XML files that lie beside them, or in a folder of their own, in a folder a split or in one for all."""
+    if not folder.is_dir():
+        return None
+    found: dict[str, tuple[Path, Path]] = {}
+    images, annotations = child(folder, *IMAGES), child(folder, *ANNOTATIONS)
+    inner = split_folders(annotations) if annotations else {}
+    for split, place in (split_folders(images) if images else {}).items():
+        if split in inner and _has_xml(inner[split]):
+            found[split] = (place, inner[split])
+    for split, place in split_folders(folder).items():
+        if split not in found and (pair := _pair(place)):
+            found[split] = pair
+    if not found and (pair := _pair(folder)):
+        found[ALL] = pair
+    return _open_pairs(found, list({place: None for pair in found.values() for place in pair})) if found else None
+
+
+def _pair(folder: Path) -> tuple[Path, Path] | None:
+    """The folders of the images and of the XML files of one part."""
+    images, annotations = child(folder, *IMAGES), child(folder, *ANNOTATIONS)
+    for pair in ((images, annotations), (folder, annotations), (folder, folder)):
+        if None not in pair and _has_xml(pair[1]) and image_files(pair[0], deep=pair[0] != folder):
+            return pair
+    return None
+
+
+def _has_xml(folder: Path) -> bool:
+    """Whether the first XML file in a folder is an annotation as VOC's are."""
+    first = next(_xml_files(folder), None)
+    return first is not None and b"<annotation" in first.read_bytes()[:4096]
+
+
+def _xml_files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*.xml")) if not is_hidden(path))
+
+
+def _open_pairs(folders: dict[str, tuple[Path, Path]], places: list[Path]) -> LabelledSet:
+    """Images and XML files matched by their names; what has no partner is left out, and counted."""
+    splits: dict[str, Pairs] = {}
+    faults = {split: Faults() for split in folders}
+    said = []
+    for split, (images, annotations) in folders.items():
+        xmls = {path.relative_to(annotations).with_suffix(""): path for path in _xml_files(annotations)}
+        files = {path.relative_to(images).with_suffix(""): path for path in image_files(images)}
+        splits[split] = {files[stem]: xmls[stem] for stem in files if stem in xmls}
+        if alone := [path for stem, path in files.items() if stem not in xmls]:
+            said.append(f"{len(alone)} images without an XML file are left out, the first is {alone[0]}")
+        for stem, path in xmls.items():
+            if stem not in files:
+                faults[split].add("XML file without an image", str(path))
+    return LabelledSet(
+        tuple(splits), places, said, lambda: _read(splits, {split: images for split, (images, _) in folders.items()}, faults)
+    )
+
+
+def _read(splits: dict[str, Pairs], folders: dict[str, Path], faults: dict[str, Faults] | None = None) -> Labelled:
+    """The objects of all images, which lie in a folder a split; classes in alphabetical order, as in VOC's own list, those of
+    test images alone at the end.
+
+    Body parts, poses and the flags `truncated` and `occluded` are left out.
+
+    Raises:
+        UserError: an image or its XML is missing or broken, an object without a name, no object at all.
+    """
+    faults = faults or {split: Faults() for split in splits}
+    if lonely := [folders[split] for split, pairs in splits.items() if not pairs]:
+        raise UserError(f"no image in {lonely[0]} has the name of an XML file; put both there and name them alike")
+    read = {
+        split: [
+            _read_image(path, path.relative_to(folders[split]).as_posix(), xml, faults[split].add)
+            for path, xml in tracked(pairs.items(), split, len(pairs))
+        ]
+        for split, pairs in splits.items()
+    }
+    by_split = {split: {thing.name for image in images for thing in image.objects} for split, images in read.items()}
+    trained = set().union(*(names for split, names in by_split.items() if split != "test"))
+    names = sorted(trained) + sorted(by_split.get("test", set()) - trained)
     if not names:
-        raise UserError(f"{folder / 'Annotations'} has no object in any listed image; name a folder with labelled images")
-    return Labelled(names, train, val)
+        where = next(iter(next(iter(splits.values())).values())).parent
+        raise UserError(f"{where} has no object in any listed image; name a folder with labelled images")
+    return Labelled(names, read, faults)
 
 
-def _read_list(file: Path, folder: Path, files: dict[str, Path]) -> list[LabelledImage]:
-    names = list(dict.fromkeys(line.strip() for line in read_text(file).splitlines() if line.strip()))
+def _listed(file: Path) -> list[str]:
+    return list(dict.fromkeys(line.strip() for line in read_text(file).splitlines() if line.strip()))
+
+
+def _read_list(file: Path, folder: Path, files: dict[str, Path]) -> Pairs:
+    names = _listed(file)
     if not names:
         raise UserError(f"{file} lists no images; write their names there, one a line")
     if missing := [name for name in names if name not in files]:
         raise UserError(
             f"{file} lists {missing[0]}, of which there is no image in {folder / 'JPEGImages'}; restore it or remove the line"
         )
-    return [_read_image(files[name], folder / "Annotations" / f"{name}.xml") for name in tracked(names, file.stem, len(names))]
+    return {files[name]: folder / "Annotations" / f"{name}.xml" for name in names}
 
 
-def _read_image(path: Path, xml: Path) -> LabelledImage:
+def _read_image(path: Path, name: str, xml: Path, fault: Callable[[str, str], None]) -> LabelledImage:
     root = _parse(xml)
-    objects = [_object(entry, xml) for entry in root.findall("object")]
-    return LabelledImage(path, path.name, _frame(root, xml, path), objects)
+    objects = [found for entry in root.findall("object") if (found := _object(entry, xml, fault)) is not None]
+    return LabelledImage(path, name, _frame(root, xml, path), objects)
 
 
 def _frame(root: ElementTree.Element, xml: Path, path: Path) -> tuple[int, int]:
     """(height, width) of the XML, in which the boxes were drawn; the image's own where tools wrote none or zeros."""
     stored, upright = image_sizes(path)
-    height, width = (root.findtext(f"size/{side}", "0").strip() for side in ("height", "width"))
+    height, width = ((root.findtext(f"size/{side}") or "0").strip() for side in ("height", "width"))
     if not (height.isdecimal() and width.isdecimal()):
         raise UserError(f"{xml} gives the size {width!r} x {height!r}; write whole numbers of pixels")
     size = int(height), int(width)
@@ -82,22 +191,23 @@ def _frame(root: ElementTree.Element, xml: Path, path: Path) -> tuple[int, int]:
     return size
 
 
-def _object(entry: ElementTree.Element, xml: Path) -> LabelledObject:
-    name = entry.findtext("name", "").strip()
+def _object(entry: ElementTree.Element, xml: Path, fault: Callable[[str, str], None]) -> LabelledObject | None:
+    """An object; None where it has no box, which is counted."""
+    name = (entry.findtext("name") or "").strip()
     if not name:
         raise UserError(f"{xml} has an object without a name; write its class in <name>")
-    texts = [entry.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")]
+    texts = [(entry.findtext(f"bndbox/{side}") or "").strip() for side in ("xmin", "ymin", "xmax", "ymax")]
+    shown = f"{xml}: {name!r}, xmin, ymin, xmax, ymax: {', '.join(text or 'none' for text in texts)}"
     try:
         left, top, right, bottom = (float(text) for text in texts)
     except ValueError:
         left = top = right = bottom = math.nan
     box = (left - 1, top - 1, right - left + 1, bottom - top + 1)
-    if not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
-        raise UserError(
-            f"{xml}: the <bndbox> of {name!r} (xmin, ymin, xmax, ymax: {', '.join(text.strip() or 'none' for text in texts)}) "
-            "is no box; correct it or remove the object"
-        )
-    return LabelledObject(name, box, entry.findtext("difficult", "").strip() == "1")
+    if not all(map(math.isfinite, box)):
+        return fault("box is not four finite numbers", shown)
+    if min(box[2:]) <= 0:
+        return fault("empty box", shown)
+    return LabelledObject(name, box, (entry.findtext("difficult") or "").strip() == "1")
 
 
 class _NoDoctype(ElementTree.TreeBuilder):

@@ -1,79 +1,145 @@
-"""YOLO data sets: a YAML file with the classes' names, and a text file an image with a line `class cx cy w h` an object.
+"""YOLO data sets: the classes' names, and a text file an image with a line `class cx cy w h` an object.
 
 Centre and size of a box are relative to the image as it is seen, after its EXIF turn, which is how the trainers of such folders
-load it. An image without a text file, or with an empty one, has no objects.
+load it. An image without a text file, or with an empty one, has no objects. A line may also hold a confidence after the box,
+key points after the box (as the YAML's `kpt_shape` says), or in its place a polygon `class x y x y x y ...`, around which the
+box is drawn; the four corners of an oriented box are such a polygon.
 
 `supervision` reads such folders too, but takes any class number and boxes in pixels without a word, and keeps 32-bit corners.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from leandetr.data.labelled import Labelled, LabelledImage, LabelledObject, image_files, image_sizes, read_text, tracked
+from leandetr.data.faults import Faults
+from leandetr.data.images import image_sizes
+from leandetr.data.labelled import (
+    Labelled,
+    LabelledImage,
+    LabelledObject,
+    LabelledSet,
+    image_files,
+    is_hidden,
+    read_text,
+    tracked,
+)
+from leandetr.data.split_names import ALL, child, split_folders
+from leandetr.data.yolo_places import USUAL, Part, label_of, labels_of, parts_of
 from leandetr.errors import UserError
 
-FOLDERS = {"train": ("images/train", "train/images"), "val": ("images/val", "val/images", "valid/images")}
 YAML = (".yaml", ".yml")
+YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+DARKNET = "obj.data"  # of CVAT's "YOLO 1.1" and of darknet: lines `train = train.txt`
+CLASSES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels", "labels/classes.txt")  # a name a line
 TOLERANCE = 1e-3  # by which a relative number may exceed 1: rounding, not pixels
-NOT_LABELS = {"classes.txt"}  # labelling tools put the names beside the labels
+NOT_LABELS = {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt"}  # labelling tools put these beside the labels
 
 
 def is_yolo(source: Path) -> bool:
     """Whether this is the YAML file of a YOLO data set, a folder with its `data.yaml`, or one that only lacks that."""
     if source.is_file():
         return source.suffix in YAML
-    images = (source / name for name in ("images", *(usual for split in FOLDERS.values() for usual in split)))
-    return (source / "data.yaml").is_file() or any(folder.is_dir() and _labels(folder).is_dir() for folder in images)
+    images = (source / name for name in ("images", *(usual for split in USUAL.values() for usual in split)))
+    return (source / "data.yaml").is_file() or any(folder.is_dir() and _has_labels(folder) for folder in images)
 
 
-def read_yolo(source: Path) -> Labelled:
-    """The images of a YAML file's `train` and `val` with their labels, which lie beside them in `labels` in place of `images`.
-
-    `train` and `val` are relative to the YAML file's `path`, or to its own folder. Where they name no folder that is there (as
-    they may be those of the machine it was written on), `images/{train,val}` or `{train,val,valid}/images` is taken. The order
-    of `names`, a list or a mapping from class numbers, is kept.
-
-    Args:
-        source: the YAML file, or a folder with a `data.yaml`.
+def open_yolo(source: Path) -> LabelledSet | None:
+    """A YAML file and what it names, a folder with such a file, with darknet's `obj.data`, or with a list of the classes.
 
     Raises:
-        UserError: no names or unusable ones, no folder of a split's images or labels, no images, a label file without an image,
-            a line that is not five numbers, a class number without a name, a box that is not relative or has no area.
+        UserError: no names or unusable ones, or the file names images that are not there (`yolo_places.py`).
     """
-    file, content = _content(source)
+    file = names_file(source)
+    if file is None:
+        if is_yolo(source):
+            raise UserError(
+                f"{source} is laid out like a YOLO folder but has no data.yaml; write one with the classes, as in "
+                "names: [cat, dog], or name the YAML file itself"
+            )
+        return None
+    content = _content(file)
+    said: list[str] = []
     names = _names(file, content)
-    train, val = (_read_split(file, content, split, names) for split in FOLDERS)
-    return Labelled(list(names.values()), train, val)
-
-
-def places_of_yolo(source: Path) -> list[Path]:
-    """The files and folders that `read_yolo` reads; raises what it raises of the YAML file and the images' folders."""
-    file, content = _content(source)
-    images = [_images(file, content, split) for split in FOLDERS]
-    return [file, *images, *map(_labels, images)]
-
-
-def _content(source: Path) -> tuple[Path, dict[str, Any]]:
-    """The YAML file and what it says."""
-    file = source if source.is_file() else source / "data.yaml"
-    if not file.is_file():
+    parts = parts_of(file, content, said) or _unnamed(file.parent if file.parent.name != "labels" else file.parent.parent)
+    if not parts:
         raise UserError(
-            f"{source} is laid out like a YOLO folder but has no data.yaml; write one with the classes, as in "
-            "names: [cat, dog], or name the YAML file itself"
+            f"{file} names no images, and there are none in {USUAL['train'][0]}, images or beside it; add 'train' and 'val'"
         )
+    for split, part in parts.items():
+        _judge(file, split, part)
+    said += _shared(parts)
+    places = list(dict.fromkeys([file, *(place for part in parts.values() for place in part.places())]))
+    return LabelledSet(tuple(parts), places, said, lambda: _read(names, parts, content.get("kpt_shape"), file))
+
+
+def names_file(source: Path) -> Path | None:
+    """The file with the classes' names."""
+    if source.is_file():
+        return source if source.suffix in YAML else None
+    if not source.is_dir():
+        return None
+    found = next((source / name for name in YAML_NAMES if (source / name).is_file()), None)
+    if found is None:
+        others = [
+            path for path in sorted(source.iterdir()) if path.suffix in YAML and not is_hidden(path) and _says_names(path)
+        ]
+        if len(others) > 1:
+            raise UserError(
+                f"{source} has several YAML files of a YOLO data set ({', '.join(p.name for p in others)}); name one"
+            )
+        found = others[0] if others else None
+    if found is None:
+        found = next((source / name for name in (DARKNET, *CLASSES) if (source / name).is_file()), None)
+    return found
+
+
+def _says_names(file: Path) -> bool:
     try:
-        content = yaml.safe_load(read_text(file))
+        content = yaml.safe_load(file.read_bytes())
+    except (yaml.YAMLError, OSError, ValueError):
+        return False
+    keys = {str(key).lower() for key in content} if isinstance(content, dict) else set()
+    return "names" in keys and not keys.isdisjoint({"train", "val", "nc", "path"})
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """What the file says, in the form of a YAML file."""
+    text = read_text(file)
+    if file.name == DARKNET:
+        pairs = (line.partition("=") for line in text.splitlines())
+        content: dict[str, Any] = {key.strip(): value.strip() for key, equals, value in pairs if equals}
+        named = file.parent / Path(content.get("names", "obj.names")).name
+        return {key: content[key] for key in ("train", "valid", "test") if key in content} | {"names": _lines(named)}
+    if file.suffix not in YAML:
+        return {"names": _lines(file)}
+    try:
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file} is not YAML ({reason}); correct it") from error
-    return file, content if isinstance(content, dict) else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _lines(file: Path) -> list[str]:
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+
+
+def _unnamed(folder: Path) -> dict[str, Part]:
+    """The images where no file says where they are: a folder a split, else all."""
+    images = child(folder, "images", "obj_train_data")
+    found = (split_folders(images) if images else {}) or split_folders(folder)
+    if not found:
+        found = {ALL: images or folder}
+    parts = {split: Part(images=image_files(place), folders=[place]) for split, place in found.items()}
+    return {split: part for split, part in parts.items() if part.images}
 
 
 def _names(file: Path, content: dict[str, Any]) -> dict[int, str]:
     """Class number -> name, in the order of the numbers."""
-    given = content.get("names")
+    given = content.get("names", content.get("Names"))
     if isinstance(given, list):
         given = dict(enumerate(given))
     if not isinstance(given, dict) or not given:
@@ -94,66 +160,140 @@ def _is_count(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 0
 
 
-def _images(file: Path, content: dict[str, Any], split: str) -> Path:
-    """The folder of a split's images."""
-    base, root, named = file.parent, content.get("path"), content.get(split)
-    roots = [base / root, base] if isinstance(root, str) else [base]
-    folders = [root / named for root in roots] if isinstance(named, str) and named else []
-    found = next((folder for folder in (*folders, *(base / usual for usual in FOLDERS[split])) if folder.is_dir()), None)
-    if found is None:
-        usual = " or ".join(FOLDERS[split])
-        raise UserError(f"{file} names no folder of images as {split!r}, and there is no {usual} beside it; correct the name")
+def _has_labels(images: Path) -> bool:
+    """Whether there is a folder of text files, or none at all, for a folder of images; XML files there are VOC's."""
+    return any(next(folder.rglob("*.xml"), None) is None for folder in labels_of(images))
+
+
+def _judge(file: Path, split: str, part: Part) -> None:
+    """Refuse a split without images, or of whose images none has a label file or a folder for one."""
+    where = ", ".join(map(str, part.folders or part.lists)) or str(file)
+    if not part.images:
+        raise UserError(f"{where} has no images; put those of the {split} split there")
+    folders = part.folders or list(dict.fromkeys(image.parent for image in part.images))
+    if not any(labels_of(folder) for folder in folders) and not any(label_of(image).is_file() for image in part.images):
+        here = folders[0]
+        usual = [part if part != "images" else "labels" for part in here.parts]
+        wanted = f"{Path(*usual)} does not exist" if "images" in here.parts else f"{here} has no label files"
+        raise UserError(f"{wanted}; put the label files of {here} there")
+
+
+def _shared(parts: dict[str, Part]) -> list[str]:
+    """What to say where an image is in two splits."""
+    said, items = [], list(parts.items())
+    for number, (first, part) in enumerate(items):
+        for second, other in items[number + 1 :]:
+            both = {image.resolve() for image in part.images} & {image.resolve() for image in other.images}
+            if both:
+                said.append(f"{len(both)} images are both in {first} and in {second}, the first is {min(both)}")
+    return said
+
+
+def _read(names: dict[int, str], parts: dict[str, Part], points: Any, file: Path) -> Labelled:
+    """The images and their labels; the order of the classes' numbers is kept.
+
+    points: `kpt_shape` of the YAML file, (points, numbers a point).
+
+    Raises:
+        UserError: an image that is none, a class number without a name.
+    """
+    faults = {split: Faults() for split in parts}
+    read: dict[str, list[LabelledImage]] = {}
+    key_points = points[0] * points[1] if isinstance(points, list) and len(points) == 2 else 0
+    for split, part in parts.items():
+        fault = faults[split].add
+        for label in _without_image(part):
+            fault("label file without an image", str(label))
+        base = part.folders[0] if len(part.folders) == 1 and not part.lists else _common(part.images)
+        read[split] = []
+        for image in tracked(part.images, split, len(part.images)):
+            _, size = image_sizes(image)
+            name = image.relative_to(base).as_posix() if image.is_relative_to(base) else image.name
+            objects = _objects(label_of(image), size, names, key_points, fault)
+            read[split].append(LabelledImage(image, name, size, objects))
+    return Labelled(list(names.values()), read, faults)
+
+
+def _common(images: list[Path]) -> Path:
+    """The folder that holds all of the images."""
+    found = images[0].parent
+    while not all(image.is_relative_to(found) for image in images):
+        found = found.parent
     return found
 
 
-def _labels(images: Path) -> Path:
-    """The same path with its last `images` become `labels`."""
-    place = max((index for index, part in enumerate(images.parts) if part == "images"), default=None)
-    if place is None:
-        raise UserError(f"{images} is not below a folder `images`, beside which labels lie in `labels`; move both there")
-    return Path(*images.parts[:place], "labels", *images.parts[place + 1 :])
+def _without_image(part: Part) -> list[Path]:
+    """The label files below a split's folders that are of no image; beside images only what reads like labels is one."""
+    stems = {image.with_suffix("") for image in part.images}
+    found = []
+    for images in part.folders:
+        apart = labels_of(images)
+        for folder in apart or [images]:
+            for label in sorted(folder.rglob("*.txt")):
+                stray = images / label.relative_to(folder).with_suffix("") not in stems
+                if stray and label.name not in NOT_LABELS and not is_hidden(label) and (apart or _reads_like_labels(label)):
+                    found.append(label)
+    return found
 
 
-def _read_split(file: Path, content: dict[str, Any], split: str, names: dict[int, str]) -> list[LabelledImage]:
-    images = _images(file, content, split)
-    files, labels = image_files(images), _labels(images)
-    if not files:
-        raise UserError(f"{images} has no images; put those of the {split} split there")
-    if not labels.is_dir():
-        raise UserError(f"{labels} does not exist; put the label files of {images} there")
-    stems = {file.relative_to(images).with_suffix("") for file in files}
-    for label in sorted(labels.rglob("*.txt")):
-        if label.name not in NOT_LABELS and label.relative_to(labels).with_suffix("") not in stems:
-            raise UserError(f"{label} has no image in {images}; restore the image or remove the label file")
-    read = []
-    for image in tracked(files, split, len(files)):
-        name = image.relative_to(images)
-        _, size = image_sizes(image)
-        read.append(LabelledImage(image, name.as_posix(), size, _objects((labels / name).with_suffix(".txt"), size, names)))
-    return read
+def _reads_like_labels(file: Path) -> bool:
+    line = next(iter(_lines(file)), "").split()
+    try:
+        return len(list(map(float, line))) >= 5
+    except ValueError:
+        return False
 
 
-def _objects(file: Path, size: tuple[int, int], names: dict[int, str]) -> list[LabelledObject]:
+def _objects(
+    file: Path, size: tuple[int, int], names: dict[int, str], key_points: int, fault: Callable[[str, str], None]
+) -> list[LabelledObject]:
     if not file.exists():
         return []
-    lines = enumerate(read_text(file).splitlines(), start=1)
-    return [_object(line.split(), f"{file}, line {number}", size, names) for number, line in lines if line.strip()]
+    objects = []
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        shown = f"{file}, line {number}: {line.strip():.60}"
+        try:
+            values = [float(field) for field in fields]  # some tools write the class as 1.0 or 1e+00
+        except ValueError:
+            fault("line is not numbers", shown)
+            continue
+        if values[0] not in names:
+            known = f"{min(names)} to {max(names)}"
+            raise UserError(
+                f"{file}, line {number}: class {fields[0]} is not one of data.yaml's names ({known}); "
+                "correct the number or add the name"
+            )
+        box = _box(values[1:], key_points)
+        if box is None:
+            fault("line is neither a box nor a polygon", shown)
+        elif kind := _fault_of(box):
+            fault(kind, shown)
+        else:
+            cx, cy, w, h = box
+            height, width = size
+            pixels = ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height)
+            objects.append(LabelledObject(names[int(values[0])], pixels))
+    return objects
 
 
-def _object(fields: list[str], where: str, size: tuple[int, int], names: dict[int, str]) -> LabelledObject:
-    try:
-        number, cx, cy, w, h = (float(field) for field in fields)  # some tools write the class as 1.0 or 1e+00
-    except ValueError as error:
-        shown = " ".join(fields)
-        raise UserError(f"{where}: {shown!r:.60} is not a box; write five numbers: class cx cy w h") from error
-    if number not in names:
-        known = f"{min(names)} to {max(names)}"
-        raise UserError(
-            f"{where}: class {fields[0]} is not one of data.yaml's names ({known}); correct the number or add the name"
-        )
-    if not (0 < w <= 1 + TOLERANCE and 0 < h <= 1 + TOLERANCE and -TOLERANCE <= min(cx, cy) <= max(cx, cy) <= 1 + TOLERANCE):
-        raise UserError(
-            f"{where}: {' '.join(fields[1:])} is not a box in parts of the image; divide pixels by its width and height"
-        )
-    height, width = size
-    return LabelledObject(names[int(number)], ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height))
+def _box(values: list[float], key_points: int) -> tuple[float, float, float, float] | None:
+    """(cx, cy, w, h) of a line without its class; None where it is of no known length."""
+    if len(values) in (4, 5) or (key_points and len(values) == 4 + key_points):
+        return values[0], values[1], values[2], values[3]
+    if len(values) < 6 or len(values) % 2:
+        return None
+    x, y = values[::2], values[1::2]
+    left, top, right, bottom = min(x), min(y), max(x), max(y)
+    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+
+
+def _fault_of(box: tuple[float, float, float, float]) -> str | None:
+    cx, cy, w, h = box
+    if w <= 0 or h <= 0:
+        return "empty box"
+    if not (max(w, h) <= 1 + TOLERANCE and -TOLERANCE <= min(cx, cy) <= max(cx, cy) <= 1 + TOLERANCE):
+        return "box is not in parts of the image"
+    return None

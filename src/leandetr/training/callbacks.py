@@ -173,7 +173,7 @@ class ProgressBar(TrainerCallback):
         said = f"loss {loss:.3f}" if loss is not None else ""
         measured = next(((word, logs[name]) for name, word in MEASURES.items() if name in logs), None)
         if measured:
-            said += f"  {measured[0]} {measured[1]:.3f} (best {state.best_metric:.3f})"
+            said += f"  {measured[0]} {_shown(measured[1])} (best {_shown(state.best_metric)})"
             if not self.console.is_terminal:
                 epoch = f"epoch {state.epoch:.0f}/{state.num_train_epochs}"
                 self.console.print(
@@ -198,6 +198,11 @@ class ProgressBar(TrainerCallback):
         if self.progress:
             self.progress.stop()
             self.progress = None
+
+
+def _shown(measure: float) -> str:
+    """COCO's -1 is no AP: there were no boxes to find."""
+    return "–" if measure < 0 else f"{measure:.3f}"
 
 
 def _whole(epoch: float) -> bool:

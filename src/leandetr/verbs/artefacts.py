@@ -40,7 +40,7 @@ def detections_of(
     if str(model).endswith(".json"):
         if queries is not None:
             raise UserError(f"{model} holds detections, not a detector with a choice of queries; leave out --queries")
-        known = read_annotations(annotations_of(data, split), with_images=False)
+        known = read_annotations(annotations_of(data, split))
         results = read_json(Path(model))
         if not isinstance(results, list):
             raise UserError(f"{model} is not a list of detections in COCO's results format; name the file of results")

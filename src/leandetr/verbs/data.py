@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from leandetr.data.annotations import Split, find_annotations, find_split, split_state
+from leandetr.data.annotations import Split
 from leandetr.data.classification import image_folder_state, is_image_folder
+from leandetr.data.partition import Partition
+from leandetr.data.splits import find_annotations, find_split, split_state
 from leandetr.errors import UserError
 from leandetr.inputs import State, weights_state
 
-#: a data folder, or split name -> annotations and images; for a file of results the annotations alone are enough
-Data = Path | str | Mapping[str, Split | Path | str]
+#: a data folder, one whose validation images are drawn, or split name -> annotations and images; for a file of results the
+#: annotations alone are enough
+Data = Path | str | Partition | Mapping[str, Split | Path | str]
 NO_DATA = "no data: give --data FOLDER, or --annotations FILE with --images FOLDER"
 
 
 def split_of(data: Data, split: str) -> Split:
     """Annotations and images of a split. Raises UserError where there is no such split, or no images of it."""
+    if isinstance(data, Partition):
+        return data.split(split)
     if not isinstance(data, Mapping):
         return find_split(data, split)
     found = _named(data, split)
@@ -27,6 +32,8 @@ def split_of(data: Data, split: str) -> Split:
 
 def annotations_of(data: Data, split: str) -> Path:
     """The annotations of a split, with images or without. Raises UserError where there is no such split."""
+    if isinstance(data, Partition):
+        return data.split(split).annotations
     if not isinstance(data, Mapping):
         return find_annotations(data, split)
     found = _named(data, split)
@@ -44,7 +51,7 @@ def _named(data: Mapping[str, Split | Path | str], split: str) -> Split | Path |
 def state_of(data: Data, **sources: str | Path | None) -> State:
     """The state of what a training reads: both splits of the data, or the classes' folders, and by what they are to it
     (`teacher`) the files and folders that it starts from."""
-    if not isinstance(data, Mapping) and is_image_folder(data):
+    if isinstance(data, Path | str) and is_image_folder(data):
         state = image_folder_state(data)
     else:
         state = {what: of for split in ("train", "val") for what, of in split_state(split, split_of(data, split)).items()}

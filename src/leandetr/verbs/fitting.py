@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from leandetr.data.coco import CocoDataset, class_map_of, collate
+from leandetr.data.partition import Partition
 from leandetr.data.transforms import eval_transform, train_transform
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
@@ -85,7 +86,11 @@ def fit_detector(
     detections = distiller.teacher.detections if distiller else None
     views = 1 if augment == "none" else training.views
     train_set = CocoDataset(train_split, transform, class_map, training.seed, detections, views)
+    if distiller is None and train_set.annotations.crowd.all():
+        raise UserError(f"{train_split.annotations} has no usable box to learn from; `leandetr data check` says what is wrong")
     val_set = CocoDataset(split_of(data, "val"), eval_transform(preprocessing), class_map)
+    if isinstance(data, Partition) and PartialState().is_main_process:
+        data.write(out / "split.json")
     if cache is not None:
         passes = training.passes(len(train_set), PartialState().num_processes)
         module.remember(train_set, cache, passes, batch_size=training.batch_size, workers=training.loader_workers())
