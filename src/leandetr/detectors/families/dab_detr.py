@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from leandetr.detectors.families.family import DecoderRun, Family, inverse_sigmoid
+from leandetr.detectors.families.family import DecoderRun, Family, Rows, inverse_sigmoid
 from leandetr.detectors.families.initialise import rare_classes, unmoved_boxes, xavier_matrices
 
 
@@ -31,6 +31,9 @@ class DabDetr(Family):
         "*query_scale*": "scales position embeddings",
         "*ref_anchor_head*": "sides of anchors",
     }
+
+    def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
+        return {"class_embed": Rows.CLASSES}
 
     @torch.no_grad()
     def initialise(self, model: PreTrainedModel) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from leandetr.detectors.backbones import Backbone
-from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, boxes_averaged_once, inverse_sigmoid
+from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, Rows, boxes_averaged_once, inverse_sigmoid
 from leandetr.detectors.families.initialise import rare_classes, unmoved_boxes, xavier_matrices
 from leandetr.structures import Queries, Target
 
@@ -43,6 +43,9 @@ class DeformableDetr(Family):
             return values
         count = overrides.get("two_stage_num_proposals", values["num_queries"])
         return values | {"num_queries": count, "two_stage_num_proposals": count}
+
+    def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
+        return {"*class_embed.*": Rows.CLASSES}
 
     @torch.no_grad()
     def initialise(self, model: PreTrainedModel) -> None:
@@ -78,6 +81,10 @@ class TwoStageDeformableDetr(DeformableDetr):
     says whether an object is there."""
 
     queries_from_encoder = True
+
+    def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
+        """The head after those of the decoder's layers is the encoder's."""
+        return {f"*class_embed.{config.decoder_layers}": Rows.OBJECTNESS, **super().class_rows(config)}
 
     def loss(self, model: PreTrainedModel, answer: Any, logits: Tensor, boxes: Tensor, labels: Sequence[Target]) -> Tensor:
         """transformers leaves the proposals out, and nothing else teaches their heads (Deformable DETR, appendix A.4): the same

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +33,20 @@ class DecoderRun:
     call: dict[str, Any]
     output: Any
     states: list[Tensor]
+
+
+class Rows(Enum):
+    """What the rows of a layer's weights stand for, where there is one a class.
+
+    CLASSES: the logit of a class; a softmax's last row is no object. PROPOSALS: the same of the encoder's cells, never with no
+    object. LABELS: what stands for a label among denoising queries; the last row is padding. OBJECTNESS: of all rows the first
+    alone is read, and says whether an object is there.
+    """
+
+    CLASSES = "classes"
+    PROPOSALS = "proposals"
+    LABELS = "labels"
+    OBJECTNESS = "objectness"
 
 
 #: layers of every deformable attention that say where it looks
@@ -122,6 +137,10 @@ class Family:
     def counted(self, values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
         """The values with the number of queries under every name that it has in the configuration."""
         return values
+
+    def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
+        """Pattern of layer names -> what the rows of its weights are, of every layer that has one a class."""
+        return {"class_labels_classifier": Rows.CLASSES}
 
     def initialise(self, model: PreTrainedModel) -> None:
         """Draw the weights of a new model outside its backbone, where the model's own start is not the authors'."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from leandetr.detectors.backbones import Backbone, configured
-from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family
+from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, Rows
 from leandetr.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from leandetr.structures import Target
 
@@ -68,6 +68,9 @@ class LwDetr(Family):
         windows = backbone.get("num_windows", plain.num_windows)
         along = math.isqrt(windows) if self.windows_of_image else windows
         return backbone.get("patch_size", plain.patch_size) * along
+
+    def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
+        return {"class_embed": Rows.CLASSES, "model.enc_out_class_embed.*": Rows.PROPOSALS}
 
     def proposal_strides(self, plain: PreTrainedConfig, backbone: Backbone, values: Mapping[str, Any]) -> list[float]:
         """LW-DETR's projector scales the one map."""

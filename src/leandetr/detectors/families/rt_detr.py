@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from transformers import PreTrainedConfig, PreTrainedModel, RTDetrConfig, RTDetrResNetConfig, RTDetrV2Config
 
 from leandetr.detectors.backbones import Backbone
-from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family
+from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, Rows
 from leandetr.detectors.families.layout import LAYERS, SQUARES, Layout, Rules, State, numbers_after
 from leandetr.structures import Target
 
@@ -117,6 +117,13 @@ class RtDetr(Family):
             "feat_strides": backbone.strides,
             "freeze_backbone_batch_norms": frozen_norm and backbone.config.model_type != "timm_backbone",
         } | ({} if width is None else widths)
+
+    def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
+        return {
+            "*class_embed.[0-9]*": Rows.CLASSES,
+            "model.enc_score_head": Rows.PROPOSALS,
+            "model.denoising_class_embed": Rows.LABELS,
+        }
 
     def content_of(self, model: PreTrainedModel, cells: Tensor) -> Tensor:
         return model.model.enc_output(cells)
