@@ -25,8 +25,8 @@ def trained(tiny_detector, name):
     with torch.no_grad():
         for parameter in detector.model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-        for name, parameter in detector.model.named_parameters():
-            if "enc_score_head" in name:
+        for key, parameter in detector.model.named_parameters():
+            if "enc_score_head" in key:
                 parameter.add_(torch.randn_like(parameter))  # no two cells have nearly the same score
     return detector.eval()
 

@@ -14,8 +14,8 @@ from transformers import TrainerCallback
 
 from leandetr.data.coco import CocoDataset, class_map_of, collate
 from leandetr.data.transforms import eval_transform, train_transform
+from leandetr.detectors.build import build
 from leandetr.detectors.checkpoints.load import load
-from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.spec import NewDetector
 from leandetr.detectors.teachers import load_torchvision, names_torchvision
@@ -33,27 +33,27 @@ def finished_in(out: Path, state: State, product: str = "config.json") -> bool:
     """Whether a training is over: it writes its detector last. Says so, with what it was made from."""
     if not (Path(out) / product).exists():
         return False
-    if PartialState().is_main_process:
-        read = ", ".join(f"{what} ({of})" for what, of in state.items())
-        said = f"{out} is finished already, and nothing that it was made from has changed since: {read}"
-        Console(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
+    read = ", ".join(f"{what} ({of})" for what, of in state.items())
+    say(f"{out} is finished already, and nothing that it was made from has changed since: {read}")
     return True
 
 
 def build_student(data: Data, new: NewDetector, seed: int) -> Detector:
-    """The detector that a spec describes, for the classes of the data."""
+    """The detector that a spec describes, for the classes of the data. Says what a checkpoint for other classes keeps."""
     torch.manual_seed(seed)  # what terms build beside a saved student is drawn too
-    if new.checkpoint is not None:
-        return load(new.checkpoint, new.set)
-    if new.image_size is None:
-        raise UserError(f"a new {new.model} needs a size: add --image-size HEIGHT WIDTH")
-    return create(new.model, class_map_of(split_of(data, "train")), new.image_size, new.backbone, new.weights, new.set)
+    return build(new, class_map_of(split_of(data, "train")), say)
+
+
+def say(text: str) -> None:
+    """A line beside the output, once."""
+    if PartialState().is_main_process:
+        Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
 
 
 def said_of(new: NewDetector) -> tuple[Any, dict[str, Any]]:
     """What identifies a detector to be trained in an output folder's marker: its name, and what it is built from."""
     building = {"image_size": new.image_size, "backbone": new.backbone, "weights": new.weights, "overrides": new.set}
-    return new.model or new.checkpoint, building
+    return new.model or new.checkpoint, building | ({} if new.queries is None else {"queries": new.queries})
 
 
 def open_teacher(source: str | Path, student: Detector) -> Teacher:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -85,6 +86,12 @@ class TwoStageDeformableDetr(DeformableDetr):
     def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
         """The head after those of the decoder's layers is the encoder's."""
         return {f"*class_embed.{config.decoder_layers}": Rows.OBJECTNESS, **super().class_rows(config)}
+
+    def query_counts(self, config: PreTrainedConfig, count: int) -> dict[str, int]:
+        return {"num_queries": count, "two_stage_num_proposals": count}
+
+    def weight_before(self, key: str, old: PreTrainedConfig, new: PreTrainedConfig) -> str:
+        return re.sub(rf"(_embed\.){new.decoder_layers}\.", rf"\g<1>{old.decoder_layers}.", key)
 
     def loss(self, model: PreTrainedModel, answer: Any, logits: Tensor, boxes: Tensor, labels: Sequence[Target]) -> Tensor:
         """transformers leaves the proposals out, and nothing else teaches their heads (Deformable DETR, appendix A.4): the same

@@ -142,6 +142,18 @@ class Family:
         """Pattern of layer names -> what the rows of its weights are, of every layer that has one a class."""
         return {"class_labels_classifier": Rows.CLASSES}
 
+    def query_counts(self, config: PreTrainedConfig, count: int) -> dict[str, int]:
+        """Configuration values of a model with so many object queries."""
+        return {"num_queries": count}
+
+    def query_groups(self, key: str, config: PreTrainedConfig) -> int:
+        """How many tables of learned queries, a row a query, lie below each other in a weight; 0 for one that is none."""
+        return int(key == f"model.{self.query_table}.weight")
+
+    def weight_before(self, key: str, old: PreTrainedConfig, new: PreTrainedConfig) -> str:
+        """What a weight of a model of the configuration `new` is called in one of `old`."""
+        return key
+
     def initialise(self, model: PreTrainedModel) -> None:
         """Draw the weights of a new model outside its backbone, where the model's own start is not the authors'."""
 

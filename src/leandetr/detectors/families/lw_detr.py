@@ -72,6 +72,9 @@ class LwDetr(Family):
     def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
         return {"class_embed": Rows.CLASSES, "model.enc_out_class_embed.*": Rows.PROPOSALS}
 
+    def query_groups(self, key: str, config: PreTrainedConfig) -> int:
+        return config.group_detr if key in ("model.reference_point_embed.weight", "model.query_feat.weight") else 0
+
     def proposal_strides(self, plain: PreTrainedConfig, backbone: Backbone, values: Mapping[str, Any]) -> list[float]:
         """LW-DETR's projector scales the one map."""
         (stride,) = backbone.strides

@@ -125,6 +125,9 @@ class RtDetr(Family):
             "model.denoising_class_embed": Rows.LABELS,
         }
 
+    def query_groups(self, key: str, config: PreTrainedConfig) -> int:
+        return int(key == "model.weight_embedding.weight")
+
     def content_of(self, model: PreTrainedModel, cells: Tensor) -> Tensor:
         return model.model.enc_output(cells)
 
