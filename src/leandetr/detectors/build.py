@@ -1,4 +1,4 @@
-"""The detector that a spec describes: a new one, or a finished one made ready for other classes, images and numbers of queries."""
+"""The detector that a spec describes: a new one, or a finished one made ready for other classes, images and query counts."""
 
 from __future__ import annotations
 

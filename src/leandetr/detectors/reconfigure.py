@@ -2,8 +2,8 @@
 
 What has the same name and shape keeps its weights. What became smaller gets a selection of them (Xu et al., Initializing Models
 with Larger Ones, ICLR 2024): of the layers the first, and along every dimension of a weight that shrank elements at even
-distances, so that the outputs that one layer keeps are the inputs that the next one keeps. What grew has the old weights first and
-new ones after them.
+distances, so that the outputs that one layer keeps are the inputs that the next one keeps. What grew has the old weights first
+and new ones after them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ANCHORS = ("anchor_image_size", "eval_size")  # for which RT-DETR's lineage keep
 
 @dataclass(frozen=True)
 class WeightChange:
-    """Names of the weights of the new model by where they come from: as they were, a selection of larger ones, and, wholly or in
+    """Names of the new model's weights by where they come from: as they were, a selection of larger ones, and, wholly or in
     part, nowhere; and of the old model's that are left out."""
 
     kept: list[str]
@@ -88,8 +88,8 @@ def resize_images(detector: Detector, size: tuple[int, int]) -> Detector:
     Position embeddings of images are computed, or resampled by the model itself, in every family; what RT-DETR's lineage keeps
     ready for one size is forgotten.
 
-    Raises UserError for a size that the family cannot take, with the nearest that it can, or in which there are fewer cells than
-    queries.
+    Raises UserError for a size that the family cannot take, with the nearest that it can, or in which there are fewer cells
+    than queries.
     """
     config = detector.config
     check_size(config.model_type, size, detector.family.divisor(config.backbone_config.to_dict()))

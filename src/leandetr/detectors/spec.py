@@ -17,8 +17,8 @@ NEW_MODEL = ("backbone", "weights", "set", "image_size", "queries")  # what a ne
 class NewDetector(Checked):
     """A detector to train: a new one of a family, or a finished one further, which gets the classes of the data.
 
-    model: a short name of `leandetr models`. checkpoint: in its place, what `load` takes. backbone, weights: of a new model, see
-    `create`. image_size, queries: (height, width) and number of object queries, in place of the checkpoint's own. set:
+    model: a short name of `leandetr models`. checkpoint: in its place, what `load` takes. backbone, weights: of a new model,
+    see `create`. image_size, queries: (height, width) and number of object queries, in place of the checkpoint's own. set:
     configuration values by name, `{"decoder_layers": 3}`, of a new model, where dots reach into `backbone_config`, or in place
     of the checkpoint's own, whose weights are then selected (`reconfigure`).
     """

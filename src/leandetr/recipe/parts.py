@@ -50,8 +50,8 @@ class Pretraining(Checked):
 
 
 class Model(NewDetector):
-    """A new detector and how it is trained; a checkpoint as it is; or, with `training`, a checkpoint that is trained further, on
-    the recipe's data and for its classes."""
+    """A new detector and how it is trained; a checkpoint as it is; or, with `training`, a checkpoint that is trained further,
+    on the recipe's data and for its classes."""
 
     pretraining: Pretraining | None = None
     training: Training = Training()

@@ -105,8 +105,8 @@ class Recipe(Checked):
             raise ValueError("teacher: field required")
         elif not self.student.is_trained:
             raise ValueError(
-                "student: give model, or training beside the checkpoint; a finished checkpoint has nothing left to compare with "
-                "and without a teacher"
+                "student: give model, or training beside the checkpoint; a finished checkpoint has nothing left to compare "
+                "with and without a teacher"
             )
         elif self.seed is not None and self.seeds is not None:
             raise ValueError("seed: give either seed or seeds")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from rich.console import Console
@@ -22,7 +23,6 @@ from leandetr.detectors.teachers import load_torchvision, names_torchvision
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.predictions import DetectionTeacher, Predictions
 from leandetr.distillation.teacher import DetectorTeacher, Teacher
-from leandetr.errors import UserError
 from leandetr.inputs import State
 from leandetr.training.config import Training
 from leandetr.training.fit import fit, forget_checkpoints
@@ -84,7 +84,10 @@ def fit_detector(
     train_split, transform = split_of(data, "train"), train_transform(preprocessing, augment)
     detections = distiller.teacher.detections if distiller else None
     views = 1 if augment == "none" else training.views
+    if training.freeze is not None:
+        detector.freeze(training.freeze)
     train_set = CocoDataset(train_split, transform, class_map, training.seed, detections, views)
+    _warn_of_crowds(train_set, detector)
     val_set = CocoDataset(split_of(data, "val"), eval_transform(preprocessing), class_map)
     if cache is not None:
         passes = training.passes(len(train_set), PartialState().num_processes)
@@ -92,6 +95,22 @@ def fit_detector(
     if distiller:
         distiller.check(DataLoader(train_set, training.batch_size, collate_fn=collate))
     return fit(module, train_set, val_set, training, out / "training", out.name, until, callbacks)
+
+
+def _warn_of_crowds(train_set: CocoDataset, detector: Detector) -> None:
+    """Say where an image has more objects than the detector can answer with."""
+    config = detector.config
+    queries = config.num_queries - getattr(config, "distillation_queries", 0)
+    found = train_set.annotations
+    of_image = np.repeat(np.arange(len(train_set)), np.diff(found.first))
+    counts = np.bincount(of_image[~found.crowd], minlength=len(train_set))
+    over = int((counts > queries).sum())
+    if over:
+        most = int(counts.argmax())
+        say(
+            f"warning: {over} training images have more objects than the detector has queries ({queries}), "
+            f"{train_set.path(most)} the most ({counts[most]}); ask for --queries {counts[most]} or more"
+        )
 
 
 def keep(detector: Detector, out: Path) -> Detector:

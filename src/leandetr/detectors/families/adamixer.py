@@ -76,6 +76,7 @@ class AdaMixer(Family):
     )
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
     stages = 4
+    encoder_parts = ("input_projections", "level_norm")
     query_table = "query_content"
     class_layers: ClassVar[Mapping[str, str]] = {"*.class_head.*": "class head"}
     box_layers: ClassVar[Mapping[str, str]] = {"*.box_head.*": "box head"}

@@ -23,6 +23,7 @@ class DeformableDetr(Family):
     source = "https://github.com/fundamentalvision/Deformable-DETR"
     arguments: ClassVar[dict[str, str]] = {**Family.arguments, "reference": "reference_points"}
     stages = 3
+    encoder_parts = ("input_proj", "level_embed", "encoder")
     output_projection = "output_proj"
     class_layers: ClassVar[Mapping[str, str]] = {"*class_embed*": "class head"}
     box_layers: ClassVar[Mapping[str, str]] = {"*bbox_embed*": "box head", "*reference_points*": "reference points"}

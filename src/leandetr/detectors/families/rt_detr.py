@@ -100,6 +100,7 @@ class RtDetr(Family):
     stages = 3
     frozen_norm = False  # only where they have been trained before
     size_divisor = 32
+    encoder_parts = ("encoder_input_proj", "encoder", "decoder_input_proj")
     query_table = None
     output_projection = "output_proj"
     class_layers: ClassVar[Mapping[str, str]] = {"*class_embed*": "class head", "*enc_score_head*": "class head"}
