@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -191,7 +192,7 @@ def test_a_place_that_cannot_be_written_is_named(refused, shapes, tmp_path):
 
 def spoil_pickle(folder):
     (folder / "model.safetensors").unlink()
-    torch.save({}, folder / "pytorch_model.bin")
+    torch.save({"weight": Path("there")}, folder / "pytorch_model.bin")  # an object, which could be code
 
 
 def spoil_length(folder):
@@ -213,7 +214,7 @@ def spoil_shapes(folder):
     [
         (lambda folder: None, r"cat, dog"),
         (spoil_shapes, r"saved: 7 weights do not fit its config.json \(model\.\S+, model\.\S+, model\.\S+\)"),
-        (spoil_pickle, "only the pickle pytorch_model.bin"),
+        (spoil_pickle, "saved: its weights cannot be read"),
         (spoil_length, "model.safetensors is truncated"),
         (spoil_architecture, "do not fit its config.json"),
     ],
@@ -292,8 +293,8 @@ def test_a_model_that_cannot_be_evaluated(refused, shapes, saved, tmp_path, spoi
         ),
         (["pretrain", "--backbone", "resnet10t", "--data", "{data}/nowhere", "--out", "{out}"], "nowhere does not exist"),
         (
-            [*DISTILL, "--student", "{saved}", "--weight", "logits=-1", "--out", "{out}"],
-            "weight of the distillation term 'logits' is -1; give 0 or more",
+            [*DISTILL, "--student", "{saved}", "--method", "fitnet", "--weight", "fitnet=-1", "--out", "{out}"],
+            "weight of the distillation term 'fitnet' is -1; give 0 or more",
         ),
         (
             [*DISTILL, *STUDENT, "--out", "{out}"],

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from leandetr.detectors.spec import NewDetector
 from leandetr.errors import UserError
 from leandetr.recipe import parse_training, read_recipe
+from leandetr.training.config import Training
 
 GOOD = {
     "data": {"shapes": {"train": 10, "val": 5}},
@@ -71,6 +73,7 @@ def test_changes_by_name_win(recipe):
         ({"student": {"checkpoint": "there"}}, "student: give model"),
         ({"techer": {}, "teacher": {}}, "unknown key 'techer': did you mean 'teacher'"),
         ({"student": {"checkpoint": "there", "set": {"a": 1}, "image_size": [8, 8]}}, "its own set and image_size: leave out"),
+        ({"student": {"checkpoint": "there", "weights": "hub", "training": {}}}, "its own weights: leave out"),
         ({"student.training.seed": 1}, "student: training.seed: .* leave it out"),
         ({"quantization": [{"scheme": "low-bit", "training": {"seed": 1}}]}, "quantization.0: training.seed: .* leave it out"),
         ({"student.training.keep_epochs": [51]}, "keep_epochs: there is no epoch 51 of 50"),
@@ -217,3 +220,29 @@ def test_a_file_that_extends_itself_or_nothing_is_named(recipe, tmp_path):
         read_recipe(recipe(GOOD | {"extends": "other.yaml"}))
     with pytest.raises(UserError, match=r"cannot read the recipe .*nowhere.yaml"):
         read_recipe(recipe(GOOD | {"extends": "nowhere.yaml"}))
+
+
+def test_a_checkpoint_with_a_schedule_is_trained_further(recipe):
+    own = {"model": None, "checkpoint": "there", "image_size": [96, 96], "set": {"decoder_layers": 2}, "queries": 20}
+    as_it_is = {"name": "as-it-is", "student": {"model": None, "checkpoint": "there"}}
+    further = {"name": "further", "student": own | {"training": {"lr": 0.5}}, "distillation": {}}
+    text = STUDY | {"variants": [as_it_is, further]}
+    first, second = read_recipe(recipe(text), {"student.training.epochs": 7}).variants
+    assert not first.student.is_trained
+    assert second.student.is_trained
+    assert (second.student.training.epochs, second.student.training.lr, second.student.queries) == (7, 0.5, 20)
+
+
+def test_notes_of_earlier_versions_agree_where_what_came_later_is_not_used():
+    assert not {"queries", "freeze"} & {*NewDetector(model="detr").model_dump(), *Training().model_dump()}
+    assert NewDetector(model="detr", queries=3).model_dump()["queries"] == 3
+
+
+def test_models_and_data_of_the_command_stand_for_the_recipes(recipe):
+    new = {"model": "detr", "backbone": "resnet18", "set": {"d_model": 64}, "training": {"epochs": 7}}
+    path = recipe(GOOD | {"teacher": new, "student": new, "data": {"shapes": {}}})
+    found = read_recipe(path, {"student.training.lr": 0.5}, data="photos", teacher="there/large", student="rt_detr_v2")
+    assert found.data.folder == Path("photos")
+    assert found.teacher.checkpoint == "there/large"
+    assert (found.teacher.is_trained, found.teacher.training.epochs, found.teacher.set) == (True, 7, {})
+    assert (found.student.model, found.student.training.epochs, found.student.training.lr) == ("rt_detr_v2", 7, 0.5)

@@ -240,9 +240,9 @@ def test_a_cached_teacher_is_asked_once_for_all_trainings(shapes, tmp_path, monk
     assert (tmp_path / "b" / "config.json").exists()
 
 
-def test_the_seed_of_a_saved_student_is_that_of_its_adapters_too(model):
+def test_the_seed_of_a_saved_student_is_that_of_its_adapters_too(shapes, model):
     def adapter():
-        student = verbs.fitting.build_student(None, NewDetector(checkpoint=model), seed=3)
+        student = verbs.fitting.build_student(shapes, NewDetector(checkpoint=model), seed=3)
         teacher = create("detr", student.class_map, (96, 128), "test_resnet", overrides=SMALL | {"d_model": 64})
         (term, _), *_ = build_terms("features", student, teacher)
         return term.levels.adapter.weight

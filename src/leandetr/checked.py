@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from leandetr.errors import UserError, unknown
 
@@ -13,7 +13,13 @@ from leandetr.errors import UserError, unknown
 class Checked(BaseModel):
     """Raises UserError for an unknown key, with the nearest known one, and for a value that is not understood."""
 
+    #: keys that came later: they are not written down where they are None, so that notes of before still agree
+    later: ClassVar[frozenset[str]] = frozenset()
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key not in self.later or value is not None}
 
     def __init__(self, **values: Any) -> None:
         try:

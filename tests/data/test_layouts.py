@@ -196,7 +196,8 @@ LAYOUTS = {
     ),
     "YOLO, lists of another machine": yolo_layout(
         "images", "labels",
-        {"data.yaml": NAMES | {"train": "/home/me/d/train.txt", "val": "/home/me/d/val.txt"}} | lists("/home/me/d/images/{}.png"),
+        {"data.yaml": NAMES | {"train": "/home/me/d/train.txt", "val": "/home/me/d/val.txt"}}
+        | lists("/home/me/d/images/{}.png"),
     ),
     "YOLO, patterns": yolo_layout(
         "images/{}", "labels/{}", {"data.yaml": NAMES | {"train": "images/train/*.png", "val": "images/va*"}}

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from leandetr.detectors.reset_classifier import reset_classifier
 from leandetr.distillation import Distillation, Distiller, Term, build_terms
 from leandetr.distillation.distiller import GRADIENT_STEPS
+from leandetr.distillation.teacher import DetectorTeacher
 from leandetr.errors import UserError
 from leandetr.structures import ClassMap
 
@@ -121,8 +123,19 @@ def test_negative_weights_and_other_classes_are_refused(pair, classes):
     with pytest.raises(UserError, match="weight of the distillation term 'pull' is -1"):
         Distiller(student, teacher, [(Pull(), -1.0)])
     teacher.class_map = ClassMap(("other", *classes.names[1:]), classes.dataset_ids)
+    with pytest.raises(UserError, match=r"the teacher does not know disc.*leandetr train --model TEACHER"):
+        Distiller(student, teacher, build_terms("logits", student, teacher))
     with pytest.raises(UserError, match="the teacher does not know disc"):
-        Distiller(student, teacher, [])
+        build_terms("hard-label", student, DetectorTeacher(teacher, student))
+
+
+def test_a_teacher_of_other_classes_teaches_what_needs_none(pair, batch):
+    student, teacher = pair
+    reset_classifier(teacher, ClassMap(("other",), (1,)))
+    bound = DetectorTeacher(teacher, student)
+    for method in ("fitnet", "mgd", "fgd"):
+        loss = Distiller(student, bound, build_terms(method, student, bound))(**batch).loss
+        assert torch.isfinite(loss)
 
 
 @pytest.mark.parametrize(

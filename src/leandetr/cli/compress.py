@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from leandetr.cli.main import app, out_console
-from leandetr.cli.options import Json, read_settings
+from leandetr.cli.options import Json, read_settings, with_groups
+
+
+@dataclass
+class Start:
+    """What a recipe is done to and with, in place of its own."""
+
+    data: Annotated[Path | None, typer.Option("--data", help="In place of the recipe's: a data folder.")] = None
+    teacher: Annotated[
+        str | None, typer.Option(help="In place of the recipe's: a saved detector or hub id, trained as that one would be.")
+    ] = None
+    student: Annotated[str | None, typer.Option(help="The same of the student; or a name of `leandetr models`.")] = None
 
 
 @app.command()
+@with_groups
 def compress(
     recipe: Annotated[Path, typer.Argument(help="YAML file, see recipes/.")],
+    start: Start,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME of the recipe by default.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe, by dotted name; repeatable.")
@@ -30,7 +45,7 @@ def compress(
     """Teacher, student without and with it, quantized variants, exports, and one table of what each is worth and costs. With
     several seeds every row has its mean and spread.
 
-    Example: `leandetr compress recipes/demo.yaml --out runs/demo --set student.training.epochs=5`
+    Example: `leandetr compress recipes/finetune.yaml --data DATA --teacher runs/large --student runs/small --out runs/mine`
     """
     from leandetr.files import write_json
     from leandetr.recipe import read_recipe
@@ -39,7 +54,7 @@ def compress(
     from leandetr.runs.show import plan_of, resolved
 
     out = out or Path("runs") / recipe.stem
-    job = read_recipe(recipe, read_settings(set_))
+    job = read_recipe(recipe, read_settings(set_), **dataclasses.asdict(start))
     if show:
         out_console.print(resolved(job), markup=False, highlight=False, soft_wrap=True)
         out_console.print(*plan_of(job, out), sep="\n")

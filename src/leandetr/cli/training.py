@@ -10,10 +10,10 @@ import typer
 from leandetr.cli.main import app, out_console
 from leandetr.cli.options import (
     BothSplits,
+    DetectorSchedule,
     NewModel,
     Out,
     PretrainingSchedule,
-    Schedule,
     Set,
     nested,
     numbers,
@@ -30,10 +30,10 @@ def train(
     out: Out,
     data: BothSplits,
     new: NewModel,
-    schedule: Schedule,
+    schedule: DetectorSchedule,
     set_: Set = None,
 ) -> None:
-    """Train a detector and keep the best by AP.
+    """Train a detector and keep the best by AP. A saved one gets the classes of the data, and keeps what it knows of them.
 
     Example: `leandetr train --data DATA --model rt_detr_v2 --backbone resnet18 --image-size 256 256 --out runs/teacher`
     """
@@ -55,7 +55,7 @@ def distill(
     out: Out,
     data: BothSplits,
     new: NewModel,
-    schedule: Schedule,
+    schedule: DetectorSchedule,
     method: Annotated[str, typer.Option(help="Method, or several joined by commas.")] = "logits",
     weight: Annotated[list[str] | None, typer.Option(help="TERM=WEIGHT in place of the method's own; repeatable.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="TERM.OPTION=VALUE of a term; repeatable.")] = None,

@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
+from leandetr.detectors.alignment import class_to_load
 from leandetr.detectors.backbones import Backbone, load_backbone_weights
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families.registry import FAMILIES, family_of
@@ -51,7 +52,7 @@ def create(
     Randomness comes from torch's global generator: seed it for the same weights twice.
     """
     config, described = configure(name, class_map, image_size, backbone, weights, overrides)
-    model, family = _build(config, overrides or {}), family_of(config)
+    model, family = build_model(config, overrides or {}), family_of(config)
     family.initialise(model)
     if weights is not None:
         load_backbone_weights(family.backbone(model), described.config, weights)
@@ -114,7 +115,7 @@ def _config(
     frozen_norm: bool,
 ) -> PreTrainedConfig:
     family, plain = FAMILIES[model.model_type], AutoConfig.for_model(model.model_type)
-    _check_keys(overrides, plain)
+    check_keys(overrides, plain)
     asked = {"num_labels": len(class_map), "backbone_config": backbone.config, **model.changes, **overrides}
     values = family.follows(backbone, frozen_norm, overrides) | asked
     strides = family.proposal_strides(plain, backbone, values)
@@ -140,7 +141,7 @@ def _config(
     return config
 
 
-def _check_keys(overrides: Mapping[str, Any], plain: PreTrainedConfig) -> None:
+def check_keys(overrides: Mapping[str, Any], plain: PreTrainedConfig) -> None:
     """Raises UserError for a key that is given or that the configuration does not have, with the nearest one."""
     for key in overrides:
         if key in GIVEN:
@@ -151,13 +152,16 @@ def _check_keys(overrides: Mapping[str, Any], plain: PreTrainedConfig) -> None:
             raise UserError(f"model.{key}: {plain.model_type} has no such configuration key{hint}")
 
 
-def _build(config: PreTrainedConfig, overrides: dict[str, Any]) -> PreTrainedModel:
+def build_model(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreTrainedModel:
+    """An untrained model. Raises UserError where none can be built with the overrides that are in its configuration."""
+    kind = class_to_load(config)
     try:
-        return AutoModelForObjectDetection.from_config(config)
+        return AutoModelForObjectDetection.from_config(config) if kind is AutoModelForObjectDetection else kind(config)
     except (ValueError, RuntimeError, ZeroDivisionError, AssertionError) as error:  # widths that do not divide, empty layers
         if "tie_weights_keys" in str(error):  # transformers finds no second head to tie to the first
             raise UserError(f"model.decoder_layers: {config.model_type} needs at least 2 decoder layers") from error
-        raise UserError(f"model: no {config.model_type} can be built with {overrides}: {error}; change these values") from error
+        fault = f"no {config.model_type} can be built with {dict(overrides)}: {error}"
+        raise UserError(f"model: {fault}; change these values") from error
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,7 @@ class Detector(nn.Module):
         self.preprocessing = preprocessing
         self.class_map = class_map
         self.family = family_of(model.config)
+        self._frozen: list[nn.Module] = []
         model.register_forward_hook(keep_answers)
 
     @property
@@ -124,6 +125,20 @@ class Detector(nn.Module):
             self.model.model.decoder(**call)
         logits, boxes, hidden = self.family.layers(self.model, runs[0])
         return DetectorOutput(logits, boxes, hidden, queries, replace(memory, call=call), _maps(memory))
+
+    def freeze(self, part: Literal["backbone", "encoder"]) -> None:
+        """Let a part, or all up to the memory, keep its weights, and its norms their statistics, whatever is trained."""
+        frozen = [self.family.backbone(self.model), *(self.family.encoder(self.model) if part == "encoder" else ())]
+        for module in frozen:
+            module.requires_grad_(False)
+        self._frozen = [module for module in frozen if isinstance(module, nn.Module)]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     @torch.no_grad()
     def predict(self, batch: Batch, top_k: int = 100) -> list[Detections]:

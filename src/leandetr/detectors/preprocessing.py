@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils.hub import cached_file
 
 from leandetr.errors import UserError
 from leandetr.files import write_json
@@ -17,9 +18,12 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def read_preprocessing(source: str) -> Preprocessing:
-    """From a folder or hub id. Raises UserError where there is no image processor or its `size` cannot be understood."""
+def read_preprocessing(source: str) -> Preprocessing | None:
+    """From a folder or hub id; None where there is no file of it. Raises UserError where it cannot be read or its `size` not be
+    understood."""
     try:
+        if cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False) is None:
+            return None
         values, _ = ImageProcessingMixin.get_image_processor_dict(str(source))
     except (OSError, ValueError) as error:
         raise UserError(

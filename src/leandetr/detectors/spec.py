@@ -11,39 +11,48 @@ from leandetr.checked import Checked
 from leandetr.detectors.names import MODELS
 from leandetr.errors import unknown
 
-NEW_MODEL = ("backbone", "weights", "set", "image_size")  # what a new model is built from
+NEW_MODEL = ("backbone", "weights", "set", "image_size", "queries")  # what a new model is built from
 
 
 class NewDetector(Checked):
-    """A detector to train: a new one of a family, or a finished one further.
+    """A detector to train: a new one of a family, or a finished one further, which gets the classes of the data.
 
     Attributes:
         model: a short name of `leandetr models`.
         checkpoint: in its place, what `load` takes.
         backbone: of a new model, see `create`.
         weights: of its backbone, see `create`.
-        image_size: (height, width) of a new model, in pixels.
-        set: configuration values by name, `{"decoder_layers": 3}`, of a new model or in place of the checkpoint's own; dots
-            reach into `backbone_config`.
+        image_size: (height, width) in pixels, of a new model or in place of the checkpoint's own.
+        queries: number of object queries, in place of the checkpoint's own.
+        set: configuration values by name, `{"decoder_layers": 3}`, of a new model, where dots reach into `backbone_config`, or
+            in place of the checkpoint's own, whose weights are then selected (`reconfigure`).
     """
 
-    of_a_checkpoint: ClassVar[frozenset[str]] = frozenset({"set"})  # what one takes of `NEW_MODEL`
+    later: ClassVar[frozenset[str]] = frozenset({"queries"})
+    of_a_checkpoint: ClassVar[frozenset[str]] = frozenset({"set", "image_size", "queries"})  # what one takes of `NEW_MODEL`
 
     model: str | None = None
     checkpoint: str | Path | None = None
     backbone: str | None = None
     weights: str | None = None
     image_size: tuple[int, int] | None = None
+    queries: int | None = Field(None, ge=1)
     set: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
         if (self.checkpoint is None) == (self.model is None):
             raise ValueError("give either checkpoint or model")
-        given = [key for key in NEW_MODEL if getattr(self, key) and key not in self.of_a_checkpoint]
+        taken = self.of_a_checkpoint if self.is_trained else ()
+        given = [key for key in NEW_MODEL if getattr(self, key) and key not in taken]
         if self.checkpoint is not None and given:
             raise ValueError(f"a checkpoint has its own {' and '.join(given)}: leave out those of a new model")
         return self
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is to be trained, and not to be taken as it is."""
+        return True
 
     @classmethod
     def named(cls, name: str | Path, **others: Any) -> NewDetector:

@@ -51,7 +51,7 @@ class Distiller(nn.Module):
         terms: distillation terms and their weights, each >= 0.
 
     Raises:
-        UserError: a negative weight, or a student's class that the teacher lacks.
+        UserError: a negative weight; a student's class that the teacher lacks, where a term needs its logits.
     """
 
     def __init__(self, student: Detector, teacher: Detector | Teacher, terms: Iterable[tuple[Term, float]]) -> None:
@@ -62,6 +62,8 @@ class Distiller(nn.Module):
                 raise UserError(f"the weight of the distillation term {term.name!r} is {weight:g}; give 0 or more")
         self.student = student
         self.teacher: Teacher = DetectorTeacher(teacher, student) if isinstance(teacher, Detector) else teacher
+        if self.teacher.lacks and any("logits" in term.needs for term, _ in terms):
+            raise UserError(self.teacher.lacks)
         self.terms = nn.ModuleDict({term.name: term for term, _ in terms})
         self.weights = {term.name: weight for term, weight in terms}
         self.detection = min([1.0, *(term.detection for term, _ in terms)])
@@ -137,8 +139,8 @@ class Distiller(nn.Module):
 
 
 def gradient_norm(loss: Tensor, at: Tensor) -> Tensor:
-    """The Euclidean norm of d loss / d at; 0 where `at` does not enter the loss. The graph stays usable."""
-    if not loss.requires_grad:
+    """The Euclidean norm of d loss / d at; 0 where `at` does not enter the loss or is frozen. The graph stays usable."""
+    if not (loss.requires_grad and at.requires_grad):
         return torch.zeros_like(loss)
     (gradient,) = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)
     return torch.zeros_like(loss) if gradient is None else gradient.float().norm()

@@ -123,6 +123,8 @@ def build_terms(distillation: Distillation | str, student: Detector, teacher: De
     terms: list[tuple[Term, float]] = []
     for name, weight in chosen_terms(distillation).items():
         kind = TERMS[name]
+        if isinstance(teacher, Teacher) and teacher.lacks and "logits" in kind.needs:
+            raise UserError(teacher.lacks)
         if not (kind.needs <= gives or kind.detections_suffice):
             raise UserError(
                 f"the {name} term needs the teacher's {', '.join(sorted(kind.needs))}, and {teacher.source} gives "

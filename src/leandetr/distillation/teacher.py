@@ -28,11 +28,13 @@ class Teacher:
         source: what it is called in errors.
         gives: the fields of a `DetectorOutput` that it can answer with; none where it gives detections alone.
         detector: whose answers they are; None where it gives detections alone.
+        lacks: why it gives no logits, where it could; "" where it does.
         detections: image id -> detections, for the training set to carry through its views; None where they come otherwise.
     """
 
     source: str
     gives: frozenset[str] = frozenset()
+    lacks: str = ""
     detector: Detector | None = None
     detections: Mapping[int, Detections] | None = None
 
@@ -52,8 +54,7 @@ class DetectorTeacher(Teacher):
         detector: the teacher.
         student: the detector whose batches it will see.
 
-    Raises:
-        UserError: the student has a class that the teacher lacks.
+    Where the student has a class that the teacher lacks, it gives no logits; `lacks` says why, in a sentence.
     """
 
     gives = frozenset(field.name for field in fields(DetectorOutput))
@@ -64,7 +65,10 @@ class DetectorTeacher(Teacher):
         # autocast would keep half-precision copies of weights that want gradients, and hand them to a call in another precision
         self.detector = detector.eval().requires_grad_(False)
         self.view = View(student.preprocessing, detector.preprocessing)
-        self.columns = class_columns(student.class_map, detector.class_map, detector.head)
+        try:
+            self.columns = class_columns(student.class_map, detector.class_map, detector.head)
+        except UserError as error:  # what needs no classes can still be learned
+            self.columns, self.gives, self.lacks = None, self.gives - {"logits"}, str(error)
 
     def __call__(self, batch: Batch, attended: bool = False) -> tuple[DetectorOutput, Batch]:
         return self.answer(batch["pixel_values"], batch["pixel_mask"], attended, batch.get("padded", True)), batch
@@ -100,7 +104,8 @@ def class_columns(student: ClassMap, teacher: ClassMap, teacher_head: Head) -> l
     if missing:
         raise UserError(
             f"the teacher does not know {', '.join(missing)}: it has the classes {', '.join(teacher.names)}, and the student "
-            f"has {', '.join(student.names)}; name a teacher that was trained on the student's classes"
+            f"has {', '.join(student.names)}; name a teacher that was trained on the student's classes (fine-tune this one by "
+            "leandetr train --model TEACHER, or teacher.training in a recipe), or a method without classes, such as fitnet"
         )
     no_object = [len(teacher)] if teacher_head.has_no_object else []
     return [teacher.names.index(name) for name in student.names] + no_object

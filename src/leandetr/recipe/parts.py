@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -50,19 +50,22 @@ class Pretraining(Checked):
 
 
 class Model(NewDetector):
-    """A new detector and how it is trained, or a checkpoint as it is."""
-
-    of_a_checkpoint: ClassVar[frozenset[str]] = frozenset()
+    """A new detector and how it is trained; a checkpoint as it is; or, with `training`, a checkpoint that is trained further,
+    on the recipe's data and for its classes."""
 
     pretraining: Pretraining | None = None
     training: Training = Training()
 
     @model_validator(mode="after")
-    def _is_trained(self) -> Model:
+    def _can_be_trained(self) -> Model:
         if self.pretraining is not None and (self.model is None or self.backbone is None):
             raise ValueError("pretraining is of a new detector's backbone: give model and backbone, or leave it out")
         check_seed(self.training)
         return self
+
+    @property
+    def is_trained(self) -> bool:
+        return self.checkpoint is None or "training" in self.model_fields_set
 
 
 def check_seed(training: Training) -> None:

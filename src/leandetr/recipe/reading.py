@@ -9,14 +9,24 @@ import yaml
 from pydantic import ValidationError
 
 from leandetr.checked import sentence
+from leandetr.detectors.spec import NewDetector
 from leandetr.errors import UserError
 from leandetr.recipe.recipe import Recipe, merge
 from leandetr.training.config import Training
 
 
-def read_recipe(path: Path, changes: dict[str, Any] | None = None) -> Recipe:
+def read_recipe(
+    path: Path,
+    changes: dict[str, Any] | None = None,
+    data: Path | None = None,
+    teacher: str | Path | None = None,
+    student: str | Path | None = None,
+) -> Recipe:
     """Read a YAML file; `changes` sets values by dotted name ("student.training.epochs": 3). Relative folders in it are
     relative to the current directory.
+
+    data, teacher, student: a folder and models, by short name or as checkpoints, in place of the recipe's own, whose schedules
+    they are trained with.
 
     `extends: other.yaml` (or a list of files, each over those before it) takes what those files say, beside the file that names
     them, and puts the file's own keys over it: mappings are merged, anything else is replaced.
@@ -25,6 +35,13 @@ def read_recipe(path: Path, changes: dict[str, Any] | None = None) -> Recipe:
         UserError: a file cannot be read, is no YAML mapping, or has a key or value that is not understood (names it).
     """
     values = _read(Path(path), ())
+    if data is not None:
+        values["data"] = {"folder": str(data)}
+    for role, name in {"teacher": teacher, "student": student}.items():
+        if name is not None:
+            new = NewDetector.named(name)
+            of = {"model": new.model, "checkpoint": None if new.checkpoint is None else str(new.checkpoint), "training": {}}
+            values[role] = merge(values.get(role) or {}, of)
     for name, value in (changes or {}).items():
         _set(values, name.split("."), value, name)
     return parse_recipe(values, str(path))

@@ -39,8 +39,11 @@ class Variant(Checked):
     @model_validator(mode="after")
     def _can_be_trained(self) -> Variant:
         if self.distillation is not None:
-            if self.student.model is None:
-                raise ValueError("a finished checkpoint does not learn: give student.model, or leave out distillation")
+            if not self.student.is_trained:
+                raise ValueError(
+                    "a finished checkpoint does not learn: give student.training to train it further, or student.model, or "
+                    "leave out distillation"
+                )
             if self.teacher is None:
                 raise ValueError("distillation needs a teacher: give the recipe one")
             check_views(self.student, self.distillation)
@@ -59,7 +62,8 @@ class Recipe(Checked):
 
     Attributes:
         data: a `folder`, or the embedded `shapes`.
-        image_size: (height, width) of every model that names no other.
+        image_size: (height, width) of every model that is trained and names no other; without it each new model names its own,
+            and checkpoints that are trained further keep theirs.
         calibration: training images for the static schemes.
         teacher: shared by all variants and seeds, trained once, with the first seed; needed where a variant distils. For
             methods that learn from detections alone, `checkpoint` may also be a JSON of detections or a detector of
@@ -72,7 +76,7 @@ class Recipe(Checked):
     """
 
     data: Data
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None = None
     calibration: int = Field(64, ge=1)
     seed: Seed | None = None
     seeds: list[Seed] | None = Field(None, min_length=1)
@@ -105,9 +109,10 @@ class Recipe(Checked):
                 raise ValueError(f"{given[0]}: a recipe with variants has none of its own; {right}")
         elif self.teacher is None:
             raise ValueError("teacher: field required")
-        elif self.student.model is None:
+        elif not self.student.is_trained:
             raise ValueError(
-                "student: give model; a finished checkpoint has nothing left to compare with and without a teacher"
+                "student: give model, or training beside the checkpoint; a finished checkpoint has nothing left to compare "
+                "with and without a teacher"
             )
         elif self.seed is not None and self.seeds is not None:
             raise ValueError("seed: give either seed or seeds")
@@ -186,8 +191,8 @@ def _scheduled(quantization: Any, schedule: Any) -> Any:
 
 def merge(base: Any, changes: Any) -> Any:
     """`changes` over `base`: mappings key by key, anything else as a whole; None leaves the base. A model's configuration
-    values (`set`) begin anew where the changes name another `model`, and of what a new one is built from nothing is left where
-    they name a `checkpoint`.
+    values (`set`) begin anew where the changes name another `model`. Where they name a `checkpoint`, nothing is left of what a
+    new one is built from, and the schedule only where they give a `training` too: without one it is taken as it is.
 
     >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": [4]})
     {'a': {'b': 1, 'c': 3}, 'd': [4]}
@@ -199,5 +204,6 @@ def merge(base: Any, changes: Any) -> Any:
     if changes.get("model", base.get("model")) != base.get("model"):
         base = {key: value for key, value in base.items() if key != "set"}
     if changes.get("checkpoint") is not None:
-        base = {key: value for key, value in base.items() if key not in (*NEW_MODEL, "pretraining")}
+        gone = {*NEW_MODEL, "pretraining", *(() if "training" in changes else ("training",))}
+        base = {key: value for key, value in base.items() if key not in gone}
     return base | {key: merge(base.get(key), value) if value is not None else None for key, value in changes.items()}

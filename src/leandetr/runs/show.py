@@ -9,7 +9,7 @@ import yaml
 from rich import box
 from rich.table import Table
 
-from leandetr.recipe import Recipe
+from leandetr.recipe import Model, Recipe, Variant
 from leandetr.report.numbers import DASH, duration
 from leandetr.runs.ledger import Step
 from leandetr.runs.run import Run
@@ -18,10 +18,13 @@ from leandetr.runs.run import Run
 def resolved(recipe: Recipe) -> str:
     """The recipe as YAML, after `extends`, defaults and changes; its variants are written out."""
     values = recipe.model_dump(mode="json", exclude_none=True)
+    for role, model in {"teacher": recipe.teacher, "student": recipe.student}.items():
+        if model is not None:
+            values[role] = _model(model)
     for short in ("seed", "distillation", "quantization"):
         values.pop(short, None)
     values["seeds"] = recipe.all_seeds()
-    values["variants"] = [variant.model_dump(mode="json", exclude_none=True) for variant in recipe.compared()]
+    values["variants"] = [_variant(variant) for variant in recipe.compared()]
     if (benchmark := recipe.measured_on()) is not None:
         values["benchmark"] = benchmark.model_dump(mode="json", exclude_none=True)
     return yaml.safe_dump(_unseeded(values), sort_keys=False).rstrip()
@@ -42,6 +45,17 @@ def plan_of(recipe: Recipe, out: Path) -> tuple[Table, Table, str]:
         time = DASH if step.seconds is None else f"{'' if step.done else 'about '}{duration(step.seconds)}"
         listed.add_row(step.name, "done" if step.done else "to do", time)
     return rows, listed, _left(steps)
+
+
+def _variant(variant: Variant) -> dict[str, Any]:
+    models = {"student": variant.student, "teacher": variant.teacher}
+    written = {role: _model(model) for role, model in models.items() if model is not None}
+    return variant.model_dump(mode="json", exclude_none=True) | written
+
+
+def _model(model: Model) -> dict[str, Any]:
+    """Without a schedule where it is taken as it is: with one it would be trained."""
+    return model.model_dump(mode="json", exclude_none=True, exclude=None if model.is_trained else {"training"})
 
 
 def _unseeded(values: Any) -> Any:

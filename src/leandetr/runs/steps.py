@@ -15,8 +15,8 @@ from leandetr.data.shapes import write_shapes
 from leandetr.deployment.benchmark import environment, measure
 from leandetr.deployment.metadata import count_parameters
 from leandetr.deployment.runtime import Runtime
+from leandetr.detectors.build import build
 from leandetr.detectors.checkpoints.load import load
-from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.spec import NewBackbone
 from leandetr.distillation.spec import Distillation, Teaching
@@ -83,10 +83,9 @@ class Steps:
     def untrained(self, model: Model) -> Detector:
         if model.pretraining is not None and not model.pretraining.folder.is_dir():
             raise UserError(f"pretraining.folder: {model.pretraining.folder} is no folder; name one of images by class")
-        if model.checkpoint is not None:
+        if not model.is_trained:
             return load(model.checkpoint)
-        classes = class_map_of(find_split(self.data, "train"))
-        return create(model.model, classes, self._size(model), model.backbone, model.weights, model.set)
+        return build(self._sized(model), class_map_of(find_split(self.data, "train")))
 
     def pretrained(self, model: Model) -> Model:
         """Pre-train a model's backbone where its recipe says how, once for all models and seeds that say the same.
@@ -116,7 +115,7 @@ class Steps:
         folder = self.out / name
 
         def work() -> str:
-            if model.checkpoint is not None:
+            if not model.is_trained:
                 detector = load(model.checkpoint)
                 claim_folder(folder, model.checkpoint)
                 detector.save(folder)
@@ -126,8 +125,8 @@ class Steps:
 
         built = self._sized(self.pretrained(model))
         made_from = [self.data_key, said(model), self._size(model), seed]
-        kind = TRAINING if model.checkpoint is None else "copy"
-        state = self.data_state if model.checkpoint is None else {}
+        kind = TRAINING if model.is_trained else "copy"
+        state = self.data_state if model.is_trained else {}
         return self._detector(name, made_from, state | read_by(built), work, kind)
 
     def teacher(self, name: str, model: Model, seed: int) -> Made:
@@ -225,8 +224,8 @@ class Steps:
         return self.ledger.step(name, made_from, state, folder / "config.json", work, kind)._replace(path=folder)
 
     def _sized(self, model: Model) -> Model:
-        """A new model with the recipe's image size where it has none."""
-        return model if model.model is None else model.model_copy(update={"image_size": self._size(model)})
+        """A model that is trained with the recipe's image size where it has none."""
+        return model.model_copy(update={"image_size": self._size(model)}) if model.is_trained else model
 
     def _calibration(self) -> int:
         """The recipe's calibration images; of its default only so many as there are."""
@@ -235,7 +234,7 @@ class Steps:
             return asked
         return min(asked, len(read_json(find_split(self.data, "train").annotations)["images"]))
 
-    def _size(self, model: Model) -> tuple[int, int]:
+    def _size(self, model: Model) -> tuple[int, int] | None:
         return model.image_size or self.recipe.image_size
 
 
@@ -246,7 +245,8 @@ def read_by(model: Model) -> State:
 
 def said(model: Model) -> dict[str, Any]:
     """What a recipe says of a model."""
-    return model.model_dump(exclude={"pretraining"} if model.pretraining is None else None)
+    values = model.model_dump(exclude={"pretraining"} if model.pretraining is None else None)
+    return values | ({"trained": "further"} if model.checkpoint is not None and model.is_trained else {})
 
 
 def low_bit_training(quantization: Quantization, training: Training, teacher: Made) -> verbs.LowBitTraining:
@@ -267,4 +267,5 @@ def _with_seed(training: Training, seed: int) -> Training:
 
 def _schedule(model: Model) -> str:
     training = model.training
-    return f"{training.epochs} epochs" if training.max_steps is None else f"{training.max_steps} steps"
+    length = f"{training.epochs} epochs" if training.max_steps is None else f"{training.max_steps} steps"
+    return length if model.checkpoint is None else f"{length} from {model.checkpoint}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,7 @@ class Training(Checked):
         accumulate: steps whose gradients are added up before one update.
         lr: peak learning rate of AdamW.
         backbone_lr: factor on it for the backbone (DETR: 0.1).
+        freeze: a part that keeps its weights and statistics: the backbone, or all up to the memory (encoder).
         weight_decay: of AdamW; norms, biases and grids have none.
         grid_lr: factor on the rate for the steps and zero points of low-bit grids.
         grid_frozen: fraction of the training during which they keep what calibration gave them.
@@ -42,6 +43,8 @@ class Training(Checked):
         seed: of weights, order and augmentation.
     """
 
+    later: ClassVar[frozenset[str]] = frozenset({"freeze"})
+
     epochs: int = Field(50, ge=1)
     max_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(8, ge=1)
@@ -49,6 +52,7 @@ class Training(Checked):
     lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
     backbone_lr: float = Field(0.1, ge=0)
     weight_decay: float = Field(1e-4, ge=0)
+    freeze: Literal["backbone", "encoder"] | None = None
     grid_lr: float = Field(10.0, ge=0)
     grid_frozen: float = Field(0.0, ge=0, le=1)
     schedule: Literal["cosine", "step"] = "cosine"

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
@@ -31,9 +31,6 @@ from leandetr.training.diverged import Diverged, diverged
 from leandetr.training.ema import MovingAverage
 from leandetr.training.precision import keep_boxes_precise
 
-if TYPE_CHECKING:
-    from leandetr.training.classification import Classifier
-
 COMPLETE = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
 WATCHED_STEPS = 10  # whose gradients are looked at before they move a weight
 
@@ -52,12 +49,13 @@ class AveragingTrainer(Trainer):
     #: of what `measure` returns, the number that says what is best
     metric: ClassVar[str]
     model: nn.Module
+    kept: Any  # a module with `save(folder)`
     eval_dataset: CocoDataset | ClassificationDataset
 
     def __init__(
         self,
         module: nn.Module,
-        kept: Detector | Classifier,
+        kept: nn.Module,
         train: CocoDataset | ClassificationDataset,
         val: CocoDataset | ClassificationDataset,
         config: Training,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from rich.console import Console
@@ -15,8 +16,8 @@ from transformers import TrainerCallback
 from leandetr.data.coco import CocoDataset, class_map_of, collate
 from leandetr.data.partition import Partition
 from leandetr.data.transforms import eval_transform, train_transform
+from leandetr.detectors.build import build
 from leandetr.detectors.checkpoints.load import load
-from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.spec import NewDetector
 from leandetr.detectors.teachers import load_torchvision, names_torchvision
@@ -34,27 +35,27 @@ def finished_in(out: Path, state: State, product: str = "config.json") -> bool:
     """Whether a training is over: it writes its detector last. Says so, with what it was made from."""
     if not (Path(out) / product).exists():
         return False
-    if PartialState().is_main_process:
-        read = ", ".join(f"{what} ({of})" for what, of in state.items())
-        said = f"{out} is finished already, and nothing that it was made from has changed since: {read}"
-        Console(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
+    read = ", ".join(f"{what} ({of})" for what, of in state.items())
+    say(f"{out} is finished already, and nothing that it was made from has changed since: {read}")
     return True
 
 
 def build_student(data: Data, new: NewDetector, seed: int) -> Detector:
-    """The detector that a spec describes, for the classes of the data."""
+    """The detector that a spec describes, for the classes of the data. Says what a checkpoint for other classes keeps."""
     torch.manual_seed(seed)  # what terms build beside a saved student is drawn too
-    if new.checkpoint is not None:
-        return load(new.checkpoint, new.set)
-    if new.image_size is None:
-        raise UserError(f"a new {new.model} needs a size: add --image-size HEIGHT WIDTH")
-    return create(new.model, class_map_of(split_of(data, "train")), new.image_size, new.backbone, new.weights, new.set)
+    return build(new, class_map_of(split_of(data, "train")), say)
+
+
+def say(text: str) -> None:
+    """A line beside the output, once."""
+    if PartialState().is_main_process:
+        Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
 
 
 def said_of(new: NewDetector) -> tuple[Any, dict[str, Any]]:
     """What identifies a detector to be trained in an output folder's marker: its name, and what it is built from."""
     building = {"image_size": new.image_size, "backbone": new.backbone, "weights": new.weights, "overrides": new.set}
-    return new.model or new.checkpoint, building
+    return new.model or new.checkpoint, building | ({} if new.queries is None else {"queries": new.queries})
 
 
 def open_teacher(source: str | Path, student: Detector) -> Teacher:
@@ -85,9 +86,12 @@ def fit_detector(
     train_split, transform = split_of(data, "train"), train_transform(preprocessing, augment)
     detections = distiller.teacher.detections if distiller else None
     views = 1 if augment == "none" else training.views
+    if training.freeze is not None:
+        detector.freeze(training.freeze)
     train_set = CocoDataset(train_split, transform, class_map, training.seed, detections, views)
     if distiller is None and train_set.annotations.crowd.all():
         raise UserError(f"{train_split.annotations} has no usable box to learn from; `leandetr data check` says what is wrong")
+    _warn_of_crowds(train_set, detector)
     val_set = CocoDataset(split_of(data, "val"), eval_transform(preprocessing), class_map)
     if isinstance(data, Partition) and PartialState().is_main_process:
         data.write(out / "split.json")
@@ -97,6 +101,22 @@ def fit_detector(
     if distiller:
         distiller.check(DataLoader(train_set, training.batch_size, collate_fn=collate))
     return fit(module, train_set, val_set, training, out / "training", out.name, until, callbacks)
+
+
+def _warn_of_crowds(train_set: CocoDataset, detector: Detector) -> None:
+    """Say where an image has more objects than the detector can answer with."""
+    config = detector.config
+    queries = config.num_queries - getattr(config, "distillation_queries", 0)
+    found = train_set.annotations
+    of_image = np.repeat(np.arange(len(train_set)), np.diff(found.first))
+    counts = np.bincount(of_image[~found.crowd], minlength=len(train_set))
+    over = int((counts > queries).sum())
+    if over:
+        most = int(counts.argmax())
+        say(
+            f"warning: {over} training images have more objects than the detector has queries ({queries}), "
+            f"{train_set.path(most)} the most ({counts[most]}); ask for --queries {counts[most]} or more"
+        )
 
 
 def keep(detector: Detector, out: Path) -> Detector:

@@ -25,7 +25,7 @@ from leandetr.training import classification
 from leandetr.training.config import Training
 from leandetr.verbs.calibration import spread_batches
 from leandetr.verbs.data import Data, split_of, state_of
-from leandetr.verbs.fitting import build_student, finished_in, fit_detector, keep, open_teacher, said_of
+from leandetr.verbs.fitting import build_student, finished_in, fit_detector, keep, open_teacher, said_of, say
 
 
 def train(
@@ -69,6 +69,8 @@ def distill(
         pupil = build_student(data, new, training.seed)
         teacher = open_teacher(teaching.teacher, pupil)
         module = Distiller(pupil, teacher, build_terms(teaching, pupil, teacher))
+        if teacher.lacks:
+            say(f"{teaching.teacher} has other classes than the data; {teaching.method} goes on without its logits")
         return keep(fit_detector(module, data, training, out, until, teaching.cache), out)
 
 
@@ -86,6 +88,8 @@ def pretrain(data: Data, backbone: NewBackbone, out: Path, bits: str | None = No
     if min(size) < 1:
         raise UserError(f"images of {size[0]} x {size[1]} cannot be; give --image-size two numbers of 1 or more")
     low_bit = None if bits is None else LowBit(bits=bits, part="backbone")
+    if training.freeze is not None:
+        raise UserError("training.freeze is of a detector's parts; leave it out where a backbone is trained by itself")
     made_from = [backbone.name, size, backbone.weights, bits, backbone.set, training.model_dump()]
     state = state_of(data, weights=backbone.weights)
     with claiming(out, ["pretrain", data, *made_from], state):

@@ -1,6 +1,7 @@
 """What `load` promises: safetensors only, and for every fault one sentence that names the file."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,14 +32,20 @@ def truncate(folder):
 
 def pickle_instead(folder):
     (folder / "model.safetensors").unlink()
-    torch.save({}, folder / "pytorch_model.bin")
+    torch.save({}, folder / "model.ckpt")
+
+
+def code_instead(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Path("there")}, folder / "pytorch_model.bin")  # an object, not a tensor
 
 
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
         (truncate, "model.safetensors is truncated"),
-        (pickle_instead, "only the pickle pytorch_model.bin, which can run code"),
+        (pickle_instead, "only the pickle model.ckpt, which can run code"),
+        (code_instead, "its weights cannot be read"),
         (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
@@ -55,7 +62,6 @@ def pickle_instead(folder):
         ),
         (lambda f: edit_config(f, decoder_layers=3), r"weights do not fit .*model.decoder.layers.2"),
         (lambda f: edit_config(f, decoder_layers=1), r"weights do not fit .*model.decoder.layers.1"),
-        (lambda f: (f / "preprocessor_config.json").unlink(), "has no readable preprocessor_config.json"),
         (lambda f: (f / "preprocessor_config.json").write_text("{"), "has no readable preprocessor_config.json"),
     ],
 )
@@ -108,3 +114,24 @@ def test_half_precision_files_are_computed_in_single(saved, classes):
     loaded = load(saved)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     assert not loaded.training
+
+
+def test_weights_of_older_versions_are_read_without_running_what_is_in_them(saved):
+    detector = load(saved)
+    torch.save(detector.model.state_dict(), saved / "pytorch_model.bin")
+    (saved / "model.safetensors").unlink()
+    state, read = detector.model.state_dict(), load(saved).model.state_dict()
+    assert all(torch.equal(state[key], read[key]) for key in state)
+
+
+def test_without_a_preprocessors_file_images_are_prepared_as_the_familys_are(saved, caplog):
+    (saved / "preprocessor_config.json").unlink()
+    found = load(saved).preprocessing
+    assert (found.shortest_edge, found.longest_edge, found.size) == (800, 1333, None)
+    assert "has no preprocessor_config.json; images are prepared as its family's are" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "size"), [("rt_detr_v2", (640, 640)), ("lw_detr", (128, 128)), ("swin_detr", (224, 224))])
+def test_sizes_of_families_that_squeeze_images(tiny_detector, name, size):
+    detector = tiny_detector(name)
+    assert detector.family.own_preprocessing(detector.config).size == size

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,26 @@ from leandetr.detectors.preprocessing import read_preprocessing
 from leandetr.errors import UserError, unknown
 from leandetr.structures import ClassMap
 
+logger = logging.getLogger(__name__)
+
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
-def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Detector:
+def load(source: str | Path) -> Detector:
     """A detector that `Detector.save` or transformers' `save_pretrained` wrote, in evaluation mode.
 
     Args:
         source: a folder with `config.json`, `model.safetensors` and `preprocessor_config.json`, a hub id, or a file that the
             authors of DETR, SMCA-DETR, AdaMixer or RT-DETR published (`.pth`, `.safetensors`, see `load_published`).
-        overrides: configuration values in place of the saved ones, such as weights of the loss.
+            `pytorch_model.bin` serves where there are no safetensors: nothing but tensors is read of it. Without a
+            preprocessor's file the images are prepared as the family's authors do, and that is said.
 
     Raises:
-        UserError: no such folder; a file of another kind; a pickle; a truncated file; another architecture; an unknown
-            configuration key; weights whose names or shapes are not the configuration's (names the first three).
+        UserError: no such folder; a file of another kind; a pickle with code in it; a truncated file; another architecture;
+            weights whose names or shapes are not the configuration's (names the first three).
     """
     path = Path(source)
     if path.suffix in PUBLISHED and path.is_file():
-        if overrides:
-            raise UserError(
-                f"{source} is a published checkpoint with a configuration of its own; leave out {', '.join(overrides)}"
-            )
         return load_published(path)
     _check_source(source)
     try:
@@ -50,23 +50,22 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Dete
         raise UserError(
             f"{source}: no detector there ({_first_line(error)}); give a saved folder or a reachable hub id"
         ) from error
-    family_of(config)
-    for key, value in (overrides or {}).items():
-        if not hasattr(config, key):
-            raise unknown("configuration key", key, config.to_dict())
-        setattr(config, key, value)
     preprocessing = read_preprocessing(str(source))
+    if preprocessing is None:
+        preprocessing = family_of(config).own_preprocessing(config)
+        logger.warning("%s has no preprocessor_config.json; images are prepared as its family's are: %s", source, preprocessing)
     importlib.import_module("leandetr.transformers")  # by name: the quantizers lie above the detectors
     try:
         model, report = class_to_load(config).from_pretrained(
             source,
             config=config,
             dtype=torch.float32,  # half-precision files are a matter of storage; the CPU computes in single precision
-            use_safetensors=True,
+            use_safetensors=None if _is_pickled(path) or not path.is_dir() else True,
+            weights_only=True,  # of a pickle: code in it is refused, not run
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"{source}: its weights cannot be read ({_first_line(error)}); save the model again") from error
     wrong = [*report["missing_keys"], *report["unexpected_keys"], *(key for key, *_ in report["mismatched_keys"])]
     if wrong:
@@ -114,7 +113,7 @@ def _check_folder(folder: Path) -> None:
     if config["model_type"] not in FAMILIES:
         raise UserError(f"{folder}/config.json: {unknown('detector family', str(config['model_type']), FAMILIES)}")
     weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+    if not weights and not _is_pickled(folder):
         pickled = next((file.name for file in folder.iterdir() if file.suffix in PICKLES), None)
         found = f"only the pickle {pickled}, which can run code when it is read" if pickled else "no model.safetensors"
         raise UserError(f"{folder} has {found}; save the model with save_pretrained, which writes safetensors")
@@ -123,6 +122,12 @@ def _check_folder(folder: Path) -> None:
             safe_open(file, framework="pt").__exit__(None, None, None)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is truncated or no safetensors file; save or copy it again") from error
+
+
+def _is_pickled(folder: Path) -> bool:
+    """Whether its weights are those that older versions of transformers saved, and no others."""
+    names = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    return not any(folder.glob("*.safetensors")) and any((folder / name).is_file() for name in names)
 
 
 def _first_line(error: Exception) -> str:

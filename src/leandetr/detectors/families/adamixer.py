@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from leandetr.detectors.backbones import Backbone
-from leandetr.detectors.families.family import DecoderRun, Family
+from leandetr.detectors.families.family import DecoderRun, Family, Rows
 from leandetr.detectors.families.layout import PHOTOGRAPHS, Layout, Rules, State, numbers_after, timm_resnet
 from leandetr.detectors.models.adamixer import AdaMixerConfig
 from leandetr.structures import DetectionModel, Queries
@@ -76,6 +76,7 @@ class AdaMixer(Family):
     )
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
     stages = 4
+    encoder_parts = ("input_projections", "level_norm")
     query_table = "query_content"
     class_layers: ClassVar[Mapping[str, str]] = {"*.class_head.*": "class head"}
     box_layers: ClassVar[Mapping[str, str]] = {"*.box_head.*": "box head"}
@@ -83,6 +84,9 @@ class AdaMixer(Family):
 
     def follows(self, backbone: Backbone, frozen_norm: bool, overrides: Mapping[str, Any]) -> dict[str, Any]:
         return {"feature_strides": backbone.strides}
+
+    def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
+        return {"model.decoder.layers.*.class_head.3": Rows.CLASSES}
 
     def queries_of_rows(self, model: DetectionModel, rows: Tensor, own: Queries) -> Queries:
         """All queries start from the whole image."""

@@ -50,6 +50,7 @@ class Deimv2(DFine):
     """DEIMv2: D-FINE with its backbone at another place."""
 
     source = "https://github.com/Intellindust-AI-Lab/DEIMv2"
+    encoder_parts = ("conv_encoder", *DFine.encoder_parts)  # whose projections differ by the backbone
 
     def backbone(self, model: DetectionModel) -> nn.Module:
         return model.model.conv_encoder.model

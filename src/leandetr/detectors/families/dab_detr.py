@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
-from leandetr.detectors.families.family import DecoderRun, Family, inverse_sigmoid
+from leandetr.detectors.families.family import DecoderRun, Family, Rows, inverse_sigmoid
 from leandetr.detectors.families.initialise import rare_classes, unmoved_boxes, xavier_matrices
 from leandetr.structures import DetectionModel
 
@@ -31,6 +32,9 @@ class DabDetr(Family):
         "*query_scale*": "scales position embeddings",
         "*ref_anchor_head*": "sides of anchors",
     }
+
+    def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
+        return {"class_embed": Rows.CLASSES}
 
     @torch.no_grad()
     def initialise(self, model: DetectionModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from leandetr.detectors.backbones import Backbone
-from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, boxes_averaged_once, inverse_sigmoid
+from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, Rows, boxes_averaged_once, inverse_sigmoid
 from leandetr.detectors.families.initialise import rare_classes, unmoved_boxes, xavier_matrices
 from leandetr.structures import DetectionModel, Queries, Target
 
@@ -22,6 +23,7 @@ class DeformableDetr(Family):
     source = "https://github.com/fundamentalvision/Deformable-DETR"
     arguments: ClassVar[dict[str, str]] = {**Family.arguments, "reference": "reference_points"}
     stages = 3
+    encoder_parts = ("input_proj", "level_embed", "encoder")
     output_projection = "output_proj"
     class_layers: ClassVar[Mapping[str, str]] = {"*class_embed*": "class head"}
     box_layers: ClassVar[Mapping[str, str]] = {"*bbox_embed*": "box head", "*reference_points*": "reference points"}
@@ -43,6 +45,9 @@ class DeformableDetr(Family):
             return values
         count = overrides.get("two_stage_num_proposals", values["num_queries"])
         return values | {"num_queries": count, "two_stage_num_proposals": count}
+
+    def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
+        return {"*class_embed.*": Rows.CLASSES}
 
     @torch.no_grad()
     def initialise(self, model: DetectionModel) -> None:
@@ -78,6 +83,16 @@ class TwoStageDeformableDetr(DeformableDetr):
     says whether an object is there."""
 
     queries_from_encoder = True
+
+    def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
+        """The head after those of the decoder's layers is the encoder's."""
+        return {f"*class_embed.{config.decoder_layers}": Rows.OBJECTNESS, **super().class_rows(config)}
+
+    def query_counts(self, config: PreTrainedConfig, count: int) -> dict[str, int]:
+        return {"num_queries": count, "two_stage_num_proposals": count}
+
+    def weight_before(self, key: str, old: PreTrainedConfig, new: PreTrainedConfig) -> str:
+        return re.sub(rf"(_embed\.){new.decoder_layers}\.", rf"\g<1>{old.decoder_layers}.", key)
 
     def loss(self, model: DetectionModel, answer: Any, logits: Tensor, boxes: Tensor, labels: Sequence[Target]) -> Tensor:
         """transformers leaves the proposals out, and nothing else teaches their heads (Deformable DETR, appendix A.4): the same

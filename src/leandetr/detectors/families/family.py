@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, ClassVar, cast
 
 import torch
@@ -20,9 +21,9 @@ from transformers import PreTrainedConfig
 from transformers.loss import loss_for_object_detection
 
 from leandetr.detectors.backbones import Backbone, describe_backbone
-from leandetr.detectors.families.layout import Layout
+from leandetr.detectors.families.layout import PHOTOGRAPHS, SQUARES, Layout
 from leandetr.heads import Head
-from leandetr.structures import DetectionModel, Queries, Target
+from leandetr.structures import DetectionModel, Preprocessing, Queries, Target
 
 
 @dataclass
@@ -32,6 +33,20 @@ class DecoderRun:
     call: dict[str, Any]
     output: Any
     states: list[Tensor]
+
+
+class Rows(Enum):
+    """What the rows of a layer's weights stand for, where there is one a class.
+
+    CLASSES: the logit of a class; a softmax's last row is no object. PROPOSALS: the same of the encoder's cells, never with no
+    object. LABELS: what stands for a label among denoising queries; the last row is padding. OBJECTNESS: of all rows the first
+    alone is read, and says whether an object is there.
+    """
+
+    CLASSES = "classes"
+    PROPOSALS = "proposals"
+    LABELS = "labels"
+    OBJECTNESS = "objectness"
 
 
 #: layers of every deformable attention that say where it looks
@@ -78,6 +93,8 @@ class Family:
     #: side of the pixel grid that image sizes must be multiples of, where the backbone does not decide it; 1 for any size
     size_divisor = 1
 
+    #: names in the trunk of what lies between backbone and decoder
+    encoder_parts: tuple[str, ...] = ("input_projection", "encoder")
     #: the trunk's table of learned queries, a row a query
     query_table: str | None = "query_position_embeddings"
     #: the last projection of a decoder layer's attention to the memory; None where there is none
@@ -123,6 +140,27 @@ class Family:
         """The values with the number of queries under every name that it has in the configuration."""
         return values
 
+    def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
+        """Pattern of layer names -> what the rows of its weights are, of every layer that has one a class."""
+        return {"class_labels_classifier": Rows.CLASSES}
+
+    def own_preprocessing(self, config: PreTrainedConfig) -> Preprocessing:
+        """As its authors prepare images, for a checkpoint that does not say how: as DETR does, else squeezed to the size that
+        it was published for."""
+        return PHOTOGRAPHS if self.published_size == Family.published_size else replace(SQUARES, size=self.published_size)
+
+    def query_counts(self, config: PreTrainedConfig, count: int) -> dict[str, int]:
+        """Configuration values of a model with so many object queries."""
+        return {"num_queries": count}
+
+    def query_groups(self, key: str, config: PreTrainedConfig) -> int:
+        """How many tables of learned queries, a row a query, lie below each other in a weight; 0 for one that is none."""
+        return int(key == f"model.{self.query_table}.weight")
+
+    def weight_before(self, key: str, old: PreTrainedConfig, new: PreTrainedConfig) -> str:
+        """What a weight of a model of the configuration `new` is called in one of `old`."""
+        return key
+
     def initialise(self, model: DetectionModel) -> None:
         """Draw the weights of a new model outside its backbone, where the model's own start is not the authors'."""
 
@@ -152,6 +190,11 @@ class Family:
     def backbone(self, model: DetectionModel) -> nn.Module:
         """What may have been pretrained as a classifier, without the projections that follow it."""
         return model.model.backbone.model
+
+    def encoder(self, model: DetectionModel) -> list[nn.Module | nn.Parameter]:
+        """What makes the memory of the backbone's maps."""
+        parts = (getattr(model.model, name, None) for name in self.encoder_parts)
+        return [part for part in parts if part is not None]
 
     def layers(self, model: DetectionModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         """-> logits (L, B, N, C), boxes (L, B, N, 4) in [0, 1], hidden (L, B, N, D) of every query in the call."""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from leandetr.detectors.backbones import Backbone, configured
-from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family
+from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, Rows
 from leandetr.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from leandetr.structures import DetectionModel, Target
+from leandetr.structures import DetectionModel, Preprocessing, Target
 
 
 class LwDetr(Family):
@@ -35,6 +35,7 @@ class LwDetr(Family):
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
     queries_from_encoder = True
     whole_checkpoints = True
+    encoder_parts = ("backbone",)  # with the projector that follows the vision transformer
     query_table = None
     output_projection = "output_proj"
     class_layers: ClassVar[Mapping[str, str]] = {"*class_embed*": "class head"}
@@ -68,6 +69,17 @@ class LwDetr(Family):
         windows = backbone.get("num_windows", plain.num_windows)
         along = math.isqrt(windows) if self.windows_of_image else windows
         return backbone.get("patch_size", plain.patch_size) * along
+
+    def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
+        return {"class_embed": Rows.CLASSES, "model.enc_out_class_embed.*": Rows.PROPOSALS}
+
+    def own_preprocessing(self, config: PreTrainedConfig) -> Preprocessing:
+        """Squares of the side that its position embeddings are made for."""
+        side = getattr(config.backbone_config, self.sides[-1])
+        return Preprocessing(size=(side, side), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+    def query_groups(self, key: str, config: PreTrainedConfig) -> int:
+        return config.group_detr if key in ("model.reference_point_embed.weight", "model.query_feat.weight") else 0
 
     def proposal_strides(self, plain: PreTrainedConfig, backbone: Backbone, values: Mapping[str, Any]) -> list[float]:
         """LW-DETR's projector scales the one map."""

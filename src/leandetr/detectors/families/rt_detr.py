@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from transformers import AutoConfig, PreTrainedConfig
 
 from leandetr.detectors.backbones import Backbone
-from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family
+from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, Rows
 from leandetr.detectors.families.layout import LAYERS, SQUARES, Layout, Rules, State, numbers_after
 from leandetr.structures import DetectionModel, Target
 
@@ -101,6 +101,7 @@ class RtDetr(Family):
     stages = 3
     frozen_norm = False  # only where they have been trained before
     size_divisor = 32
+    encoder_parts: tuple[str, ...] = ("encoder_input_proj", "encoder", "decoder_input_proj")
     query_table = None
     output_projection: str | None = "output_proj"
     class_layers: ClassVar[Mapping[str, str]] = {"*class_embed*": "class head", "*enc_score_head*": "class head"}
@@ -118,6 +119,16 @@ class RtDetr(Family):
             "feat_strides": backbone.strides,
             "freeze_backbone_batch_norms": frozen_norm and backbone.config.model_type != "timm_backbone",
         } | ({} if width is None else widths)
+
+    def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
+        return {
+            "*class_embed.[0-9]*": Rows.CLASSES,
+            "model.enc_score_head": Rows.PROPOSALS,
+            "model.denoising_class_embed": Rows.LABELS,
+        }
+
+    def query_groups(self, key: str, config: PreTrainedConfig) -> int:
+        return int(key == "model.weight_embedding.weight")
 
     def content_of(self, model: DetectionModel, cells: Tensor) -> Tensor:
         return model.model.enc_output(cells)

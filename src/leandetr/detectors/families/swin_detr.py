@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from leandetr.detectors.backbones import Backbone, configured
 from leandetr.detectors.families.family import DecoderRun, Family
@@ -12,7 +13,7 @@ from leandetr.detectors.models.swin_detr import SWINS, SwinDetrConfig
 from leandetr.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from leandetr.errors import unknown
 from leandetr.heads import Head
-from leandetr.structures import DetectionModel
+from leandetr.structures import DetectionModel, Preprocessing
 
 
 class SwinDetr(Family):
@@ -23,6 +24,7 @@ class SwinDetr(Family):
     published_size = (224, 224)
     head = Head.SOFTMAX
     own_backbones = tuple(SWINS)
+    encoder_parts = ("input_projections", "level_embeddings", "encoder")
 
     def describe_backbone(
         self, name: str, image_size: tuple[int, int], frozen_norm: bool, overrides: dict[str, Any]
@@ -34,6 +36,9 @@ class SwinDetr(Family):
         growth = [2**stage for stage in range(len(config.depths))]
         channels, strides = [config.embed_dim * times for times in growth], [config.patch_size * times for times in growth]
         return Backbone(config, channels, strides, IMAGENET_MEAN, IMAGENET_STD)
+
+    def own_preprocessing(self, config: PreTrainedConfig) -> Preprocessing:
+        return Preprocessing(size=self.published_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     def layers(self, model: DetectionModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         hidden = run.output.intermediate_hidden_states

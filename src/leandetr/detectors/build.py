@@ -1,0 +1,40 @@
+"""The detector that a spec describes: a new one, or a finished one made ready for other classes, images and query counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from leandetr.detectors.checkpoints.load import load
+from leandetr.detectors.create import create
+from leandetr.detectors.detector import Detector
+from leandetr.detectors.reconfigure import reconfigure, resize_images, resize_queries
+from leandetr.detectors.reset_classifier import reset_classifier
+from leandetr.detectors.spec import NewDetector
+from leandetr.errors import UserError
+from leandetr.structures import ClassMap
+
+
+def build(new: NewDetector, class_map: ClassMap, say: Callable[[str], None] = lambda said: None) -> Detector:
+    """For these classes, in evaluation mode where it is a finished one.
+
+    say: takes a line about what a checkpoint keeps, what is new in it, and what it loses.
+
+    Randomness comes from torch's global generator. Raises UserError for every fault of the spec and of what it names.
+    """
+    if new.checkpoint is None:
+        if new.image_size is None:
+            raise UserError(f"a new {new.model} needs a size: add --image-size HEIGHT WIDTH")
+        counted = {} if new.queries is None else {"num_queries": new.queries}
+        return create(new.model, class_map, new.image_size, new.backbone, new.weights, counted | new.set)
+    detector = load(new.checkpoint)
+    if new.set:
+        detector, weights = reconfigure(detector, new.set)
+        if weights.selected or weights.new or weights.dropped:
+            say(f"{new.checkpoint}: {weights}")
+    known = detector.class_map
+    change = reset_classifier(detector, class_map)
+    if class_map.names != known.names:
+        say(f"{new.checkpoint}: {change}")
+    if new.image_size is not None and new.image_size != detector.preprocessing.size:
+        detector = resize_images(detector, new.image_size)
+    return detector if new.queries is None else resize_queries(detector, new.queries)
