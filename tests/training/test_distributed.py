@@ -8,6 +8,7 @@ import sys
 import torch
 from safetensors.torch import load_file
 
+from leandetr.detectors.spec import NewDetector
 from leandetr.training.config import Training
 from leandetr.verbs import train
 
@@ -35,7 +36,8 @@ def test_two_processes_give_the_weights_of_one(data, tmp_path):
     run = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
-    train(data, "detr", tmp_path / "one", (64, 64), "resnet10t", overrides=SMALL, training=Training(batch_size=4, **SCHEDULE))
+    detr = NewDetector(model="detr", backbone="resnet10t", image_size=(64, 64), set=SMALL)
+    train(data, detr, tmp_path / "one", Training(batch_size=4, **SCHEDULE))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for key, tensor in one.items():
