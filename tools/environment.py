@@ -44,7 +44,17 @@ def main(what: str, folder: Path) -> None:
 def install(python: Path, pins: Iterable[str], wanted: Iterable[str], file: Path) -> bool:
     """Whether pip installed `wanted` under these constraints, which are left in `file`."""
     file.write_text("".join(f"{pin}\n" for pin in pins), encoding="utf-8")
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", file, *wanted]
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--constraint",
+        file,
+        *wanted,
+    ]
     return subprocess.run(command, check=False).returncode == 0
 
 
@@ -68,7 +78,7 @@ def install_locked(python: Path, lock: Iterable[str], wanted: Iterable[str], fil
 def nearest(python: Path, pin: str) -> tuple[str, str | None]:
     """The pin `name==version`, and the same with the version that can be had: itself, the next newer, else the next older."""
     name, version = pin.split("==")
-    command = [python, "-m", "pip", "index", "versions", name, "--disable-pip-version-check"]
+    command: list[str | Path] = [python, "-m", "pip", "index", "versions", name, "--disable-pip-version-check"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     listed = re.search(r"^Available versions: (.*)$", answer, re.MULTILINE)
     versions = {found.partition("+")[0] for found in listed[1].split(", ")} if listed else set()
@@ -95,6 +105,8 @@ def requirements(entries: Iterable[str], project: dict) -> Iterator[tuple[str, s
     """Name and floor of each, those of the project's own extras included. Raises SystemExit for one without a floor."""
     for entry in entries:
         found = REQUIREMENT.match(entry)
+        if found is None:
+            sys.exit(f"pyproject.toml: {entry!r} is no requirement")
         if found["name"] == project["name"]:
             for extra in found["extras"].split(","):
                 yield from requirements(project["optional-dependencies"][extra.strip()], project)
@@ -106,7 +118,17 @@ def requirements(entries: Iterable[str], project: dict) -> Iterator[tuple[str, s
 
 def frozen(python: Path) -> list[str]:
     """What an environment holds, as `name==version`, without this package, pip, and which build it is."""
-    command = [python, "-m", "pip", "freeze", "--all", "--exclude-editable", "--exclude", "pip", "--disable-pip-version-check"]
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "pip",
+        "freeze",
+        "--all",
+        "--exclude-editable",
+        "--exclude",
+        "pip",
+        "--disable-pip-version-check",
+    ]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     if odd := [line for line in lines if "==" not in line]:
         sys.exit(f"only releases can be locked, not {', '.join(odd)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,11 +15,14 @@ from matplotlib.figure import Figure
 
 from leandetr.files import writing
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 #: told apart by colour-blind readers, dark enough for thin lines on white (Okabe and Ito)
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
 MARKERS = "osD^vPX"
 CHARACTERS_AN_INCH = 17.5
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

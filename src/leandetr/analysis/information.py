@@ -82,7 +82,9 @@ def information(models: Sequence[str | Path], split: Split, out: Path, images: i
     Raises:
         UserError: fewer than 50 objects.
     """
-    rows, heard, samples = [], {}, None
+    rows: list[dict[str, Any]] = []
+    heard: dict[str, Distributions] = {}
+    samples: Samples | None = None
     for snapshot in over_training(models):
         samples, queries = collect(load(snapshot.path), split, images)
         if len(samples.classes) < FEWEST:
@@ -93,6 +95,8 @@ def information(models: Sequence[str | Path], split: Split, out: Path, images: i
         rows.append(snapshot.as_dict() | estimates(samples) | {"queries": queries and queries.as_dict()})
         if queries is not None:
             heard[snapshot.run] = queries  # the last of a run replaces the others
+    if samples is None:
+        raise UserError("there is no detector to analyse; name at least one")
     found = {
         "images": samples.images,
         "objects": len(samples.classes),
@@ -113,7 +117,7 @@ def collect(detector: Detector, split: Split, images: int | None) -> tuple[Sampl
     cross-attention, None where they cannot be read."""
     matcher = HungarianMatcher.from_config(detector.config, detector.head)
     loader = loader_of(detector, split, images, batch_size=1)  # each image without padding
-    count = len(loader.dataset)
+    count = len(loader)
     cells, objects = [], []
     with listening(detector) as heard:
         for number, batch in enumerate(progress(loader)):

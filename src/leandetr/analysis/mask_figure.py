@@ -108,9 +108,8 @@ def extremes(views: Sequence[Seen]) -> dict[str, int]:
 
 def over(panel: Axes, values: Tensor) -> None:
     """A map in [0, 1] over the photograph: the stronger, the less of the photograph is left."""
-    values = values.clamp(0, 1).numpy()
     panel.imshow(
-        values,
+        values.clamp(0, 1).numpy(),
         cmap="inferno",
         vmin=0,
         vmax=1,

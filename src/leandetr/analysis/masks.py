@@ -70,7 +70,8 @@ def masks(
     counted = spread(len(names), images)
     drawn = dict.fromkeys([names.index(file) for file in files] or [counted[i] for i in spread(len(counted), DRAWN)])
 
-    numbers, qualities = [[] for _ in snapshots], [[] for _ in snapshots]
+    numbers: list[list[Any]] = [[] for _ in snapshots]
+    qualities: list[list[Tensor]] = [[] for _ in snapshots]
     areas, pictures = [], []
     for index in progress([*drawn, *(i for i in counted if i not in drawn)]):
         views = [look(detector, dataset, index) for detector, dataset in zip(detectors, datasets)]

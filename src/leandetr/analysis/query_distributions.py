@@ -88,7 +88,7 @@ def listening(detector: Detector) -> Iterator[list[list[tuple[Tensor, Tensor]]]]
     attentions = [detector.family.cross_attention(layer) for layer in detector.model.model.decoder.layers]
     reached = all(hasattr(attention, "slots") or hasattr(attention, "sampling_offsets") for attention in attentions)
     collected: list[list[tuple[Tensor, Tensor]]] = [[] for _ in attentions if reached]
-    handles = [_listen(attention, found) for attention, found in zip(attentions, collected)]
+    handles = [_listen(attention, found) for attention, found in zip(attentions, collected) if attention is not None]
     try:
         yield collected
     finally:
@@ -110,7 +110,7 @@ def _listen(attention: nn.Module, found: list[tuple[Tensor, Tensor]]) -> Any:
         query = query if position is None else query + position
         add(query, query)
 
-    align = attention.slots.align if hasattr(attention, "slots") else getattr(attention, "align", None)
+    align: nn.Module | None = getattr(getattr(attention, "slots", attention), "align", None)
     if align is None:
         return attention.register_forward_pre_hook(unaligned, with_kwargs=True)
     return align.register_forward_hook(lambda _module, arguments, output: add(arguments[0], output))
@@ -160,7 +160,7 @@ def draw_heads(panels: Sequence[Axes], item: Distributions) -> None:
     for values, colour in ((layers[-1], colour) for layers, colour in kinds(item)):
         edge = values.abs().flatten().kthvalue(int(0.999 * values.numel())).values.item()
         for panel, head in zip(panels, values):
-            panel.hist(head.numpy(), BINS, (-edge, edge), density=True, color=colour, alpha=0.65)
+            panel.hist(head.numpy(), bins=BINS, range=(-edge, edge), density=True, color=colour, alpha=0.65)
     for panel in panels:
         panel.set_yticks([])
     for panel in panels[len(item.before[-1]) :]:

@@ -50,8 +50,9 @@ def over_training(models: Sequence[str | Path]) -> list[Snapshot]:
     and for the detector that it ended with, once it has."""
     every: list[str | Path] = []
     for model in models:
-        kept = [path for path in (Path(model) / "training").glob("epoch-*") if EPOCH.fullmatch(path.name)]
-        every += sorted(kept, key=lambda path: int(EPOCH.fullmatch(path.name)[1]))
+        paths = (Path(model) / "training").glob("epoch-*")
+        kept = [(int(found[1]), path) for path in paths if (found := EPOCH.fullmatch(path.name))]
+        every += [path for _, path in sorted(kept)]
         every += [] if kept and not (Path(model) / "config.json").exists() else [model]
     return single(every)
 

@@ -45,7 +45,8 @@ def stability(models: Sequence[str | Path], split: Split, out: Path, images: int
     Raises:
         UserError: a detector with a single decoder stage; images without any object.
     """
-    rows, counts = [], []
+    rows: list[dict[str, Any]] = []
+    counts: list[int] = []
     for snapshot in single(models):
         row, counts = measured(snapshot, split, images)
         rows.append(snapshot.as_dict() | row)

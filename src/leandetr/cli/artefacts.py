@@ -36,7 +36,7 @@ def evaluate(
 
     found = verbs.detections_of(model, data.source(), split, engine, queries)
     metrics = evaluate_results(*found)
-    numbers = metrics.as_dict() | {"per_class": metrics.per_class}
+    numbers: dict[str, Any] = metrics.as_dict() | {"per_class": metrics.per_class}
     shown = metrics.as_dict() | {f"AP of {k}": v for k, v in metrics.per_class.items()}
     if voc:
         numbers["voc"] = voc_metrics(*found)

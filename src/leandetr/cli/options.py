@@ -60,7 +60,8 @@ def with_groups(command: Callable) -> Callable:
         command(**values)
 
     call.__name__, call.__doc__ = command.__name__, command.__doc__
-    call.__signature__ = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters])
+    signed: Any = call  # a function takes this attribute, but does not declare it
+    signed.__signature__ = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters])
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
 

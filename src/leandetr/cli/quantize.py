@@ -102,7 +102,7 @@ def quantize(
     --out runs/student-4-4-8`
     """
     from leandetr import verbs
-    from leandetr.quantization.config import scheme_config
+    from leandetr.quantization.config import Static, scheme_config
     from leandetr.quantization.theoretical_cost import theoretical_cost
     from leandetr.report.columns import SLOWER
     from leandetr.report.rows import surely_slower
@@ -116,7 +116,7 @@ def quantize(
     low_bit = lessons.low_bit(schedule, settings) if trained else None
     source = data.source() if data.given() else {}
     budget, config = limits.budget(scheme), scheme_config(scheme, **options)
-    if budget is not None:
+    if budget is not None and isinstance(config, Static):
         detector, found = verbs.quantize_within(model, source, config, out, budget, calibration)
         out_console.print(detector.config.quantization_config.summary())
         out_console.print(

@@ -88,7 +88,7 @@ def collate(items: Sequence[tuple[Tensor, int]]) -> dict[str, Tensor]:
     return {"pixel_values": torch.stack([image for image, _ in items]), "labels": torch.tensor([label for _, label in items])}
 
 
-def is_image_folder(data: Path) -> bool:
+def is_image_folder(data: Path | str) -> bool:
     """Whether a folder holds classes (train/CLASS/), not boxes."""
     train = Path(data) / "train"
     if (Path(data) / "annotations").is_dir() or is_detection_data(Path(data)) or not train.is_dir():
@@ -96,7 +96,7 @@ def is_image_folder(data: Path) -> bool:
     return any(folder.is_dir() for folder in train.iterdir())
 
 
-def image_folder_state(data: Path) -> State:
+def image_folder_state(data: Path | str) -> State:
     """The names and sizes of the images in a folder of classes."""
     files = sorted(str(file.relative_to(data)) for file in Path(data).glob("*/*/*") if file.is_file())
     return {f"images of {data}": f"{len(files)} {files_digest(Path(data), files)}"}
@@ -125,7 +125,9 @@ def write_crops(splits: dict[str, Split], out: Path) -> Path:
             labels = [names.index(title) for title in dataset.class_map.names]
             for index in range(len(dataset)):
                 boxes = range(known.first[index], known.first[index + 1])
-                image = dataset.load_image(index) if boxes else None
+                if not boxes:
+                    continue
+                image = dataset.load_image(index)
                 for box in boxes:
                     if not known.crowd[box]:
                         file = folders[labels[known.labels[box]]] / f"{known.image_ids[index]}-{box}.jpg"

@@ -83,4 +83,4 @@ def read_text(path: Path) -> str:
 def tracked(items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
     """The items, with a progress bar on stderr where that is a terminal."""
     console = Console(stderr=True)
-    return track(items, what, total, console=console, disable=not console.is_terminal, transient=True)
+    return iter(track(items, what, total, console=console, disable=not console.is_terminal, transient=True))

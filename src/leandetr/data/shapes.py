@@ -47,7 +47,8 @@ def write_shapes(folder: Path, train: int = 800, val: int = 200, size: tuple[int
     with writing_folder(folder) as temporary:
         for stream, (split, count) in enumerate({"train": train, "val": val}.items()):
             (temporary / split).mkdir(parents=True)
-            images, annotations = [], []
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
             for number in range(1, count + 1):
                 pixels, objects = draw_scene(np.random.default_rng([seed, stream, number]), size)
                 name = f"{number:06d}.jpg"

@@ -159,11 +159,18 @@ class IoUCrop(v2.RandomIoUCrop):
 def _resize(preprocessing: Preprocessing) -> v2.Transform:
     if preprocessing.size is not None:
         return v2.Resize(list(preprocessing.size), antialias=True)
-    return ResizeShorterSide([preprocessing.shortest_edge], preprocessing.longest_edge)
+    return ResizeShorterSide([_shorter_side(preprocessing)], preprocessing.longest_edge)
+
+
+def _shorter_side(preprocessing: Preprocessing) -> int:
+    if preprocessing.size is not None:
+        return min(preprocessing.size)
+    assert preprocessing.shortest_edge is not None  # it has one of the two
+    return preprocessing.shortest_edge
 
 
 def _detr(preprocessing: Preprocessing) -> list[v2.Transform]:
-    side = preprocessing.shortest_edge if preprocessing.size is None else min(preprocessing.size)
+    side = _shorter_side(preprocessing)
 
     def scaled(lengths: Sequence[int]) -> list[int]:
         return [max(1, round(length * side / DETR_SIDE)) for length in lengths]

@@ -28,8 +28,18 @@ PHOTOGRAPHS = 8  # different ones, in turn
 WARM_UP = PHOTOGRAPHS  # rounds that are not counted: engines prepare for every new size once
 BOOTSTRAP = 2000  # resamples of the rounds
 INTERVAL = (2.5, 97.5)  # percentiles
-NO_RATIO = {"speedup": None, "speedup_low": None, "speedup_high": None}
 PACKAGES = ("leandetr", "torch", "transformers", "onnxruntime", "openvino")
+
+
+class Ratio(TypedDict):
+    """Part of a `Measurement`."""
+
+    speedup: float | None
+    speedup_low: float | None
+    speedup_high: float | None
+
+
+NO_RATIO = Ratio(speedup=None, speedup_low=None, speedup_high=None)
 
 
 class Measurement(TypedDict):
@@ -128,7 +138,7 @@ def _called(reference: Runtime) -> str:
     return reference.artifact if reference.metadata.scheme else "float"
 
 
-def _ratio(reference: NDArray, taken: NDArray, rng: np.random.Generator) -> dict[str, float]:
+def _ratio(reference: NDArray, taken: NDArray, rng: np.random.Generator) -> Ratio:
     ratios = reference / taken
     samples = np.median(rng.choice(ratios, (BOOTSTRAP, len(ratios))), axis=1)
     low, high = np.percentile(samples, INTERVAL)

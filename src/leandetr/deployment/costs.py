@@ -7,9 +7,10 @@ measures the whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeGuard
 
 import numpy as np
 import onnx
@@ -66,7 +67,7 @@ def layer_costs(
         return {name: _milliseconds(found) for name, found in runs.items() if found}
 
 
-def _quantized_layers(detectors: object) -> list[str]:
+def _quantized_layers(detectors: Iterable[Detector]) -> list[str]:
     names: dict[str, None] = {}
     for detector in detectors:
         record = getattr(detector.config, "quantization_config", None)
@@ -76,6 +77,9 @@ def _quantized_layers(detectors: object) -> list[str]:
 
 class Side(nn.Module):
     """Layers side by side, each with an input of its own, which is put on a grid first where the layer expects it there."""
+
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -87,13 +91,15 @@ class Side(nn.Module):
         return tuple(self._run(layer, x) for layer, x in zip(self.layers, inputs, strict=True))
 
     def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
-        y = layer(layer.input(x) if _starts_with_integers(layer) else x)
-        if _ends_with_integers(layer) and layer.output is None:  # the activation after it has the grid
+        y = layer(layer.input(x) if _starts_with_integers(layer) and layer.input is not None else x)
+        if (
+            isinstance(layer, QuantizedLayer) and _ends_with_integers(layer) and layer.output is None
+        ):  # the activation after it has the grid
             y = fake_quantize(y, self.scale, self.zero_point, 0, 255)
         return y
 
 
-def _starts_with_integers(layer: nn.Module) -> bool:
+def _starts_with_integers(layer: nn.Module) -> TypeGuard[QuantizedLayer]:
     return isinstance(layer, QuantizedLayer) and layer.plan.input == GIVEN_INPUT
 
 
@@ -106,7 +112,8 @@ def _ends_with_integers(layer: nn.Module) -> bool:
 @torch.no_grad()
 def _alone(detector: Detector, names: list[str], pixels: Tensor) -> dict[str, onnx.ModelProto]:
     """A model of every named layer that runs on images, with its input's real shape."""
-    layers, inputs = {name: detector.model.get_submodule(name) for name in names}, {}
+    layers = {name: detector.model.get_submodule(name) for name in names}
+    inputs: dict[str, Tensor] = {}
     handles = [
         layer.register_forward_pre_hook(lambda _layer, args, name=name: inputs.setdefault(name, args[0].clone()))
         for name, layer in layers.items()
@@ -130,6 +137,7 @@ def _alone(detector: Detector, names: list[str], pixels: Tensor) -> dict[str, on
             optimize=False,
             verbose=False,
         )
+    assert program is not None  # with dynamo
     common.InlinePass()(program.model)
     fold_constants(program.model)
     store_integers(program.model.graph)

@@ -26,7 +26,11 @@ class EndToEnd(nn.Module):
         preprocessing: of a fixed size.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, detector: Detector, preprocessing: Preprocessing) -> None:
+        assert preprocessing.size is not None
         super().__init__()
         self.model, self.head = detector.model, detector.head
         self.size = preprocessing.size

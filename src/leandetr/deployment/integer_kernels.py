@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir
 from onnx_ir.convenience import replace_nodes_and_values
 
-from leandetr.deployment.rewrites import constant, value_of
+from leandetr.deployment.rewrites import constant, producer, value_of
 
 BYTES = (0, 255)
 CLAMPS = ("Clip", "Relu")
@@ -28,16 +28,16 @@ def clamp_bytes(graph: onnx_ir.Graph) -> int:
     """Move clamps in front of a uint8 grid behind it, in place, and return how many grids had some."""
     found = 0
     for quantize in [node for node in graph if node.op_type == "QuantizeLinear"]:
-        grid = [value_of(value) for value in quantize.inputs[1:]]
-        if len(grid) < 2 or any(value is None or value.ndim for value in grid) or grid[1].dtype != np.uint8:
+        grid = [array for value in quantize.inputs[1:] if (array := value_of(value)) is not None and not array.ndim]
+        if len(quantize.inputs) != 3 or len(grid) != 2 or grid[1].dtype != np.uint8:
             continue
-        (low, high), clamps = BYTES, []
+        (low, high), clamps = BYTES, list[onnx_ir.Node]()
         source = quantize.inputs[0]
-        while (bounds := _bounds(source.producer())) is not None and len(source.uses()) == 1:
-            ends = [None if bound is None else _rounded(bound, *grid) for bound in bounds]
-            low, high = max(low, ends[0] or 0), min(high, BYTES[1] if ends[1] is None else ends[1])
-            clamps.append(source.producer())
-            source = clamps[-1].inputs[0]
+        while (clamp := producer(source)) is not None and (bounds := _bounds(clamp)) and len(clamp.outputs[0].uses()) == 1:
+            least, most = (None if bound is None else _rounded(bound, *grid) for bound in bounds)
+            low, high = max(low, least or 0), min(high, BYTES[1] if most is None else most)
+            clamps.append(clamp)
+            source = clamp.inputs[0]
         if not clamps:
             continue
         found += 1
@@ -49,16 +49,16 @@ def clamp_bytes(graph: onnx_ir.Graph) -> int:
                 constant(graph, f"{name}_{end}", np.array(value, np.uint8)) for end, value in (("low", low), ("high", high))
             ]
             readers = list(integers.uses())
-            clamp = onnx_ir.node("Clip", [integers, *ends])
-            graph.insert_after(quantize, [clamp])
+            behind = onnx_ir.node("Clip", [integers, *ends])
+            graph.insert_after(quantize, [behind])
             for reader in readers:
-                reader.node.replace_input_with(reader.idx, clamp.outputs[0])
+                reader.node.replace_input_with(reader.idx, behind.outputs[0])
     return found
 
 
-def _bounds(node: onnx_ir.Node | None) -> tuple[float | None, float | None] | None:
+def _bounds(node: onnx_ir.Node) -> tuple[float | None, float | None] | None:
     """Of a clamp with constant ends, None for an end that is open; None where the node is no such clamp."""
-    if node is None or node.op_type not in CLAMPS:
+    if node.op_type not in CLAMPS:
         return None
     if node.op_type == "Relu":
         return 0.0, None
@@ -66,7 +66,8 @@ def _bounds(node: onnx_ir.Node | None) -> tuple[float | None, float | None] | No
     ends = [None if end is None else value_of(end) for end in given]
     if any(end is None and value is not None for end, value in zip(ends, given, strict=True)):
         return None
-    return tuple(None if end is None else float(end) for end in ends)
+    low, high = (None if end is None else float(end) for end in ends)
+    return low, high
 
 
 def _rounded(x: float, scale: np.ndarray, zero_point: np.ndarray) -> int:
@@ -78,8 +79,8 @@ def multiply_matrices(graph: onnx_ir.Graph) -> int:
     """Make a product of matrices of every 1x1 convolution of integers that answers in float, in place, and return how many."""
     found = 0
     for conv in [node for node in graph if node.op_type == "Conv" and not answers_on_a_grid(node)]:
-        given = [value.producer() for value in conv.inputs]
-        if any(node is None or node.op_type != "DequantizeLinear" for node in given) or not _is_plain(conv):
+        given = [node for value in conv.inputs if (node := producer(value)) is not None and node.op_type == "DequantizeLinear"]
+        if len(given) != len(conv.inputs) or not _is_plain(conv):
             continue
         weight, scale = value_of(given[1].inputs[0]), value_of(given[1].inputs[1])
         if weight is None or scale is None or weight.shape[2:] != (1, 1) or given[1].attributes.get_int("axis", 1) != 0:
@@ -92,8 +93,10 @@ def multiply_matrices(graph: onnx_ir.Graph) -> int:
         matrix = onnx_ir.node("DequantizeLinear", [rows, steps, zeros], {"axis": 1})
         nodes = [pixels, matrix, onnx_ir.node("MatMul", [pixels.outputs[0], matrix.outputs[0]])]
         if len(given) == 3:
-            bias, unit = (value_of(value) for value in given[2].inputs[:2])
-            bias = constant(graph, f"{name}_bias", bias.astype(np.float32) * unit)
+            integers, unit = (value_of(value) for value in given[2].inputs[:2])
+            assert integers is not None  # `export_onnx` writes biases as constants
+            assert unit is not None
+            bias = constant(graph, f"{name}_bias", integers.astype(np.float32) * unit)
             nodes.append(onnx_ir.node("Add", [nodes[-1].outputs[0], bias]))
         nodes.append(onnx_ir.node("Transpose", [nodes[-1].outputs[0]], {"perm": [0, 3, 1, 2]}))
         replace_nodes_and_values(graph, conv, [conv], nodes, conv.outputs, nodes[-1].outputs)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -88,7 +89,7 @@ def export_onnx(
     if image_size is not None:
         backbone = detector.config.to_dict().get("backbone_config") or {}
         check_size(detector.config.model_type, image_size, detector.family.divisor(backbone))
-        preprocessing = replace(preprocessing, size=tuple(image_size), shortest_edge=None, longest_edge=None)
+        preprocessing = replace(preprocessing, size=(image_size[0], image_size[1]), shortest_edge=None, longest_edge=None)
     if end_to_end and preprocessing.size is None:
         raise UserError(f"{path}: an end-to-end file resizes to one size, which this detector has not; add --image-size")
     training = detector.training
@@ -200,6 +201,7 @@ def _to_onnx(model: PlainDetector | EndToEnd, sample: tuple[Tensor, ...], dynami
         raise _ExportError(f"cannot be exported at opset {opset}: {_root(error)}") from error
     # The exporter's own optimisation loses a node of box-refining Deformable DETR in its rewrite rules, and it keeps a Python
     # stack trace with every node, which outweighs the weights of a small model.
+    assert program is not None  # with dynamo
     common.InlinePass()(program.model)
     fold_constants(program.model)
     store_integers(program.model.graph)
@@ -215,10 +217,10 @@ def _to_onnx(model: PlainDetector | EndToEnd, sample: tuple[Tensor, ...], dynami
         common.RemoveUnusedOpsetsPass(),
         common.ClearMetadataAndDocStringPass(),
     )
-    model = clean(program.model).model
-    own_zero_points(model.graph)
-    forget_types(model.graph)
-    return model
+    cleaned = clean(program.model).model
+    own_zero_points(cleaned.graph)
+    forget_types(cleaned.graph)
+    return cleaned
 
 
 def _check(model: PlainDetector | EndToEnd, file: Path, dynamic_batch: bool, tolerance: float) -> float:
@@ -231,19 +233,17 @@ def _check(model: PlainDetector | EndToEnd, file: Path, dynamic_batch: bool, tol
         for size in (FREE_SIZE, OTHER_SIZE) if free else (FREE_SIZE,):
             sample = _sample(count, metadata, size)
             try:
-                found = (
-                    runtime.run_end_to_end(*sample)
-                    if metadata.end_to_end
-                    else runtime.run(*sample, *[None] * (2 - len(sample)))
-                )
+                if metadata.end_to_end:
+                    found = _as_queries(runtime.run_end_to_end(*sample), size, len(metadata.class_map))
+                else:
+                    found = runtime.run(*sample, *[None] * (2 - len(sample)))
             except Exception as error:  # ONNX Runtime's errors have no common class
                 fixed = "; name a fixed image size" if metadata.preprocessing.size is None else ""
                 shape = " x ".join(map(str, sample[0].shape))
                 raise _ExportError(f"was exported, but ONNX Runtime cannot run it on pixels of {shape}{fixed}") from error
             expected, head = model(*[tensor.to(device) for tensor in sample]), metadata.head
             if metadata.end_to_end:
-                expected, found = (_as_queries(answer, size, len(metadata.class_map)) for answer in (expected, found))
-                head = Head.SIGMOID
+                expected, head = _as_queries(expected, size, len(metadata.class_map)), Head.SIGMOID
             shares.append(agreement(expected, found, head, tolerance)[0])
     return min(shares)
 
@@ -261,7 +261,7 @@ def _symbolic_len(model: PlainDetector | EndToEnd) -> Iterator[None]:
 
     In the model's own module `len` stays symbolic meanwhile; the other way, strict tracing, takes three times as long.
     """
-    module = sys.modules[type(model.model).__module__]
+    module: Any = sys.modules[type(model.model).__module__]
     module.len = lambda value: value.shape[0] if isinstance(value, Tensor) else len(value)
     try:
         yield

@@ -55,7 +55,7 @@ def predict_images(
             lists twice, no class that they share with the runtime, or two drawings that would have one name.
     """
     check_format(form, annotations)
-    if form == "coco":
+    if annotations is not None and form == "coco":
         listed, classes = _listed(annotations), _numbered(runtime.class_map, annotations)
     paths = list(_images(sources))
     named = {path for path in map(Path, sources) if not path.is_dir()}
@@ -63,7 +63,7 @@ def predict_images(
         _check_names(paths, out)
     rows: list[Any] = []
     for path in paths:
-        entry = _entry(path, listed, annotations) if form == "coco" else None
+        entry = _entry(path, listed, annotations) if annotations is not None and form == "coco" else None
         try:
             image = read_image(path, None if entry is None else entry.size)
         except UserError as error:

@@ -15,10 +15,9 @@ def select_tokens(graph: onnx_ir.Graph) -> None:
     they give each token a grid of its own, and its MatMul cannot multiply those.
     """
     for node in list(graph):
-        factors = get_const_tensor(node.inputs[0]) if node.op_type == "Mul" else None
-        if factors is None or len(factors.shape) != 3 or factors.shape[0] != 1 or factors.shape[2] != 1:
+        values = value_of(node.inputs[0]) if node.op_type == "Mul" else None
+        if values is None or values.ndim != 3 or values.shape[0] != 1 or values.shape[2] != 1:
             continue
-        values = factors.numpy()
         if np.isin(values, (0, 1)).all():
             name = node.outputs[0].name
             chosen = constant(graph, f"{name}_chosen", values.astype(bool))
@@ -38,9 +37,9 @@ def pad_in_convolutions(graph: onnx_ir.Graph) -> None:
     for conv in [node for node in graph if node.op_type == "Conv"]:
         grid = _grid_before(conv)
         reader = conv if grid is None else grid[0]
-        pad = reader.inputs[0].producer()
+        pad = producer(reader.inputs[0])
         if grid is not None and pad is not None and pad.op_type == "Clip" and len(pad.outputs[0].uses()) == 1:
-            reader, pad = pad, pad.inputs[0].producer()  # what clamps to a narrow grid reads the Pad
+            reader, pad = pad, producer(pad.inputs[0])  # what clamps to a narrow grid reads the Pad
         if pad is None or pad.op_type != "Pad" or len(pad.outputs[0].uses()) > 1:
             continue
         widths = _spatial_padding(pad)
@@ -49,9 +48,10 @@ def pad_in_convolutions(graph: onnx_ir.Graph) -> None:
         own = conv.attributes.get_ints("pads", [0] * len(widths))
         conv.attributes["pads"] = onnx_ir.AttrInt64s("pads", [a + b for a, b in zip(own, widths, strict=True)])
         reader.replace_input_with(0, pad.inputs[0])
-        before = pad.inputs[0].producer()
-        rounded = before is not None and before.op_type == "DequantizeLinear"
-        if rounded and grid is not None and reader is grid[0] and _same_grid(before, grid[0]):
+        before = producer(pad.inputs[0])
+        if before is None or before.op_type != "DequantizeLinear":
+            continue
+        if grid is not None and reader is grid[0] and _same_grid(before, grid[0]):
             conv.replace_input_with(0, before.outputs[0])
 
 
@@ -63,6 +63,8 @@ def own_zero_points(graph: onnx_ir.Graph) -> None:
     for node in graph:
         if node.op_type == "DequantizeLinear" and len(node.inputs) == 3:
             weight, zeros = node.inputs[0], node.inputs[2]
+            if weight is None or zeros is None or zeros.const_value is None:
+                continue
             if weight.is_initializer() and zeros.is_initializer() and len(zeros.uses()) > 1:
                 own = constant(graph, f"{node.outputs[0].name}_zero_point", zeros.const_value.numpy().copy())
                 node.replace_input_with(2, own)
@@ -79,11 +81,11 @@ def forget_types(graph: onnx_ir.Graph) -> None:
 
 def _grid_before(conv: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node] | None:
     """The QuantizeLinear and DequantizeLinear through which a convolution, and nothing else, reads its input."""
-    dequantize = conv.inputs[0].producer()
-    if dequantize is None or dequantize.op_type != "DequantizeLinear" or len(conv.inputs[0].uses()) > 1:
+    dequantize = producer(conv.inputs[0])
+    if dequantize is None or dequantize.op_type != "DequantizeLinear" or len(dequantize.outputs[0].uses()) > 1:
         return None
-    quantize = dequantize.inputs[0].producer()
-    if quantize is None or quantize.op_type != "QuantizeLinear" or len(dequantize.inputs[0].uses()) > 1:
+    quantize = producer(dequantize.inputs[0])
+    if quantize is None or quantize.op_type != "QuantizeLinear" or len(quantize.outputs[0].uses()) > 1:
         return None
     return quantize, dequantize
 
@@ -107,6 +109,11 @@ def _spatial_padding(pad: onnx_ir.Node) -> list[int] | None:
     return begin[2:] + end[2:]
 
 
+def producer(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
+    """The node whose output this is; None for an input that was left out, a constant, or an input of the graph."""
+    return None if value is None else value.producer()
+
+
 def value_of(value: onnx_ir.Value | None) -> NDArray | None:
     """Of a constant, else None."""
     tensor = get_const_tensor(value) if value is not None else None
@@ -116,6 +123,8 @@ def value_of(value: onnx_ir.Value | None) -> NDArray | None:
 def constant(graph: onnx_ir.Graph, name: str, array: NDArray) -> onnx_ir.Value:
     """A new initializer."""
     tensor = onnx_ir.tensor(array, name=name)
-    constant = onnx_ir.Value(name=name, const_value=tensor, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape)
+    constant = onnx_ir.Value(
+        name=name, const_value=tensor, type=onnx_ir.TensorType(tensor.dtype), shape=onnx_ir.Shape(array.shape)
+    )
     graph.register_initializer(constant)
     return constant

@@ -93,15 +93,17 @@ class FileRuntime(Runtime):
 
     def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         given = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
-        feed = {name: tensor.contiguous().numpy() for name, tensor in given.items() if name in self.inputs}
+        feed = {
+            name: tensor.contiguous().numpy() for name, tensor in given.items() if tensor is not None and name in self.inputs
+        }
         logits, boxes = self.infer(feed, ["logits", "boxes"])
         return torch.from_numpy(logits), torch.from_numpy(boxes)
 
     def run_end_to_end(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """images (B, H, W, 3) uint8 RGB -> scores (B, k), labels (B, k) and boxes (B, k, 4), (x0, y0, x1, y1) in pixels of the
         images; for files that are end to end."""
-        found = self.infer({"images": images.contiguous().numpy()}, ["scores", "labels", "boxes"])
-        return tuple(map(torch.from_numpy, found))
+        scores, labels, boxes = self.infer({"images": images.contiguous().numpy()}, ["scores", "labels", "boxes"])
+        return torch.from_numpy(scores), torch.from_numpy(labels), torch.from_numpy(boxes)
 
     def __call__(self, batch: Batch) -> list[Detections]:
         if not self.metadata.end_to_end:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
-from onnx_ir.convenience import get_const_tensor, replace_nodes_and_values
+from onnx_ir.convenience import replace_nodes_and_values
 
 from leandetr.deployment.integer_kernels import answers_on_a_grid
 from leandetr.deployment.openvino import core, import_openvino
+from leandetr.deployment.rewrites import producer, value_of
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 BETWEEN = ("Transpose", "Reshape", "Mul", "Cast")  # may stand between a dequantization and its product
@@ -26,7 +27,8 @@ def unpack_onnx(model: onnx_ir.Model) -> int:
     """Unpack the weights of an ONNX model in place, and return how many there were."""
     found = 0
     for node in list(model.graph):
-        if node.op_type != "DequantizeLinear" or not node.inputs[0].is_initializer() or _multiplied_on_a_grid(node):
+        integers = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+        if integers is None or not integers.is_initializer() or _multiplied_on_a_grid(node):
             continue
         values = _dequantized(node)
         if values is None:
@@ -58,22 +60,23 @@ def _multiplied_on_a_grid(dequantize: onnx_ir.Node) -> bool:
     return False
 
 
-def _was_dequantized(value: onnx_ir.Value) -> bool:
-    producer = value.producer()
-    while producer is not None and producer.op_type in BETWEEN[:2]:
-        producer = producer.inputs[0].producer()
-    return producer is not None and producer.op_type == "DequantizeLinear"
+def _was_dequantized(value: onnx_ir.Value | None) -> bool:
+    node = producer(value)
+    while node is not None and node.op_type in BETWEEN[:2]:
+        node = producer(node.inputs[0])
+    return node is not None and node.op_type == "DequantizeLinear"
 
 
 def _dequantized(node: onnx_ir.Node) -> NDArray | None:
     """integers * scale, a channel or a group each; None where the file is not one of `export_onnx`."""
     scale = node.inputs[1]
-    if get_const_tensor(scale) is None and scale.producer() is not None:
-        scale = scale.producer().inputs[0]  # of the Cast that widens a scale in half precision
-    tensors = [get_const_tensor(value) for value in (node.inputs[0], scale, *node.inputs[2:])]
-    if any(tensor is None for tensor in tensors):
+    if value_of(scale) is None and (cast := producer(scale)) is not None:
+        scale = cast.inputs[0]  # it widens a scale in half precision
+    given = (node.inputs[0], scale, *node.inputs[2:])
+    arrays = [array.astype(np.float32) for value in given if (array := value_of(value)) is not None]
+    if len(arrays) != len(given):
         return None
-    integers, steps, *zero_points = (tensor.numpy().astype(np.float32) for tensor in tensors)
+    integers, steps, *zero_points = arrays
     if any(zeros.any() for zeros in zero_points):
         return None
     axis = node.attributes.get_int("axis", 1)

@@ -7,13 +7,13 @@ matches a pattern, runs a model or needs data. Once this module is imported (`le
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
+from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
 from leandetr.detectors.attention import open_attention
 from leandetr.quantization.config import LowBit
@@ -52,7 +52,7 @@ class QuantizationRecord(QuantizationConfigMixin):
         merges: dict[str, str] | None = None,
         quant_method: str = METHOD,
     ) -> None:
-        self.quant_method = quant_method
+        self.quant_method = cast("QuantizationMethod", quant_method)  # an enumeration of transformers' own ones
         self.scheme = scheme
         self.folds = folds
         self.layers = layers
@@ -106,7 +106,7 @@ def build(model: PreTrainedModel, record: QuantizationRecord) -> dict[nn.Module,
     new_activation = TrainableActivation if record.trainable else GriddedActivation
     replacements: dict[nn.Module, nn.Module] = {}
     for name, plan in record.layers.items():
-        layer = model.get_submodule(name)
+        layer = cast("nn.Linear | nn.Conv2d", model.get_submodule(name))
         if not (record.trainable and isinstance(layer, TrainableLayer)):
             replacements[layer] = new_layer(layer, LayerPlan(**plan))
     for name, bits in record.activations.items():
@@ -128,15 +128,25 @@ def weights_left_float(model: PreTrainedModel, record: QuantizationRecord) -> li
 
 def attach(model: PreTrainedModel, record: QuantizationRecord) -> None:
     """Mark a model as quantized, the way transformers marks one that it loaded."""
-    model.hf_quantizer = Quantizer(record)
-    model.is_quantized = True
-    model.quantization_method = METHOD
-    model.config.quantization_config = record
+    marked: Any = model  # transformers sets these attributes and declares them nowhere
+    marked.hf_quantizer = Quantizer(record)
+    marked.is_quantized = True
+    marked.quantization_method = METHOD
+    marked.config.quantization_config = record
+
+
+def detach(model: PreTrainedModel) -> None:
+    """Take the mark away: the model cannot be saved as a quantized one any more."""
+    marked: Any = model
+    del marked.config.quantization_config, marked.hf_quantizer
+    marked.is_quantized = False
 
 
 @register_quantizer(METHOD)
 class Quantizer(HfQuantizer):
     """Called by transformers while it loads a quantized checkpoint."""
+
+    quantization_config: QuantizationRecord
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         apply_folds(model, self.quantization_config.folds)
@@ -150,7 +160,7 @@ class Quantizer(HfQuantizer):
         if record.trainable or record.scheme["scheme"] != LowBit.name:
             return None, {}
         float_weights = {weight.data_ptr() for weight in weights_left_float(model, record)}
-        state, halves = model.state_dict(), {}
+        state, halves = model.state_dict(), dict[int, Tensor]()
         for name, tensor in state.items():
             if tensor.data_ptr() in float_weights:  # one copy of a weight that has two names
                 state[name] = halves.setdefault(tensor.data_ptr(), tensor.half())

@@ -100,7 +100,7 @@ class _Products:
             elif isinstance(module, AttentionSlots):
                 self._watch_attention(module)
 
-    def _count_layer(self, layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
+    def _count_layer(self, layer: QuantizedLayer | TrainableLayer, _inputs: tuple, output: Tensor) -> None:
         if layer.plan.input == FLOAT_INPUT:
             return
         shape = weight_shape(layer)
@@ -127,7 +127,7 @@ class _Products:
                 self.handles.append(part.register_forward_hook(lambda _m, _i, output, name=name: remember(name, output)))
 
 
-def weight_shape(layer: nn.Module) -> tuple[int, ...]:
+def weight_shape(layer: QuantizedLayer | TrainableLayer) -> tuple[int, ...]:
     """Of the weight itself, also where it is stored packed."""
     return layer.shape if isinstance(layer, QuantizedLayer) else tuple(layer.weight.shape)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
+from leandetr.quantization.checkpoint import detach
 from leandetr.quantization.layers.modules import (
     AT_RUN_TIME,
     FLOAT_INPUT,
@@ -54,8 +55,7 @@ def to_torchao(detector: Detector) -> Detector:
         elif isinstance(module, QuantizedConv2d):
             replacements[module] = _convolution(module)
     replace_modules(model, replacements)
-    del model.config.quantization_config, model.hf_quantizer
-    model.is_quantized = False
+    detach(model)
     return detector
 
 
@@ -88,14 +88,14 @@ def _linear(layer: QuantizedLinear, torchao: ModuleType, rounding_inputs: type) 
             None,
         )
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.bias = layer.bias
+    linear.register_parameter("bias", layer.bias)
     return linear.eval()
 
 
 def _convolution(layer: QuantizedConv2d) -> nn.Conv2d:
-    outputs, inputs, *kernel = layer.shape
+    outputs, inputs, height, width = layer.shape
     kind = Conv2dSame if layer.same else nn.Conv2d
-    shape = (inputs * layer.groups, outputs, kernel, layer.stride, layer.padding, layer.dilation, layer.groups)
+    shape = (inputs * layer.groups, outputs, (height, width), layer.stride, layer.padding, layer.dilation, layer.groups)
     convolution = kind(*shape, bias=layer.bias is not None, device="meta")
     convolution.weight = nn.Parameter(layer.float_weight().detach(), requires_grad=False)
     convolution.bias = layer.bias

@@ -36,12 +36,12 @@ def teachers_of(recipe: Recipe) -> tuple[dict[str, Model], dict[str, str]]:
     teachers: dict[str, Model] = {}
     of_variant: dict[str, str] = {}
     for variant in recipe.compared():
-        if variant.distillation is not None:
+        if variant.distillation is not None and variant.teacher is not None:
             equal = (name for name, model in teachers.items() if model == variant.teacher)
             name = next(equal, TEACHER if variant.teacher == recipe.teacher else f"{TEACHER}-{variant.name}")
             teachers[name], of_variant[variant.name] = variant.teacher, name
     quantizations = [quantization for variant in recipe.compared() for quantization in variant.quantization]
-    if any(learns_from_shared(quantization, recipe) for quantization in quantizations):
+    if recipe.teacher is not None and any(learns_from_shared(quantization, recipe) for quantization in quantizations):
         teachers[TEACHER] = recipe.teacher
     return teachers, of_variant
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from leandetr.report.numbers import DASH, accuracy, defined, millions, milliseconds, number, times, with_spread
-from leandetr.report.rows import Row, quantized, row_of, surely_slower
+from leandetr.report.rows import Accuracy, Row, quantized, row_of, surely_slower
 
 SLOWER = "slower than float"
 NOT_YET = "not yet"
@@ -60,6 +61,10 @@ def after_epoch(epoch: int, row: Row) -> str:
     return with_spread(point["ap"], point["spread"]) if point else DASH
 
 
+def one_accuracy(key: Accuracy, row: Row) -> str:
+    return accuracy(row[key])
+
+
 NAMES = [
     Column("row", lambda row: row["name"], numeric=False),
     Column("runtime", lambda row: row["runtime"], numeric=False),
@@ -96,11 +101,17 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
 
 def accuracy_columns(epochs: Sequence[int] = ()) -> list[Column]:
     """COCO's six average precisions, AP after the epochs that the recipe names, and the seconds of an evaluation."""
-    titles = {"ap50": "AP50", "ap75": "AP75", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
+    titles: dict[Accuracy, str] = {
+        "ap50": "AP50",
+        "ap75": "AP75",
+        "ap_small": "small",
+        "ap_medium": "medium",
+        "ap_large": "large",
+    }
     return [
         *NAMES,
         Column("AP", average_precision),
-        *(Column(title, lambda row, key=key: accuracy(row[key])) for key, title in titles.items()),
+        *(Column(title, partial(one_accuracy, key)) for key, title in titles.items()),
         *epoch_columns(epochs),
         Column("evaluation s", lambda row: number(row["evaluate_seconds"], 1)),
     ]
@@ -121,19 +132,21 @@ def changes(rows: Sequence[Row]) -> list[Change]:
 def headline(rows: Sequence[Row]) -> str:
     """The fastest row beside the first one (the teacher), with ratios where both were measured on one runtime, and beside what
     its float row is held against (the student alone) where that is more accurate; "" without two rows that were measured."""
-    timed = [row for row in rows if defined(row.get("latency_ms"))]
-    if not timed:
+    latencies = [(latency, row) for row in rows if defined(latency := row.get("latency_ms"))]
+    if not latencies:
         return ""
-    fastest = min(timed, key=lambda row: row["latency_ms"])
-    firsts = [row for row in timed if row["name"] == rows[0]["name"]]
-    first = next((row for row in firsts if row["runtime"] == fastest["runtime"]), firsts[0] if firsts else fastest)
+    timed = [row for _, row in latencies]
+    fastest_ms, fastest = min(latencies, key=lambda pair: pair[0])
+    firsts = [(latency, row) for latency, row in latencies if row["name"] == rows[0]["name"]] or [(fastest_ms, fastest)]
+    first_ms, first = next((pair for pair in firsts if pair[1]["runtime"] == fastest["runtime"]), firsts[0])
     if first["name"] == fastest["name"]:
         return ""
     parts = [f"Fastest: {summary(fastest)}. For comparison: {summary(first)}"]
     if first["runtime"] == fastest["runtime"]:
-        faster, smaller = first["latency_ms"] / fastest["latency_ms"], first["size_bytes"] / fastest["size_bytes"]
+        size, least = first["size_bytes"], fastest["size_bytes"]
+        smaller = f", {size / least:.1f} times smaller" if size and least else ""
         difference = f", AP {fastest['ap'] - first['ap']:+.3f}" if defined(fastest["ap"]) and defined(first["ap"]) else ""
-        parts.append(f": {faster:.1f} times as fast, {smaller:.1f} times smaller{difference}")
+        parts.append(f": {first_ms / fastest_ms:.1f} times as fast{smaller}{difference}")
     float_row = row_of(fastest["float_row"], fastest["runtime"], rows)
     alone = row_of(float_row and float_row["against"], fastest["runtime"], timed)
     if alone and alone["name"] != first["name"] and (alone["ap"] or 0) > (fastest["ap"] or 0):

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 DASH = "–"
 
 
-def defined(value: float | None) -> bool:
+def defined(value: float | None) -> TypeGuard[float]:
     """Whether there is such a number: COCO gives -1 where there is none."""
     return value is not None and math.isfinite(value) and value >= 0
 

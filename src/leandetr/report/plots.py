@@ -48,14 +48,15 @@ class Box(NamedTuple):
 
 def accuracy_against_latency(rows: Sequence[Row], width: int = 860, height: int = 420) -> str:
     """An `<svg>` element, or "" where no row has both an AP and a latency."""
-    rows = [row for row in rows if defined(row["ap"]) and defined(row.get("latency_ms")) and row["latency_ms"] > 0]
-    if not rows:
+    shown = [(row, ms, ap) for row in rows if defined(ap := row["ap"]) and defined(ms := row.get("latency_ms")) and ms > 0]
+    if not shown:
         return ""
+    rows = [row for row, _, _ in shown]
     runtimes = list(dict.fromkeys(row["runtime"] for row in rows))
     frame = Box(46, 16 + LINE * len(runtimes), width - 12, height - 40)
-    slowest, fastest = max(row["latency_ms"] for row in rows), min(row["latency_ms"] for row in rows)
+    slowest, fastest = max(ms for _, ms, _ in shown), min(ms for _, ms, _ in shown)
     left, right = fastest / 1.25, slowest * 1.25
-    low, high, ap_ticks = accuracy_axis([row["ap"] for row in rows])
+    low, high, ap_ticks = accuracy_axis([ap for _, _, ap in shown])
 
     def x(latency: float) -> float:
         return frame.x0 + math.log(latency / left) / math.log(right / left) * (frame.x1 - frame.x0)
@@ -67,7 +68,7 @@ def accuracy_against_latency(rows: Sequence[Row], width: int = 860, height: int 
     axes += axis_names(frame, "latency, ms an image (log scale)")
     # Names last and marks before them, so that no line crosses a name.
     lines, marks, names = [], [], []
-    points = [(x(row["latency_ms"]), y(row["ap"])) for row in rows]
+    points = [(x(ms), y(ap)) for _, ms, ap in shown]
     for row, (px, py), label in zip(rows, points, place_labels(points, [row["name"] for row in rows], frame)):
         near = label.nearest(px, py)
         if math.dist(near, (px, py)) > 2 * MARK:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from leandetr.report.numbers import defined
 
-ACCURACIES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+Accuracy = Literal["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"]
+ACCURACIES: tuple[Accuracy, ...] = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 Measured = tuple[float | None, float | None]  # mean and spread
 
@@ -107,7 +108,13 @@ def combine(
         runtime=runtime,
         seeds=list(found),
         planned=list(planned),
-        **{field: mean for field, (mean, _) in measured.items()},
+        ap=measured["ap"][0],
+        ap50=measured["ap50"][0],
+        ap75=measured["ap75"][0],
+        ap_small=measured["ap_small"][0],
+        ap_medium=measured["ap_medium"][0],
+        ap_large=measured["ap_large"][0],
+        evaluate_seconds=measured["evaluate_seconds"][0],
         spread={field: spread for field, (_, spread) in measured.items()},
         against=against,
         float_row=float_row,
@@ -123,8 +130,8 @@ def combine(
 def _curve(runs: Sequence[Mapping[int, float]]) -> list[Point]:
     points = []
     for epoch in sorted({epoch for run in runs for epoch in run}):
-        ap, spread = mean_and_spread([run[epoch] for run in runs if epoch in run])
-        points.append(Point(epoch=epoch, ap=ap, spread=spread))
+        found = [run[epoch] for run in runs if epoch in run]
+        points.append(Point(epoch=epoch, ap=statistics.fmean(found), spread=mean_and_spread(found)[1]))
     return points
 
 

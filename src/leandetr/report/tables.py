@@ -29,10 +29,12 @@ def results_table(rows: Sequence[Row], epochs: Sequence[int] = ()) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     wrapped = {"speedup", "note"} | ({"row"} if any(len(row["name"]) > LONG for row in rows) else set())
     for column in columns:
-        # Fold: a name without spaces (a path) is broken over lines, never cut.
-        overflow = "fold" if column.title == "row" else "ellipsis"
-        justify = "right" if column.numeric else "left"
-        table.add_column(column.title, justify=justify, no_wrap=column.title not in wrapped, overflow=overflow)
+        table.add_column(
+            column.title,
+            justify="right" if column.numeric else "left",
+            no_wrap=column.title not in wrapped,
+            overflow="fold" if column.title == "row" else "ellipsis",  # a name without spaces (a path) is broken, never cut
+        )
     for runtime in dict.fromkeys(row["runtime"] for row in rows):
         table.add_section()
         table.add_row(Text(runtime, style="bold"))

@@ -26,7 +26,8 @@ def check_names(models: Iterable[Model], variants: Iterable[Variant], benchmark:
         if model.training.augment not in ("auto", *AUGMENTATIONS):
             raise unknown("augmentation", model.training.augment, ("auto", *AUGMENTATIONS))
     for variant in variants:
-        for part in (variant, *variant.quantization):
+        parts: list[Variant | Quantization] = [variant, *variant.quantization]
+        for part in parts:
             if part.distillation is not None:
                 chosen_terms(part.distillation)
         for quantization in variant.quantization:

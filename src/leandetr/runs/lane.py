@@ -5,6 +5,7 @@ made of it, in the folder of a run whose teachers are done. The last line that i
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from leandetr.errors import UserError
 from leandetr.recipe import read_recipe
@@ -14,7 +15,7 @@ from leandetr.runs.run import Run
 def main(out: str, variant: str, seed: str, until: str) -> None:
     try:
         run = Run(read_recipe(Path(out) / "recipe.yaml"), Path(out))
-        found = {"diverged": run.work_on(variant, int(seed), float(until))}
+        found: dict[str, Any] = {"diverged": run.work_on(variant, int(seed), float(until))}
     except UserError as error:
         found = {"error": str(error)}
     print(json.dumps(found))

@@ -135,8 +135,8 @@ class Run:
             if not shared or TEACHER in teachers:
                 name = self.recipe.folder(row, seed)
                 with self._attempt(name):
-                    teacher = teachers[TEACHER] if shared else None
-                    self._evaluate(row, self.steps.quantized(name, trained, quantization, seed, teacher), seed)
+                    taught = self.steps.quantized(name, trained, quantization, seed, teachers[TEACHER] if shared else None)
+                    self._evaluate(row, taught, seed)
 
     def _work(self) -> None:
         """Go through all steps in order, past those that there is no time for."""
@@ -292,7 +292,7 @@ class Run:
 
     def _untrained_teacher(self, variant: Variant, student: Detector) -> Detector | Teacher:
         model = self.teachers[self.teacher_of[variant.name]]
-        if from_outside(model):
+        if model.checkpoint is not None and from_outside(model):
             return open_teacher(model.checkpoint, student)
         return self.steps.untrained(model)
 

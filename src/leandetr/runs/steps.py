@@ -63,6 +63,7 @@ class Steps:
             self.data_state = self._state_of_data()
             return
         shapes, self.data = data.shapes, self.out / "data"
+        assert shapes is not None  # a recipe's data have one of the two
 
         def work() -> str:
             write_shapes(self.data, shapes.train, shapes.val, shapes.size, shapes.seed)
@@ -131,11 +132,11 @@ class Steps:
 
     def teacher(self, name: str, model: Model, seed: int) -> Made:
         """As `model`, but one from outside is taken where it is."""
-        if not from_outside(model):
+        if model.checkpoint is None or not from_outside(model):
             return self.model(name, model, seed)
         source = Path(model.checkpoint)
         if not source.is_file():
-            return Made(source, model.checkpoint, "")
+            return Made(source, str(model.checkpoint), "")
         return Made(source, file_digest(source), "")
 
     def distilled(self, name: str, student: Model, seed: int, teacher: Made, distillation: Distillation) -> Made:

@@ -32,7 +32,8 @@ class ResultTable:
     def rows(self) -> list[Row]:
         rows = [self._row(*pair) for pair in self.pairs]
         for row, measured in zip(rows, self.measurements):
-            row |= {field: value for field, value in measured.items() if field not in KNOWN}
+            own = {field: value for field, value in measured.items() if field not in KNOWN}
+            row |= own  # type: ignore[typeddict-item]  # they are the fields of a row that it has once it is measured
         return rows
 
     def missing(self) -> list[str]:

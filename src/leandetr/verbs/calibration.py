@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Subset
@@ -17,13 +17,16 @@ from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.config import Scheme, calibration_images
 from leandetr.quantization.quantize import quantize as quantize_detector
-from leandetr.structures import Preprocessing
+from leandetr.structures import Batch, Preprocessing
 from leandetr.verbs.data import Data, split_of
+
+SchemeT = TypeVar("SchemeT", bound=Scheme)
 
 
 def calibrated(detector: Detector, data: Data, config: Scheme) -> Detector:
     """The detector quantized, with images of `train` where the scheme needs them, all of them where there are fewer."""
-    asked, batches = calibration_images(config), ()
+    asked = calibration_images(config)
+    batches: Iterable[Batch] = ()
     if asked:
         dataset = CocoDataset(split_of(data, "train"), eval_transform(detector.preprocessing), detector.class_map)
         config = with_calibration(config, lambda own: min(own, len(dataset)))
@@ -31,7 +34,7 @@ def calibrated(detector: Detector, data: Data, config: Scheme) -> Detector:
     return quantize_detector(detector, config, batches)
 
 
-def asking(config: Scheme, images: int, data: Data) -> Scheme:
+def asking(config: SchemeT, images: int, data: Data) -> SchemeT:
     """The scheme with so many calibration images in place of its own number. Raises UserError where `train` has fewer."""
     config = with_calibration(config, lambda _: images)
     if calibration_images(config):
@@ -57,7 +60,7 @@ def calibrate_alignment(detector: Detector, data: Data, images: int) -> None:
     detector.train(training)
 
 
-def with_calibration(config: Scheme, images: Callable[[int], int]) -> Scheme:
+def with_calibration(config: SchemeT, images: Callable[[int], int]) -> SchemeT:
     """The scheme with `images` of its number of calibration images, and of its overrides' where they have any."""
 
     def changed(setting: Any) -> Any:
@@ -72,8 +75,8 @@ def with_calibration(config: Scheme, images: Callable[[int], int]) -> Scheme:
 
 
 def spread_batches(
-    dataset: CocoDataset | ClassificationDataset, images: int, collate: Callable[[list], dict] = collate
-) -> Iterable[dict]:
-    """Batches of images spread evenly over a data set."""
+    dataset: CocoDataset | ClassificationDataset, images: int, collate: Callable[[list[Any]], Any] = collate
+) -> Iterable[Any]:
+    """Batches, as `collate` makes them, of images spread evenly over a data set."""
     chosen = torch.linspace(0, len(dataset) - 1, images).round().long().tolist()
     return DataLoader(Subset(dataset, chosen), batch_size=8, collate_fn=collate)

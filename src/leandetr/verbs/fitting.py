@@ -78,7 +78,7 @@ def fit_detector(
 ) -> Detector:
     """Train a detector, or a student with its teacher, and return the best. cache: of the teacher's answers."""
     distiller = module if isinstance(module, Distiller) else None
-    detector = module.student if distiller else module
+    detector = module.student if isinstance(module, Distiller) else module
     preprocessing, class_map = detector.preprocessing, detector.class_map
     augment = training.augment
     if augment == "auto":
@@ -95,9 +95,9 @@ def fit_detector(
     val_set = CocoDataset(split_of(data, "val"), eval_transform(preprocessing), class_map)
     if isinstance(data, Partition) and PartialState().is_main_process:
         data.write(out / "split.json")
-    if cache is not None:
+    if cache is not None and distiller is not None:
         passes = training.passes(len(train_set), PartialState().num_processes)
-        module.remember(train_set, cache, passes, batch_size=training.batch_size, workers=training.loader_workers())
+        distiller.remember(train_set, cache, passes, batch_size=training.batch_size, workers=training.loader_workers())
     if distiller:
         distiller.check(DataLoader(train_set, training.batch_size, collate_fn=collate))
     return fit(module, train_set, val_set, training, out / "training", out.name, until, callbacks)

@@ -116,7 +116,7 @@ def _started(student: Detector, data: Data, config: LowBit, plan: LowBitTraining
 
 
 def _fitted(module: Detector | Distiller, data: Data, plan: LowBitTraining, out: Path, until: float) -> Detector:
-    clipped = LogClipped(getattr(module, "student", module))
+    clipped = LogClipped(module.student if isinstance(module, Distiller) else module)
     return fit_detector(module, data, plan.training, out, until, callbacks=[clipped])
 
 

@@ -49,7 +49,7 @@ def quantize(
     # only a training is gone on with; without one all is done anew
     state = state_of(data, model=model, teacher=low_bit.teacher, stage_one=low_bit.stage_one) if low_bit else None
     with claiming(out, ["quantize", model, data, config.to_dict(), *trained], state):
-        if low_bit is not None:
+        if isinstance(config, LowBit) and low_bit is not None and state is not None:
             return train_low_bit(load(model), data, config, Path(out), low_bit, until, state)
         quantized = calibrated(load(model), data, config)
         if isinstance(config, LowBit):

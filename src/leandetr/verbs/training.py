@@ -96,8 +96,9 @@ def pretrain(data: Data, backbone: NewBackbone, out: Path, bits: str | None = No
         if finished_in(out, state, classification.WEIGHTS):
             return read_json(out / classification.RESULT)["top1"]
         described = classification.describe(backbone)
-        folder = data
-        if isinstance(data, Mapping) or not is_image_folder(data):
+        if not isinstance(data, Mapping) and is_image_folder(data):
+            folder = Path(data)
+        else:
             folder = write_crops({split: split_of(data, split) for split in ("train", "val")}, out / "crops")
         preprocessing = Preprocessing(size=size, mean=described.mean, std=described.std)
         train_set, val_set = (ClassificationDataset(folder, split, preprocessing, training.seed) for split in ("train", "val"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,8 @@ def measure_layers(
     sizes: dict[str, dict[str, int]] = {}
     for name, scheme in candidates.items():
         quantized = apply(detector, scheme, batches if calibration_images(scheme) else ())
-        layers = {layer: quantized.model.get_submodule(layer) for layer in quantized.config.quantization_config.as_asked}
+        asked = quantized.config.quantization_config.as_asked
+        layers = {layer: cast("QuantizedLayer", quantized.model.get_submodule(layer)) for layer in asked}
         del quantized
         for layer, error in _compare(plain.model, layers, batches).items():
             errors.setdefault(layer, {})[name] = error
@@ -81,6 +83,6 @@ def _alone(layer: QuantizedLayer) -> Callable[[Tensor], Tensor]:
     """A layer that puts its input on the grid itself, if another module did so in the model."""
 
     def run(x: Tensor) -> Tensor:
-        return layer(layer.input(x)) if layer.plan.input == GIVEN_INPUT else layer(x)
+        return layer(layer.input(x)) if layer.input is not None and layer.plan.input == GIVEN_INPUT else layer(x)
 
     return run

@@ -8,7 +8,6 @@ bytes meet the given size; only the measured errors need be tried. Operands of a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from itertools import chain
 
 from transformers import PreTrainedModel
@@ -30,12 +29,16 @@ ON_GRIDS = {"static", "smoothquant"}
 def candidates(images: int) -> dict[str, Scheme]:
     """What a layer may become, calibrated with so many images."""
     return {
-        "static": Static(observer="mse", calibration_images=images),
+        "static": _static(images),
         "smoothquant": SmoothQuant(activations="static", alpha=AUTO, observer="mse", calibration_images=images),
         "dynamic": Dynamic(),
         "weight-only": WeightOnly(),
         "4 bits": WeightOnly(bits=4, calibration_images=images),
     }
+
+
+def _static(images: int, attention: bool = False) -> Static:
+    return Static(observer="mse", calibration_images=images, attention=attention)
 
 
 def quantize_unified(detector: Detector, config: Unified, batches: Iterable[Batch]) -> Detector:
@@ -54,7 +57,7 @@ def quantize_unified(detector: Detector, config: Unified, batches: Iterable[Batc
     settings = {layer: FLOAT if name is None else schemes[name] for layer, name in chosen.items()}
     if config.attention:
         attentions = _attentions_on_grids(plain.model, config, chosen, errors)
-        settings |= dict.fromkeys(attentions, replace(schemes["static"], attention=True))
+        settings |= dict.fromkeys(attentions, _static(config.calibration_images, attention=True))
     quantized = apply(detector, WeightOnly(overrides=settings | dict(config.overrides)), batches)
     record = quantized.config.quantization_config
     record.scheme = config.to_dict() | {"tolerance": tolerance}

@@ -70,7 +70,7 @@ class LowBit(Scheme):
         self._require_bits("depthwise", self.depthwise)
         if self.part not in PARTS:
             raise unknown("part", self.part, PARTS)
-        self._require_images()
+        self._require_images(self.calibration_images)
 
     @property
     def weight_bits(self) -> int:

@@ -41,7 +41,7 @@ class WeightOnly(Scheme):
         super().__post_init__()
         self._require_bits("bits", self.bits)
         self._require(self.group_size in GROUP_SIZES, "group_size", ", ".join(map(str, GROUP_SIZES)))
-        self._require_images(0)
+        self._require_images(self.calibration_images, least=0)
 
     def careful(self) -> Scheme:
         return WeightOnly()
@@ -99,7 +99,7 @@ class Static(Scheme):
         if self.observer not in OBSERVERS:
             raise unknown("observer", self.observer, OBSERVERS)
         self._require(50 < self.percentile <= 100, "percentile", "more than 50 and at most 100")
-        self._require_images()
+        self._require_images(self.calibration_images)
 
     def careful(self) -> Scheme:
         return WeightOnly()
@@ -139,7 +139,7 @@ class SmoothQuant(Scheme):
             raise unknown("activations of smoothquant", self.activations, ACTIVATIONS)
         in_range = isinstance(self.alpha, int | float) and 0 <= self.alpha <= 1
         self._require(self.alpha == AUTO or in_range, "alpha", f"0 to 1, or {AUTO}")
-        self._require_images()
+        self._require_images(self.calibration_images)
         self.after()
 
     def after(self) -> Scheme:
@@ -180,4 +180,4 @@ class Unified(Scheme):
         self._require(self.tolerance is None or self.tolerance > 0, "tolerance", "more than 0")
         if self.prefer not in ("speed", "size"):
             raise unknown("preference", self.prefer, ("speed", "size"))
-        self._require_images()
+        self._require_images(self.calibration_images)

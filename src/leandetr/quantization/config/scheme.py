@@ -56,7 +56,7 @@ class Scheme:
             try:
                 TypeAdapter(kinds[option.name]).validate_python(value, strict=True)
             except ValidationError as error:
-                raise UserError(f"{self.name}: {option.name} is {value!r}; give {_in_words(option.type)}") from error
+                raise UserError(f"{self.name}: {option.name} is {value!r}; give {_in_words(str(option.type))}") from error
         settings = {pattern: self._setting(pattern, value) for pattern, value in self.overrides.items()}
         object.__setattr__(self, "overrides", settings)
 
@@ -69,8 +69,8 @@ class Scheme:
     def _require_bits(self, option: str, value: int) -> None:
         self._require(value in BITS, option, f"{BITS[0]} to {BITS[-1]}", value)
 
-    def _require_images(self, least: int = 1) -> None:
-        self._require(self.calibration_images >= least, "calibration_images", f"{least} or more")
+    def _require_images(self, images: int, least: int = 1) -> None:
+        self._require(images >= least, "calibration_images", f"{least} or more")
 
     def _setting(self, pattern: str, value: Any) -> Scheme | str:
         if value == FLOAT:
@@ -97,7 +97,7 @@ class Scheme:
         from leandetr.detectors.families.registry import float_layers  # a scheme is read and written without the families
 
         found: tuple[Scheme | None, str] = (self, self.name)
-        for pattern, reason in (float_layers() | self.also_float).items():
+        for pattern, reason in {**float_layers(), **self.also_float}.items():
             if _matches(pattern, names):
                 found = (self.careful(), reason)
         for pattern, reason in ALWAYS_FLOAT.items():

@@ -18,6 +18,8 @@ gradients of weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,12 +44,13 @@ def learned_rounding(x: Tensor, step: Tensor, zero_point: Tensor, low: int, high
     return (x / step).clamp_(*_ends(zero_point, low, high)).round_().mul_(step)
 
 
-def _ends(zero_point: Tensor, low: int, high: int) -> tuple[Tensor | float, Tensor | float]:
+def _ends(zero_point: Tensor, low: int, high: int) -> tuple[Tensor, Tensor] | tuple[float, float]:
     """Smallest and largest multiple of the step. On a CPU as numbers, with which clamping is six times faster; a GPU would
     have to be waited for."""
     zero = zero_point.detach().round()
     if zero.device.type == "cpu":
-        zero = zero.item()
+        number = zero.item()
+        return low - number, high - number
     return low - zero, high - zero
 
 
@@ -56,7 +59,7 @@ class _LearnedRounding(torch.autograd.Function):
     products are several times faster than those of booleans on a CPU."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, step: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
         scaled = x / step
         rounded = scaled.clamp(*_ends(zero_point, low, high))
         inside = scaled.eq_(rounded)
@@ -66,7 +69,7 @@ class _LearnedRounding(torch.autograd.Function):
         return rounded
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, step, inside, rounded = ctx.saved_tensors
         passed = gradient * inside
         scale = (x.numel() / step.numel() * ctx.high) ** -0.5

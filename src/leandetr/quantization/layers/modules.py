@@ -14,8 +14,9 @@ quantized Gemm in float). A `LayerPlan` says all that has to be known to build a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
 from timm.layers import Conv2dSame
@@ -66,6 +67,9 @@ class LayerPlan:
 class Grid(nn.Module):
     """Rounds a tensor to one calibrated unsigned grid of `bits` bits."""
 
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(self, bits: int) -> None:
         super().__init__()
         self.bits = bits
@@ -89,6 +93,10 @@ class QuantizedLayer(nn.Module):
 
     Built empty from the float layer's shapes, then filled by `fill` or by a checkpoint.
     """
+
+    weight_scale: Tensor
+    input_factor: Tensor  # of smoothed layers
+    bias: nn.Parameter | None
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, plan: LayerPlan) -> None:
         super().__init__()
@@ -125,16 +133,16 @@ class QuantizedLayer(nn.Module):
             integers, scale = quantize_groups(layer.weight.detach(), self.plan.weight_bits, self.plan.group_size, moment)
         self.weight.copy_(integers if self.plan.weight_bits == 8 else pack(integers, self.plan.weight_bits))
         self.weight_scale.copy_(scale)
-        if self.bias is not None and self.input is not None:
-            self.bias.copy_(torch.round(layer.bias / (self.input.scale * scale)).clamp(-INT32_REACH, INT32_REACH))
-        elif self.bias is not None:
-            self.bias.copy_(layer.bias)
+        if self.bias is not None and layer.bias is not None:
+            unit = None if self.input is None else self.input.scale * scale
+            bias = layer.bias if unit is None else torch.round(layer.bias / unit).clamp(-INT32_REACH, INT32_REACH)
+            self.bias.copy_(bias)
 
     def _quantize_channels(self, layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
         low, high = symmetric(self.plan.weight_bits)
         weight = layer.weight.detach().flatten(1)
         scale = weight.abs().amax(1) / high
-        if self.bias is not None and self.input is not None:
+        if layer.bias is not None and self.input is not None:
             # a channel that is almost dead has a scale in whose units its bias would be beyond the reach
             scale = torch.maximum(scale, layer.bias.abs() / (self.input.scale * INT32_REACH))
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -159,7 +167,7 @@ class QuantizedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.plan.smoothed and self.plan.input != FLOAT_INPUT:
             x = x * self.input_factor
-        if self.plan.input == GRID_INPUT:
+        if self.input is not None and self.plan.input == GRID_INPUT:
             x = self.input(x)
         x = self.product(x)
         return x if self.output is None else self.output(x)
@@ -187,12 +195,13 @@ class QuantizedConv2d(QuantizedLayer):
 
     def __init__(self, layer: nn.Conv2d, plan: LayerPlan) -> None:
         super().__init__(layer, plan)
-        self.stride, self.padding, self.dilation, self.groups = layer.stride, layer.padding, layer.dilation, layer.groups
+        self.stride, self.padding, self.dilation = geometry(layer)
+        self.groups = layer.groups
         self.same = getattr(layer, "same", isinstance(layer, Conv2dSame))  # the trainable one is no longer of that class
 
     def forward(self, x: Tensor) -> Tensor:
         if self.same:  # before the grid, so that nothing stands between the grid and the convolution
-            x = pad_same(x, self.shape[-2:], self.stride, self.dilation)
+            x = pad_same(x, list(self.shape[-2:]), list(self.stride), list(self.dilation))
         return super().forward(x)
 
     def product(self, x: Tensor) -> Tensor:
@@ -212,15 +221,20 @@ class GriddedActivation(nn.Module):
         return self.output(self.activation(x))
 
 
-def is_quantizable(module: nn.Module) -> bool:
+def geometry(layer: nn.Conv2d) -> tuple[tuple[int, int], str | tuple[int, int], tuple[int, int]]:
+    """Stride, padding and dilation, in pairs, as torch keeps them; it declares tuples of any length."""
+    return cast("Any", (layer.stride, layer.padding, layer.dilation))
+
+
+def is_quantizable(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
     """A plain Linear or Conv2d. Subclasses are not: they do arithmetic of their own with their weights."""
     return type(module) is nn.Linear or (type(module) in CONVOLUTIONS and module.padding_mode == "zeros")
 
 
 def quantized_layer(layer: nn.Linear | nn.Conv2d, plan: LayerPlan) -> QuantizedLayer:
     """The empty quantized counterpart of a float layer."""
-    kind = QuantizedLinear if isinstance(layer, nn.Linear) else QuantizedConv2d
-    return kind(layer, plan).to(layer.weight.device)
+    quantized = QuantizedLinear(layer, plan) if isinstance(layer, nn.Linear) else QuantizedConv2d(layer, plan)
+    return quantized.to(layer.weight.device)
 
 
 def names_of(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -231,9 +245,9 @@ def names_of(model: nn.Module) -> dict[nn.Module, list[str]]:
     return names
 
 
-def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     """Put the new modules in place of the old, under every name that an old one has."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():  # named_children() leaves out a child's second name
-            if child in replacements:
+            if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]

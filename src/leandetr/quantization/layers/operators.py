@@ -16,18 +16,21 @@ An exporter knows no packed tensors: it writes the two operators that read them 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir
 import torch
-from onnxscript import opset21 as op
-from onnxscript import values
+from onnx_ir import Value
+from onnxscript import opset21, values
 from torch import Tensor
 from torch.nn import functional as F
 
 from leandetr.quantization.layers.packing import unpack as unpack_integers
+
+op: Any = opset21  # its types are of tensors computed at once; here the same calls build a graph of values
 
 STORAGE = (0, 255)  # what QuantizeLinear clamps to by itself: activations are stored in uint8
 ROW_TOP, ROW_ZERO = 127, 128  # of a row's own grid: its largest integer, and where uint8 has its 0
@@ -48,7 +51,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: 
 
 
 @fake_quantize.register_fake
-def _(x, scale, zero_point, low, high):
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -59,7 +62,7 @@ def dequantize(q: Tensor, scale: Tensor) -> Tensor:
 
 
 @dequantize.register_fake
-def _(q, scale):
+def _(q: Tensor, scale: Tensor) -> Tensor:
     return torch.empty_like(q, dtype=scale.dtype)
 
 
@@ -81,7 +84,7 @@ def dequantize_groups(packed: Tensor, scale: Tensor, bits: int, shape: Sequence[
 
 
 @dequantize_groups.register_fake
-def _(packed, scale, bits, shape):
+def _(packed: Tensor, scale: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     return packed.new_empty(shape, dtype=torch.float32)
 
 
@@ -92,7 +95,7 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
 
 
 @unpack.register_fake
-def _(packed, bits, shape):
+def _(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     return packed.new_empty(shape, dtype=torch.int8)
 
 
@@ -131,7 +134,7 @@ def dynamic_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, per_row: boo
 
 
 @dynamic_linear.register_fake
-def _(x, weight, weight_scale, per_row):
+def _(x: Tensor, weight: Tensor, weight_scale: Tensor, per_row: bool) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
@@ -147,23 +150,22 @@ def onnx_translations() -> dict[Callable, Callable]:
     }
 
 
-def _onnx_fake_quantize(x, scale, zero_point, low: int, high: int):
+def _onnx_fake_quantize(x: Value, scale: Value, zero_point: Value, low: int, high: int) -> Value:
     if (low, high) != STORAGE:
         zero = op.Cast(zero_point, to=onnx_ir.DataType.FLOAT)
         x = op.Clip(x, op.Mul(scale, op.Sub(float(low), zero)), op.Mul(scale, op.Sub(float(high), zero)))
     return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), scale, zero_point)
 
 
-def _onnx_dequantize(q, scale):
+def _onnx_dequantize(q: Value, scale: Value) -> Value:
     # ONNX Runtime recognises an integer Gemm only where the zero points of the weight are written out
-    zeros = onnx_ir.tensor(torch.zeros(tuple(scale.shape), dtype=_TORCH[q.dtype]).numpy())
+    assert scale.shape is not None
+    assert q.dtype is not None
+    zeros = onnx_ir.tensor(np.zeros(scale.shape.numpy(), q.dtype.numpy()))
     return op.DequantizeLinear(q, scale, op.Constant(value=zeros), axis=0)
 
 
-_TORCH = {onnx_ir.DataType.INT8: torch.int8, onnx_ir.DataType.INT32: torch.int32}
-
-
-def _onnx_dynamic_linear(x, weight, weight_scale, per_row: bool):
+def _onnx_dynamic_linear(x: Value, weight: Value, weight_scale: Value, per_row: bool) -> Value:
     if per_row:
         scale = op.Div(op.ReduceMax(op.Abs(x), [-1], keepdims=1), float(ROW_TOP))
         scale = op.Where(op.Equal(scale, 0.0), 1.0, scale)
@@ -199,11 +201,11 @@ _dequantize_groups = _node("DequantizeGroups", {"packed": "tensor(uint8)", "scal
 _unpack = _node("Unpack", {"packed": "tensor(uint8)"}, "tensor(int8)")
 
 
-def _onnx_dequantize_groups(packed, scale, bits: int, shape):
+def _onnx_dequantize_groups(packed: Value, scale: Value, bits: int, shape: Sequence[int]) -> Value:
     return _dequantize_groups(packed, scale, bits=bits, shape=shape)
 
 
-def _onnx_unpack(packed, bits: int, shape):
+def _onnx_unpack(packed: Value, bits: int, shape: Sequence[int]) -> Value:
     return _unpack(packed, bits=bits, shape=shape)
 
 
@@ -219,6 +221,9 @@ def store_integers(graph: onnx_ir.Graph) -> None:
             continue
         bits, shape = node.attributes["bits"].as_int(), tuple(node.attributes["shape"].as_ints())
         packed = node.inputs[0]
+        assert packed is not None  # `_node` demands it
+        assert packed.name is not None
+        assert packed.const_value is not None, "constants are folded before"
         integers = unpack_integers(torch.from_numpy(packed.const_value.numpy()), bits, shape).numpy()
         groups = node.op_type == "DequantizeGroups"
         tensor = onnx_ir.tensor(integers.astype(ml_dtypes.int4) if groups and bits <= 4 else integers)
@@ -228,8 +233,10 @@ def store_integers(graph: onnx_ir.Graph) -> None:
         nodes, result = [], stored
         if groups:
             scale = node.inputs[1]
+            assert scale is not None
+            assert scale.shape is not None
             cast = onnx_ir.node("Cast", [scale], {"to": onnx_ir.DataType.FLOAT})
-            block = {"axis": 1, "block_size": shape[1] // scale.shape[1]}
+            block = {"axis": 1, "block_size": shape[1] // scale.shape.numpy()[1]}
             nodes = [cast, onnx_ir.node("DequantizeLinear", [stored, cast.outputs[0]], block)]
             result = nodes[-1].outputs[0]
         onnx_ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, [result])

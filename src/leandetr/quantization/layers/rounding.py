@@ -12,6 +12,8 @@ which is least squares on the layer's outputs. Inputs with the largest sum of sq
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,25 +41,27 @@ class InputMoment:
 
     def update(self, x: Tensor) -> None:
         """x: what the layer takes, (..., in) or (B, in, H, W)."""
-        if isinstance(self.layer, nn.Linear):
-            rows = [x.flatten(0, -2)] if x.ndim < 3 else x.flatten(1, -2)
+        rows: Iterable[Tensor]
+        if isinstance(self.layer, nn.Conv2d):
+            rows = (_patches(self.layer, image[None]) for image in x)
         else:
-            rows = (self._patches(image[None]) for image in x)
+            rows = [x.flatten(0, -2)] if x.ndim < 3 else x.flatten(1, -2)
         for inputs in rows:
             inputs = inputs[:: max(1, len(inputs) // POSITIONS)].float()
             self.matrix += inputs.T @ inputs
             self.rows += len(inputs)
 
-    def _patches(self, image: Tensor) -> Tensor:
-        """(1, in, H, W) -> (positions, in times kernel). Timm's "same" padding is of the same kind up to the border."""
-        layer = self.layer
-        if layer.kernel_size == (1, 1):
-            return image[0, :, :: layer.stride[0], :: layer.stride[1]].flatten(1).T
-        return F.unfold(image, layer.kernel_size, layer.dilation, layer.padding, layer.stride)[0].T
-
     def importance(self) -> Tensor:
         """(in, ...) of the weight's shape: the sum of squares of every input."""
         return self.matrix.diagonal().reshape(self.layer.weight.shape[1:])
+
+
+def _patches(layer: nn.Conv2d, image: Tensor) -> Tensor:
+    """(1, in, H, W) -> (positions, in times kernel). Timm's "same" padding is of the same kind up to the border."""
+    if layer.kernel_size == (1, 1):
+        return image[0, :, :: layer.stride[0], :: layer.stride[1]].flatten(1).T
+    assert not isinstance(layer.padding, str)  # no backbone pads by torch's words
+    return F.unfold(image, layer.kernel_size, layer.dilation, layer.padding, layer.stride)[0].T
 
 
 def round_weights(weight: Tensor, scale: Tensor, bits: int, moment: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from leandetr.quantization.grids import signed, symmetric, unsigned
 from leandetr.quantization.layers.lsq import learned_rounding, least_squares_step
-from leandetr.quantization.layers.modules import INT32_REACH, GriddedActivation, LayerPlan, QuantizedLayer
+from leandetr.quantization.layers.modules import INT32_REACH, GriddedActivation, LayerPlan, QuantizedLayer, geometry
 from leandetr.quantization.layers.packing import pack
 
 
@@ -88,6 +88,8 @@ class WeightGrid(LearnedGrid):
 class ActivationGrid(LearnedGrid):
     """One unsigned grid for a tensor. Its zero point is trained, unless calibration saw no negative value."""
 
+    signed: Tensor
+
     def __init__(self, bits: int) -> None:
         super().__init__(*unsigned(bits))
         self.raw_zero_point = nn.Parameter(torch.zeros(()))
@@ -105,14 +107,15 @@ class ActivationGrid(LearnedGrid):
         self.signed.fill_(zero_point > 0)
 
 
-class TrainableLayer:
+class TrainableLayer(nn.Module):
     """What trainable Linear and Conv2d share, beside being such layers: the grids of weight and input."""
 
     plan: LayerPlan
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Tensor | None
 
     def _take(self, layer: nn.Linear | nn.Conv2d, plan: LayerPlan) -> None:
+        assert plan.input_bits is not None  # in training every layer rounds its own input
         self.plan = plan
         self.weight, self.bias = layer.weight, layer.bias
         self.weight_grid = WeightGrid(plan.weight_bits, layer.weight)
@@ -133,28 +136,30 @@ class TrainableLayer:
             return None
         with torch.no_grad():
             unit = self._bias_unit()
-            rounded = self._bias_integers(unit) * unit
+            rounded = self._bias_integers(self.bias, unit) * unit
         return self.bias + (rounded - self.bias).detach()
 
     def _bias_unit(self) -> Tensor:
         return self.input.step * self.weight_grid.step.flatten()
 
-    def _bias_integers(self, unit: Tensor) -> Tensor:
-        return torch.round(self.bias / unit).clamp(-INT32_REACH, INT32_REACH)
+    @staticmethod
+    def _bias_integers(bias: Tensor, unit: Tensor) -> Tensor:
+        return torch.round(bias / unit).clamp(-INT32_REACH, INT32_REACH)
 
     @torch.no_grad()
     def finish(self, quantized: QuantizedLayer) -> None:
         """Hand what was trained to the layer that stores it."""
+        assert quantized.input is not None  # its plan is this layer's
         quantized.input.set(self.input.step, self.input.zero_point.round())
         integers = self.weight_grid.integers(self.weight)
         packed = quantized.weight.dtype == torch.uint8
         quantized.weight.copy_(pack(integers, self.plan.weight_bits) if packed else integers)
         quantized.weight_scale.copy_(self.weight_grid.step.flatten())
-        if self.bias is not None:
-            quantized.bias.copy_(self._bias_integers(self._bias_unit()))
+        if self.bias is not None and quantized.bias is not None:
+            quantized.bias.copy_(self._bias_integers(self.bias, self._bias_unit()))
 
 
-class TrainableLinear(TrainableLayer, nn.Linear):
+class TrainableLinear(TrainableLayer, nn.Linear):  # type: ignore[misc]  # torch knows no Linear whose bias is None
     """(..., in) -> (..., out)."""
 
     def __init__(self, layer: nn.Linear, plan: LayerPlan) -> None:
@@ -169,14 +174,15 @@ class TrainableConv2d(TrainableLayer, nn.Conv2d):
     """(B, in, H, W) -> (B, out, H', W')."""
 
     def __init__(self, layer: nn.Conv2d, plan: LayerPlan) -> None:
-        shape = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        height, width = layer.kernel_size
+        shape = (layer.in_channels, layer.out_channels, (height, width), *geometry(layer))
         nn.Conv2d.__init__(self, *shape, layer.groups, layer.bias is not None, device="meta")
         self.same = isinstance(layer, Conv2dSame)
         self._take(layer, plan)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.same:
-            x = pad_same(x, self.weight.shape[-2:], self.stride, self.dilation)
+            x = pad_same(x, list(self.weight.shape[-2:]), list(self.stride), list(self.dilation))
         weight, bias = self.weight_grid(self.weight), self.rounded_bias()
         return F.conv2d(self.input(x), weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
@@ -200,5 +206,6 @@ class TrainableActivation(nn.Module):
 
 def trainable_layer(layer: nn.Linear | nn.Conv2d, plan: LayerPlan) -> TrainableLinear | TrainableConv2d:
     """The trainable counterpart of a float layer, which takes over its parameters."""
-    kind = TrainableLinear if isinstance(layer, nn.Linear) else TrainableConv2d
-    return kind(layer, plan).to(layer.weight.device)
+    if isinstance(layer, nn.Linear):
+        return TrainableLinear(layer, plan).to(layer.weight.device)
+    return TrainableConv2d(layer, plan).to(layer.weight.device)

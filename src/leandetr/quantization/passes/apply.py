@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -17,9 +18,11 @@ from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.checkpoint import QuantizationRecord, attach, build
 from leandetr.quantization.config import Dynamic, LowBit, Scheme, Static, WeightOnly
+from leandetr.quantization.grids import GridSetting
 from leandetr.quantization.layers.groups import group_size_of
-from leandetr.quantization.layers.modules import DYNAMIC_INPUT, ROWS_INPUT, LayerPlan, names_of
+from leandetr.quantization.layers.modules import DYNAMIC_INPUT, ROWS_INPUT, LayerPlan, QuantizedLayer, names_of
 from leandetr.quantization.layers.rounding import InputMoment
+from leandetr.quantization.layers.trainable import TrainableLayer
 from leandetr.quantization.passes.calibrate import CalibrationImages, Grids, blank, calibrate
 from leandetr.quantization.passes.decide import decide
 from leandetr.quantization.passes.flow import watch
@@ -41,9 +44,16 @@ def apply(detector: Detector, config: Scheme, calibration_batches: Iterable[Batc
     folds = fold_batch_norms(model, lambda: model(pixel_values=pixels, pixel_mask=mask))
     merges = {} if training else merge_parallel(model)  # training wants the blocks as they are trained
     decision = decide(detector, config)
-    moments = {layer: InputMoment(layer) for layer, setting in decision.settings.items() if _learns_rounding(layer, setting)}
-    gridded = {layer: setting for layer, setting in decision.settings.items() if isinstance(setting, Static | LowBit)}
-    calibrated = [*gridded.values(), *(decision.settings[layer] for layer in moments), *decision.operands.values()]
+    rounded = {layer: setting for layer, setting in decision.settings.items() if _learns_rounding(setting, layer)}
+    moments: dict[nn.Module, InputMoment] = {layer: InputMoment(layer) for layer in rounded}
+    static: dict[nn.Module, Static] = {
+        layer: setting for layer, setting in decision.settings.items() if isinstance(setting, Static)
+    }
+    trained: dict[nn.Module, LowBit] = {
+        layer: setting for layer, setting in decision.settings.items() if isinstance(setting, LowBit)
+    }
+    calibrated: list[Static | LowBit | WeightOnly | GridSetting]
+    calibrated = [*static.values(), *trained.values(), *rounded.values(), *decision.operands.values()]
     asked = max((setting.calibration_images for setting in (*calibrated, *decision.smoothed.values())), default=0)
     images = CalibrationImages(calibration_batches, asked, detector)
 
@@ -52,7 +62,11 @@ def apply(detector: Detector, config: Scheme, calibration_batches: Iterable[Batc
         model(pixel_values=pixels[:1], pixel_mask=mask[:1])
 
     factors = smooth(model, decision.smoothed, run, images) if decision.smoothed else {}
-    placement = (place_trained if training else place)(model, gridded, run) if gridded else Placement()
+    placement = Placement()
+    if trained:
+        placement = place_trained(model, trained, run)
+    elif static:
+        placement = place(model, static, run)
     if decision.operands:
         runs = watch(decision.operands, run).sources
         placement.add_activations({slot: setting for slot, setting in decision.operands.items() if slot in runs})
@@ -81,25 +95,32 @@ def apply(detector: Detector, config: Scheme, calibration_batches: Iterable[Batc
     replaced = build(model, record)
     grids.fill(replaced)
     for layer in plans:
-        replaced[layer].fill(layer, *(moments[layer],) if layer in moments else ())
-    for layer, factor in factors.items():
-        replaced[layer].input_factor.copy_(factor)
+        new = replaced[layer]
+        if isinstance(new, QuantizedLayer):
+            new.fill(layer, moments.get(layer))
+            if layer in factors:
+                new.input_factor.copy_(factors[layer])
+        elif isinstance(new, TrainableLayer):
+            new.fill(layer)
     attach(model, record)
     return detector
 
 
-def _plain_plan(layer: nn.Module, setting: Scheme) -> LayerPlan:
+def _plain_plan(layer: nn.Linear | nn.Conv2d, setting: Scheme) -> LayerPlan:
     """The plan of a layer without calibrated grids."""
     if isinstance(setting, Dynamic) and isinstance(layer, nn.Linear):
         return LayerPlan(input=ROWS_INPUT if setting.per_row else DYNAMIC_INPUT)
-    group_size = _group_size(layer, setting)
-    return LayerPlan() if group_size is None else LayerPlan(weight_bits=setting.bits, group_size=group_size)
+    if isinstance(setting, WeightOnly) and (group_size := _group_size(layer, setting)) is not None:
+        return LayerPlan(weight_bits=setting.bits, group_size=group_size)
+    return LayerPlan()
 
 
-def _group_size(layer: nn.Module, setting: Scheme) -> int | None:
+def _group_size(layer: nn.Linear | nn.Conv2d, setting: WeightOnly) -> int | None:
     """Of a layer whose weights are in groups."""
-    return group_size_of(layer, setting.group_size) if isinstance(setting, WeightOnly) and setting.bits < 8 else None
+    return group_size_of(layer, setting.group_size) if setting.bits < 8 else None
 
 
-def _learns_rounding(layer: nn.Module, setting: Scheme) -> bool:
-    return _group_size(layer, setting) is not None and setting.calibration_images > 0 and InputMoment.possible(layer)
+def _learns_rounding(setting: Scheme, layer: nn.Linear | nn.Conv2d) -> TypeGuard[WeightOnly]:
+    if not isinstance(setting, WeightOnly) or _group_size(layer, setting) is None:
+        return False
+    return setting.calibration_images > 0 and InputMoment.possible(layer)

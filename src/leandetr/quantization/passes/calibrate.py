@@ -34,7 +34,7 @@ class CalibrationImages:
         self.batches, self.asked = batches, asked
         self.device = next(detector.parameters()).device
         self._begun = self._read() if asked else None
-        self.first = next(self._begun) if asked else blank(detector)
+        self.first = blank(detector) if self._begun is None else next(self._begun)
 
     def __iter__(self) -> Iterator[Images]:
         begun, self._begun = self._begun, None

@@ -23,7 +23,7 @@ class Decision:
 
     What an earlier stage of a low-bit training has quantized is in none."""
 
-    settings: dict[nn.Module, Scheme] = field(default_factory=dict)
+    settings: dict[nn.Linear | nn.Conv2d, Scheme] = field(default_factory=dict)
     smoothed: dict[nn.Linear, SmoothQuant] = field(default_factory=dict)
     operands: dict[nn.Module, GridSetting] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
@@ -62,7 +62,7 @@ def decide(detector: Detector, config: Scheme) -> Decision:
     return decision
 
 
-def _why_wide(layer: nn.Module, setting: WeightOnly, config: Scheme, reason: str) -> str | None:
+def _why_wide(layer: nn.Linear | nn.Conv2d, setting: WeightOnly, config: Scheme, reason: str) -> str | None:
     if not reason.startswith("override") and setting != config:
         return reason
     if setting.bits < 8 and group_size_of(layer, setting.group_size) is None:

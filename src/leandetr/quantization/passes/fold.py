@@ -38,9 +38,9 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], object]) -> dict[str, s
         name of the convolution -> name of its norm, which `apply_folds` takes to build the same structure again.
     """
     names = names_of(model)
-    convolutions = {module for module in names if type(module) in CONVOLUTIONS}
+    convolutions = {module for module in names if isinstance(module, nn.Conv2d) and type(module) in CONVOLUTIONS}
     norms = {module for module in names if is_norm(module)}
-    flow = watch(convolutions | norms, run)
+    flow = watch([*convolutions, *norms], run)
     folds = {}
     for norm in (module for module in names if module in norms):
         conv = flow.source(norm)
@@ -62,11 +62,12 @@ def merge_parallel(model: nn.Module) -> dict[str, str]:
         if not type(block).__name__.endswith("RepVggBlock"):
             continue
         wide, narrow = (next((m for m in branch.modules() if isinstance(m, nn.Conv2d)), None) for branch in _branches(block))
-        if wide is not None and narrow is not None and _is_sum(block, wide, narrow):
-            with torch.no_grad():
-                wide.weight[:, :, 1:2, 1:2] += narrow.weight
-                wide.bias += narrow.bias
-            merges[f"{name}.conv2"] = next(f"{name}.{inside}" for inside, module in block.named_modules() if module is wide)
+        if wide is None or narrow is None or wide.bias is None or narrow.bias is None or not _is_sum(block, wide, narrow):
+            continue
+        with torch.no_grad():
+            wide.weight[:, :, 1:2, 1:2] += narrow.weight
+            wide.bias += narrow.bias
+        merges[f"{name}.conv2"] = next(f"{name}.{inside}" for inside, module in block.named_modules() if module is wide)
     apply_merges(model, merges)
     return merges
 
@@ -83,7 +84,7 @@ def _is_sum(block: nn.Module, wide: nn.Conv2d, narrow: nn.Conv2d) -> bool:
     plain = all(isinstance(module, (nn.Conv2d, nn.Identity)) or list(module.children()) for module in parts)  # no activation
     alike = all(getattr(wide, key) == getattr(narrow, key) for key in ("in_channels", "out_channels", "stride", "groups"))
     shapes = (wide.kernel_size, wide.padding, wide.dilation) == ((3, 3), (1, 1), (1, 1)) and narrow.kernel_size == (1, 1)
-    return folded and plain and alike and shapes and narrow.padding == (0, 0) and None not in (wide.bias, narrow.bias)
+    return folded and plain and alike and shapes and narrow.padding == (0, 0)
 
 
 @torch.no_grad()
@@ -96,11 +97,12 @@ def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """a and b (channels,) of a norm's map a x + b in evaluation."""
-    eps = getattr(norm, "eps", 1e-5)  # transformers' frozen norms have it written into their forward
-    scale = (norm.running_var.double() + eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
+    eps: float = getattr(norm, "eps", 1e-5)  # transformers' frozen norms have it written into their forward
+    tensors: dict[str, Tensor] = {**dict(norm.named_parameters(recurse=False)), **dict(norm.named_buffers(recurse=False))}
+    scale = (tensors["running_var"].double() + eps).rsqrt()
+    if "weight" in tensors:
+        scale = scale * tensors["weight"].double()
+    shift = -tensors["running_mean"].double() * scale
+    if "bias" in tensors:
+        shift = shift + tensors["bias"].double()
     return scale.float(), shift.float()

@@ -52,6 +52,7 @@ class MovingAverage(Observer):
         self.ends = ends if self.ends is None else self.momentum * self.ends + (1 - self.momentum) * ends
 
     def range(self) -> Range:
+        assert self.ends is not None, "nothing was seen"
         low, high = self.ends.tolist()
         return min(low, 0.0), max(high, 0.0)
 

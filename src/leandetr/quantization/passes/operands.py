@@ -14,6 +14,8 @@ The trained one has AP 0.301 with and 0.302 without it, on ONNX Runtime. These p
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -36,7 +38,8 @@ def operand_settings(model: PreTrainedModel, config: Scheme) -> tuple[dict[nn.Mo
     wanted = [setting for setting in (config, *config.overrides.values()) if _wants(setting)]
     if not wanted:
         return {}, {}, []
-    slots, left_float = {}, {}
+    slots: dict[nn.Module, GridSetting] = {}
+    left_float: dict[str, str] = {}
     opened = open_attention(model)
     for name in (*opened, *unopened_attention(model)):
         setting, reason = config.setting([name])
@@ -44,11 +47,13 @@ def operand_settings(model: PreTrainedModel, config: Scheme) -> tuple[dict[nn.Mo
             if _wants(config):
                 left_float[name] = f"operands of attention, {reason}"
         elif name in opened:
-            slots |= {getattr(opened[name], slot): setting.operand(operand) for operand, slot in SLOT_OF.items()}
+            for operand, slot in SLOT_OF.items():
+                if (grid := setting.operand(operand)) is not None:
+                    slots[getattr(opened[name], slot)] = grid
         else:
             left_float[name] = "operands of attention, which calls no registered function"
     return slots, left_float, list(opened)
 
 
-def _wants(setting: Scheme | str | None) -> bool:
+def _wants(setting: Scheme | str | None) -> TypeGuard[Scheme]:
     return isinstance(setting, Scheme) and setting.operand(OPERANDS[0]) is not None

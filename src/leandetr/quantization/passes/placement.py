@@ -72,7 +72,7 @@ def place(model: nn.Module, settings: dict[nn.Module, Static], run: Callable[[],
         on_grid = source in placement.outputs and placement.outputs[source].bits == setting.activation_bits
         # a convolution that pads by itself would have its padding between the grid and the product
         given = on_grid and not isinstance(layer, Conv2dSame)
-        if given:
+        if given and source is not None:
             placement.sources[layer] = source
         else:
             placement.inputs[layer] = setting.grid()

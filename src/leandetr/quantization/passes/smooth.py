@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ def _scale(layers: list[nn.Linear], setting: SmoothQuant, channels: dict[nn.Line
         scale = (seen.largest**alpha / weights ** (1 - alpha)).clamp(1 / LIMIT, LIMIT)
         return torch.where((seen.largest > 0) & (weights > 0), scale, torch.ones_like(scale))
 
-    if setting.alpha != AUTO:
+    if not isinstance(setting.alpha, str):
         return migrated(setting.alpha)
     candidates = [torch.ones_like(weights), *(migrated(alpha) for alpha in ALPHAS)]
     rounded = setting.activations != "float"
@@ -123,6 +124,7 @@ def _expected_error(layer: nn.Linear, scale: Tensor, seen: Channels, rounded: bo
     weight = layer.weight * scale
     step = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(weight.dtype).tiny)
     difference = (torch.round(weight / step) * step - weight) / scale
+    assert seen.moment is not None  # kept where alpha is chosen
     error = ((difference @ seen.moment.matrix) * difference).sum()
     if rounded:
         step = ((seen.high / scale).max() - (seen.low / scale).min()) / 255
@@ -160,7 +162,7 @@ class _Readers(TorchFunctionMode):
     def _keep(self, norm: nn.Module, _inputs: tuple, output: Tensor) -> None:
         self.outputs.append((output, norm))  # kept, because an identity is only good while its tensor lives
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if getattr(function, "__name__", "") not in ("__get__", "size", "dim"):  # these ask for a shape alone
             taken = {id(value) for value in _tensors((args, kwargs))}

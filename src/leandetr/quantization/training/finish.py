@@ -9,6 +9,8 @@ import torch
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.quantization.checkpoint import QuantizationRecord, attach, build, weights_left_float
+from leandetr.quantization.layers.modules import GriddedActivation, QuantizedLayer
+from leandetr.quantization.layers.trainable import TrainableActivation, TrainableLayer
 
 
 def in_training(detector: Detector) -> bool:
@@ -31,7 +33,11 @@ def finish(detector: Detector) -> Detector:
     record = copy.deepcopy(detector.config.quantization_config)
     record.trainable = False
     for trained, stored in build(detector.model, record).items():
-        trained.finish(stored)
+        match trained, stored:
+            case TrainableLayer(), QuantizedLayer():
+                trained.finish(stored)
+            case TrainableActivation(), GriddedActivation():
+                trained.finish(stored)
     for weight in weights_left_float(detector.model, record):
         weight.copy_(weight.half())
     attach(detector.model, record)

@@ -17,7 +17,7 @@ from leandetr.quantization.config import LowBit
 from leandetr.quantization.grids import grid_of
 from leandetr.quantization.layers.modules import GRID_INPUT, LayerPlan, is_quantizable, replace_modules
 from leandetr.quantization.layers.trainable import trainable_layer
-from leandetr.quantization.passes.observers import observer_of
+from leandetr.quantization.passes.observers import Observer, observer_of
 
 
 @torch.no_grad()
@@ -31,19 +31,19 @@ def round_backbone(backbone: nn.Module, config: LowBit, batches: Iterable[Tensor
 
     Returns how many layers were replaced. Raises UserError for batches that reach no layer.
     """
-    order: list[nn.Module] = []
+    order: list[nn.Linear | nn.Conv2d] = []
     layers = [module for module in backbone.modules() if is_quantizable(module)]
     plans: dict[nn.Module, LayerPlan] = {}
-    observers = {}
+    observers: dict[nn.Module, tuple[Observer, int]] = {}  # with the bits of the grid
 
-    def read(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+    def read(layer: nn.Linear | nn.Conv2d, inputs: tuple[Tensor]) -> None:
         if layer not in observers:
             first = not any(isinstance(earlier, nn.Conv2d) for earlier in order) and isinstance(layer, nn.Conv2d)
             weight, bits = config.layer_bits(layer, first)
             plans[layer] = LayerPlan(weight_bits=weight, input=GRID_INPUT, input_bits=bits)
-            observers[layer] = observer_of(config.grid(bits))
+            observers[layer] = observer_of(config.grid(bits)), bits
             order.append(layer)
-        observers[layer].update(inputs[0])
+        observers[layer][0].update(inputs[0])
 
     handles = [layer.register_forward_pre_hook(read) for layer in layers]
     training = backbone.training
@@ -57,9 +57,11 @@ def round_backbone(backbone: nn.Module, config: LowBit, batches: Iterable[Tensor
             handle.remove()
     if not order:
         raise UserError("low-bit: no layer of the backbone ran on the calibration images; give images and another backbone")
-    replaced = {layer: trainable_layer(layer, plans[layer]) for layer in order}
-    for layer, trained in replaced.items():
-        trained.input.set(*grid_of(*observers[layer].range(), plans[layer].input_bits))
+    replaced: dict[nn.Module, nn.Module] = {}
+    for layer in order:
+        replaced[layer] = trained = trainable_layer(layer, plans[layer])
+        observer, bits = observers[layer]
+        trained.input.set(*grid_of(*observer.range(), bits))
         trained.fill(layer)
     replace_modules(backbone, replaced)
     return len(order)
