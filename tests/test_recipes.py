@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leandetr.data.annotations import class_map_of, find_split
+from leandetr.data.coco import class_map_of, find_split
 from leandetr.data.shapes import write_shapes
 from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.checkpoints.load import load
