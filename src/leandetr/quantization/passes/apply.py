@@ -7,9 +7,9 @@ the layers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import nn
@@ -31,6 +31,8 @@ from leandetr.quantization.passes.placement import Placement, place, place_train
 from leandetr.quantization.passes.smooth import smooth
 from leandetr.structures import Batch
 
+S = TypeVar("S", bound=Scheme)
+
 
 @torch.no_grad()
 def apply(detector: Detector, config: Scheme, calibration_batches: Iterable[Batch] = ()) -> Detector:
@@ -46,12 +48,7 @@ def apply(detector: Detector, config: Scheme, calibration_batches: Iterable[Batc
     decision = decide(detector, config)
     rounded = {layer: setting for layer, setting in decision.settings.items() if _learns_rounding(setting, layer)}
     moments: dict[nn.Module, InputMoment] = {layer: InputMoment(layer) for layer in rounded}
-    static: dict[nn.Module, Static] = {
-        layer: setting for layer, setting in decision.settings.items() if isinstance(setting, Static)
-    }
-    trained: dict[nn.Module, LowBit] = {
-        layer: setting for layer, setting in decision.settings.items() if isinstance(setting, LowBit)
-    }
+    static, trained = _of_kind(Static, decision.settings), _of_kind(LowBit, decision.settings)
     calibrated: list[Static | LowBit | WeightOnly | GridSetting]
     calibrated = [*static.values(), *trained.values(), *rounded.values(), *decision.operands.values()]
     asked = max((setting.calibration_images for setting in (*calibrated, *decision.smoothed.values())), default=0)
@@ -94,16 +91,26 @@ def apply(detector: Detector, config: Scheme, calibration_batches: Iterable[Batc
         record.folds, record.layers = before.folds | folds, before.layers | record.layers
     replaced = build(model, record)
     grids.fill(replaced)
-    for layer in plans:
-        new = replaced[layer]
+    _fill({layer: replaced[layer] for layer in plans}, moments, factors)
+    attach(model, record)
+    return detector
+
+
+def _of_kind(kind: type[S], settings: Mapping[nn.Module, Scheme]) -> dict[nn.Module, S]:
+    return {layer: setting for layer, setting in settings.items() if isinstance(setting, kind)}
+
+
+def _fill(
+    replaced: Mapping[nn.Module, nn.Module], moments: Mapping[nn.Module, InputMoment], factors: Mapping[nn.Module, torch.Tensor]
+) -> None:
+    """Give the new layers the weights of those that they replace."""
+    for layer, new in replaced.items():
         if isinstance(new, QuantizedLayer):
             new.fill(layer, moments.get(layer))
             if layer in factors:
                 new.input_factor.copy_(factors[layer])
         elif isinstance(new, TrainableLayer):
             new.fill(layer)
-    attach(model, record)
-    return detector
 
 
 def _plain_plan(layer: nn.Linear | nn.Conv2d, setting: Scheme) -> LayerPlan:
