@@ -16,7 +16,7 @@ help:
 	@echo "make test-gpu     install, then run the tests that need a GPU"
 	@echo "make install      only create .venv with everything in it, at the versions of constraints.txt"
 	@echo "make lock         test-newest, then write its versions to constraints.txt"
-	@echo "make lint         ruff and the import layers"
+	@echo "make lint         ruff, the import layers and mypy"
 	@echo "make docs         build the site of docs/ into site/"
 	@echo "make clean        remove the environments and caches; runs/ stays"
 
@@ -67,6 +67,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/mypy
 
 docs: install
 	$(BIN)/python -m mkdocs build --strict

@@ -98,7 +98,7 @@ def read_annotations(source: Split | Path, class_map: ClassMap | None = None) ->
             a class that the model does not know, boxes in parts of the image.
     """
     split = source if isinstance(source, Split) else None
-    file = split.annotations if split else Path(source)
+    file = source.annotations if isinstance(source, Split) else Path(source)
     coco = read_coco(file)
     for said in coco["said"]:
         logger.warning("%s: %s", file, said)
@@ -197,8 +197,8 @@ def is_relative(boxes: np.ndarray) -> bool:
 
 def size_of(image: dict[str, Any]) -> tuple[int, int]:
     """(height, width) that a JSON gives an image, zeros where it gives none. Tools write 0, null and "96" too."""
-    size = [whole(image.get(side)) for side in ("height", "width")]
-    return (size[0], size[1]) if None not in size and min(size) > 0 else (0, 0)
+    height, width = whole(image.get("height")) or 0, whole(image.get("width")) or 0
+    return (height, width) if min(height, width) > 0 else (0, 0)
 
 
 def _complete(sizes: np.ndarray, file: Path, paths: list[Path]) -> None:

@@ -240,6 +240,7 @@ def _image_fault(image: dict[str, Any], path: Path) -> tuple[str, str] | None:
         return "size differs from the file", (
             f"{path}: {width} x {height} in the JSON, {pixels.width} x {pixels.height} in the file"
         )
-    if bits_of(path) > 12 and max(high for _, high in pixels.getextrema()) <= DARK:
+    extrema: Any = pixels.getextrema()  # a pair a channel, of RGB
+    if bits_of(path) > 12 and max(high for _, high in extrema) <= DARK:
         return "nearly black image", f"{path}: of its 16 bits few are used; write it with 8 bits, or say 12 in the file"
     return None

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from leandetr.data.labelled import Labelled, LabelledSet, tracked
 from leandetr.data.layouts import recognise
@@ -78,7 +78,7 @@ def _open(source: Path, format: str | None) -> tuple[str, LabelledSet]:
     if format is None:
         found = [recognised for form in DESCRIPTIONS if (recognised := recognise(source, form)) is not None]
     if len(found) == 1:
-        return found[0].form, found[0].content
+        return found[0].form, cast(LabelledSet, found[0].content)  # of VOC and YOLO
     if found:
         forms = " and ".join(recognised.form for recognised in found)
         raise UserError(f"{source} has the files of {forms}; choose one with `leandetr data convert --format`")
@@ -86,7 +86,7 @@ def _open(source: Path, format: str | None) -> tuple[str, LabelledSet]:
         fault = "is a file" if source.exists() else "does not exist"
         raise UserError(f"{source} {fault}; name the folder of a Pascal VOC or YOLO data set, or the YAML file of a YOLO one")
     if source.is_file():
-        raise UserError(f"{source} is a file; name {DESCRIPTIONS[format]}")
+        raise UserError(f"{source} is a file; name {DESCRIPTIONS[str(format)]}")
     inner = [path for path in sorted(source.iterdir()) if path.is_dir() and any(recognise(path, f) for f in DESCRIPTIONS)]
     mend = f"did you mean {inner[0]}?" if inner else "name the folder that holds them"
     layouts = [format] if format else list(DESCRIPTIONS)
@@ -107,7 +107,8 @@ def coco_of(labelled: Labelled, split: str, file_names: list[str]) -> dict[str, 
     was left out is in it too, where there is such (`annotations.left_out`)."""
     images, faults = labelled.splits[split], labelled.faults[split].as_json()
     number_of = {name: number for number, name in enumerate(labelled.names, start=1)}
-    entries, annotations = [], []
+    entries: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, (image, file_name) in enumerate(zip(images, file_names, strict=True), start=1):
         height, width = image.size
         entries.append({"id": image_id, "file_name": file_name, "height": height, "width": width})

@@ -29,7 +29,7 @@ def located(names: Sequence[str], images: Path, roots: Iterable[Path] = ()) -> l
     by_name: dict[str, list[Path]] = {}
     for path in _files_below(images):
         by_name.setdefault(path.name, []).append(path)
-    found = {index: path for index in lost if (path := _find(names[index], places, by_name)) is not None}
+    found = {index: place for index in lost if (place := _find(names[index], places, by_name)) is not None}
     taken = Counter(found.values()) + Counter(images / name for index, name in enumerate(names) if index not in found)
     result = list(names)
     for index, path in found.items():

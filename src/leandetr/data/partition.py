@@ -71,7 +71,8 @@ class Partition:
         for number, image in enumerate(images):
             groups.setdefault(self._group(str(image.get("file_name"))), []).append(number)
         order = np.random.default_rng(self.seed).permutation(sorted(groups)).tolist()
-        wanted, chosen = max(1, round(self.fraction * len(images))), set()
+        wanted = max(1, round(self.fraction * len(images)))
+        chosen: set[int] = set()
         for name in order:
             if len(chosen) >= wanted:
                 break

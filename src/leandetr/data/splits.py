@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Literal
 
 from leandetr.data.annotations import Split, read_coco
 from leandetr.data.coco_places import images_of
@@ -15,10 +14,8 @@ from leandetr.inputs import State, file_digest, files_digest
 
 logger = logging.getLogger(__name__)
 
-SplitName = Literal["train", "val", "test", "all"]
 
-
-def find_split(data: Path | str, split: SplitName) -> Split:
+def find_split(data: Path | str, split: str) -> Split:
     """A split of a folder or YOLO YAML file in any layout of docs/data.md; "all" is a set that is not divided.
 
     Raises:
@@ -32,7 +29,7 @@ def find_split(data: Path | str, split: SplitName) -> Split:
     return Split(file, images_of(data, split, found.content[split]), data)
 
 
-def find_annotations(data: Path | str, split: SplitName) -> Path:
+def find_annotations(data: Path | str, split: str) -> Path:
     """The annotations of `find_split`, whether there are COCO's images or not; sizes of VOC's and YOLO's images are read from
     these. Raises UserError as it does."""
     return recognised_annotations(_recognised(Path(data), split), split)

@@ -91,8 +91,9 @@ def _pair(folder: Path) -> tuple[Path, Path] | None:
     """The folders of the images and of the XML files of one part."""
     images, annotations = child(folder, *IMAGES), child(folder, *ANNOTATIONS)
     for pair in ((images, annotations), (folder, annotations), (folder, folder)):
-        if None not in pair and _has_xml(pair[1]) and image_files(pair[0], deep=pair[0] != folder):
-            return pair
+        pictures, boxes = pair
+        if pictures is not None and boxes is not None and _has_xml(boxes) and image_files(pictures, deep=pictures != folder):
+            return pictures, boxes
     return None
 
 
@@ -204,9 +205,11 @@ def _object(entry: ElementTree.Element, xml: Path, fault: Callable[[str, str], N
         left = top = right = bottom = math.nan
     box = (left - 1, top - 1, right - left + 1, bottom - top + 1)
     if not all(map(math.isfinite, box)):
-        return fault("box is not four finite numbers", shown)
+        fault("box is not four finite numbers", shown)
+        return None
     if min(box[2:]) <= 0:
-        return fault("empty box", shown)
+        fault("empty box", shown)
+        return None
     return LabelledObject(name, box, (entry.findtext("difficult") or "").strip() == "1")
 
 

@@ -113,7 +113,8 @@ def _resolve(file: Path, entry: str, split: str, roots: list[Path], said: list[s
             place.suffix == ".txt" and place.is_file()
         ):
             said.append(f"{file.name}: {split} images {entry} are not there; {place} is read")
-            return _read(place, roots, said)
+            if (found := _read(place, roots, said)) is not None:
+                return found
     usual = _usual(base, split) if alone and not PurePosixPath(text).suffix and not glob.has_magic(text) else None
     if usual is not None:
         said.append(f"{file.name}: {split} images {entry} are not there; those in {usual} are taken")

@@ -25,7 +25,7 @@ def build(new: NewDetector, class_map: ClassMap, say: Callable[[str], None] = la
         if new.image_size is None:
             raise UserError(f"a new {new.model} needs a size: add --image-size HEIGHT WIDTH")
         counted = {} if new.queries is None else {"num_queries": new.queries}
-        return create(new.model, class_map, new.image_size, new.backbone, new.weights, counted | new.set)
+        return create(str(new.model), class_map, new.image_size, new.backbone, new.weights, counted | new.set)
     detector = load(new.checkpoint)
     if new.set:
         detector, weights = reconfigure(detector, new.set)

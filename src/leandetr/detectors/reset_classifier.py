@@ -18,6 +18,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ def _sources(old: Sequence[str], new: Sequence[str]) -> list[int | None]:
 def _reset(detector: Detector, sources: list[int | None]) -> None:
     kinds = detector.family.class_rows(detector.config)
     no_object = detector.head.has_no_object
-    layers: dict[nn.Module, Rows] = {}  # each once, however many names it has
+    layers: dict[Any, Rows] = {}  # each once, however many names it has
     for name, layer in detector.model.named_modules(remove_duplicate=False):
         kind = next((kind for pattern, kind in kinds.items() if fnmatchcase(name, pattern)), None)
         if kind is not None:

@@ -40,7 +40,11 @@ def read_recipe(
     for role, name in {"teacher": teacher, "student": student}.items():
         if name is not None:
             new = NewDetector.named(name)
-            of = {"model": new.model, "checkpoint": None if new.checkpoint is None else str(new.checkpoint), "training": {}}
+            of: dict[str, Any] = {
+                "model": new.model,
+                "checkpoint": None if new.checkpoint is None else str(new.checkpoint),
+                "training": {},
+            }
             values[role] = merge(values.get(role) or {}, of)
     for name, value in (changes or {}).items():
         _set(values, name.split("."), value, name)

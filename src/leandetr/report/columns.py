@@ -72,7 +72,7 @@ NAMES = [
 
 
 def epoch_columns(epochs: Sequence[int]) -> list[Column]:
-    return [Column(f"epoch {epoch}", lambda row, epoch=epoch: after_epoch(epoch, row)) for epoch in epochs]
+    return [Column(f"epoch {epoch}", partial(after_epoch, epoch)) for epoch in epochs]
 
 
 def cost_columns(rows: Sequence[Row]) -> list[Column]:

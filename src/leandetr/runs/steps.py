@@ -85,7 +85,7 @@ class Steps:
         if model.pretraining is not None and not model.pretraining.folder.is_dir():
             raise UserError(f"pretraining.folder: {model.pretraining.folder} is no folder; name one of images by class")
         if not model.is_trained:
-            return load(model.checkpoint)
+            return load(str(model.checkpoint))
         return build(self._sized(model), class_map_of(find_split(self.data, "train")))
 
     def pretrained(self, model: Model) -> Model:
@@ -117,7 +117,7 @@ class Steps:
 
         def work() -> str:
             if not model.is_trained:
-                detector = load(model.checkpoint)
+                detector = load(str(model.checkpoint))
                 claim_folder(folder, model.checkpoint)
                 detector.save(folder)
                 return f"taken from {model.checkpoint}, {millions(detector)}"

@@ -200,9 +200,9 @@ class ProgressBar(TrainerCallback):
             self.progress = None
 
 
-def _shown(measure: float) -> str:
+def _shown(measure: float | None) -> str:
     """COCO's -1 is no AP: there were no boxes to find."""
-    return "–" if measure < 0 else f"{measure:.3f}"
+    return "–" if measure is None or measure < 0 else f"{measure:.3f}"
 
 
 def _whole(epoch: float) -> bool:

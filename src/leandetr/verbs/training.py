@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -96,7 +95,7 @@ def pretrain(data: Data, backbone: NewBackbone, out: Path, bits: str | None = No
         if finished_in(out, state, classification.WEIGHTS):
             return read_json(out / classification.RESULT)["top1"]
         described = classification.describe(backbone)
-        if not isinstance(data, Mapping) and is_image_folder(data):
+        if isinstance(data, Path | str) and is_image_folder(data):
             folder = Path(data)
         else:
             folder = write_crops({split: split_of(data, split) for split in ("train", "val")}, out / "crops")

@@ -96,18 +96,20 @@ def apply(detector: Detector, config: Scheme, calibration_batches: Iterable[Batc
     return detector
 
 
-def _of_kind(kind: type[S], settings: Mapping[nn.Module, Scheme]) -> dict[nn.Module, S]:
+def _of_kind(kind: type[S], settings: Mapping[nn.Linear | nn.Conv2d, Scheme]) -> dict[nn.Module, S]:
     return {layer: setting for layer, setting in settings.items() if isinstance(setting, kind)}
 
 
 def _fill(
-    replaced: Mapping[nn.Module, nn.Module], moments: Mapping[nn.Module, InputMoment], factors: Mapping[nn.Module, torch.Tensor]
+    replaced: Mapping[nn.Linear | nn.Conv2d, nn.Module],
+    moments: Mapping[nn.Module, InputMoment],
+    factors: Mapping[nn.Linear, torch.Tensor],
 ) -> None:
     """Give the new layers the weights of those that they replace."""
     for layer, new in replaced.items():
         if isinstance(new, QuantizedLayer):
             new.fill(layer, moments.get(layer))
-            if layer in factors:
+            if isinstance(layer, nn.Linear) and layer in factors:
                 new.input_factor.copy_(factors[layer])
         elif isinstance(new, TrainableLayer):
             new.fill(layer)
