@@ -1,4 +1,4 @@
-"""The rules stand in pyproject.toml; `make lint` runs the same two commands."""
+"""The rules stand in pyproject.toml; `make lint` runs the same commands."""
 
 import ast
 import subprocess
@@ -14,6 +14,14 @@ LINES = 60  # of a function, without its docstring
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=["lint", "format"])
 def test_ruff_has_nothing_to_say(command):
     run = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.slow
+def test_mypy_has_nothing_to_say(tmp_path):
+    """`py.typed` promises the types."""
+    command = [sys.executable, "-m", "mypy", "--cache-dir", tmp_path]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
 
 

@@ -1,6 +1,8 @@
 """What pre-training promises: a file that fits every kind of detector backbone, the best by top-1, and the same weights after a
 kill."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from leandetr import verbs
+from leandetr.data.partition import Partition
+from leandetr.data.shapes import write_shapes
 from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.spec import NewBackbone
@@ -66,6 +70,16 @@ def test_a_detector_takes_the_weights(images, tmp_path, backbone, overrides, mod
             found += 1
     assert found > 10
     assert verbs.pretrain(*given) == top1
+
+
+def test_validation_images_can_be_drawn_from_detection_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_shapes(tmp_path / "data", train=12, val=1, size=(64, 64))
+    shutil.rmtree(tmp_path / "data" / "val")
+    (tmp_path / "data" / "annotations" / "instances_val.json").unlink()
+    short = SHORT.model_copy(update={"max_steps": 1})
+    verbs.pretrain(Partition(tmp_path / "data", 0.5), RESNET, tmp_path / "b", training=short)
+    assert (tmp_path / "b" / "backbone.safetensors").is_file()
 
 
 def test_it_learns_and_keeps_the_best(images, tmp_path):
