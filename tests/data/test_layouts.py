@@ -215,6 +215,15 @@ LAYOUTS = {
     "YOLO, key points": yolo_layout(
         "images/{}", "labels/{}", {"data.yaml": NAMES | {"kpt_shape": [1, 2]}}, line=lambda *thing: plain(*thing) + " 0.9 0.9"
     ),
+    "YOLO in darknet's form of Roboflow": yolo_layout(
+        "{}", "{}", {f"{name}/_darknet.labels": "zebra\ncat\n" for name in ("train", "valid")}, names=VALID
+    ),
+    "YOLO, a folder named otherwise than the YAML says": yolo_layout(
+        "{}/images",
+        "{}/labels",
+        {"data.yaml": NAMES | {"train": "../train/images", "val": "../valid/images"}},
+        names=(("train", "train"), ("val", "validate")),
+    ),
     "YOLO, classes.txt": yolo_layout("images/{}", "labels/{}", {"classes.txt": "zebra\ncat\n"}),
     "YOLO 1.1 of CVAT": yolo_layout(
         "obj_train_data", "obj_train_data",
@@ -349,6 +358,13 @@ def test_what_a_yaml_names_is_read_or_refused_but_never_replaced_in_silence(tmp_
         assert "train images /elsewhere/images/night are not there; those in" in caplog.text
         return
     with pytest.raises(UserError, match=message):
+        find_split(data, "train")
+
+
+def test_names_that_differ_between_splits_are_refused(tmp_path):
+    data = LAYOUTS["YOLO in darknet's form of Roboflow"](tmp_path / "data")
+    text(data / "valid" / "_darknet.labels", "cat\nzebra\n")
+    with pytest.raises(UserError, match=r"_darknet\.labels and those of the other splits list other classes"):
         find_split(data, "train")
 
 

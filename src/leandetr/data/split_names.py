@@ -7,7 +7,7 @@ SPLITS = ("train", "val", "test")
 ALL = "all"  # a set that is not divided
 ALIASES = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
+    "val": ("val", "valid", "validation", "validate", "dev"),
     "test": ("test", "testing"),
 }
 _SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}

@@ -33,7 +33,8 @@ from leandetr.errors import UserError
 YAML = (".yaml", ".yml")
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 DARKNET = "obj.data"  # of CVAT's "YOLO 1.1" and of darknet: lines `train = train.txt`
-CLASSES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels", "labels/classes.txt")  # a name a line
+CLASSES = ("classes.txt", "obj.names", "classes.names", "labels/classes.txt")  # a name a line
+ROBOFLOW = "_darknet.labels"  # the same in every split's folder
 TOLERANCE = 1e-3  # by which a relative number may exceed 1: rounding, not pixels
 NOT_LABELS = {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt"}  # labelling tools put these beside the labels
 
@@ -63,7 +64,7 @@ def open_yolo(source: Path) -> LabelledSet | None:
     content = _content(file)
     said: list[str] = []
     names = _names(file, content)
-    parts = parts_of(file, content, said) or _unnamed(file.parent if file.parent.name != "labels" else file.parent.parent)
+    parts = parts_of(file, content, said) or _unnamed(source if source.is_dir() else source.parent)
     if not parts:
         raise UserError(
             f"{file} names no images, and there are none in {USUAL['train'][0]}, images or beside it; add 'train' and 'val'"
@@ -93,7 +94,15 @@ def names_file(source: Path) -> Path | None:
         found = others[0] if others else None
     if found is None:
         found = next((source / name for name in (DARKNET, *CLASSES) if (source / name).is_file()), None)
-    return found
+    return found or _roboflow_names(source)
+
+
+def _roboflow_names(source: Path) -> Path | None:
+    """The class names that Roboflow's darknet export has beside the images of each split; they must be the same ones."""
+    found = [file for folder in split_folders(source).values() if (file := folder / ROBOFLOW).is_file()]
+    if len({tuple(_lines(file)) for file in found}) > 1:
+        raise UserError(f"{found[0]} and those of the other splits list other classes; write the same, in one order")
+    return found[0] if found else None
 
 
 def _says_names(file: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from leandetr.data.labelled import SUFFIXES, image_files, is_hidden, read_text
-from leandetr.data.split_names import ALIASES, SPLITS, split_named
+from leandetr.data.split_names import ALIASES, SPLITS, child, split_folders, split_named
 from leandetr.errors import UserError
 
 USUAL = {
@@ -179,4 +179,6 @@ def _elsewhere(line: str, places: list[Path]) -> Path | None:
 
 
 def _usual(base: Path, split: str) -> Path | None:
-    return next((folder for name in USUAL[split] if (folder := base / name).is_dir()), None)
+    found = next((folder for name in USUAL[split] if (folder := base / name).is_dir()), None)
+    named = split_folders(base).get(split)  # `validate/images`
+    return found or (child(named, "images") if named else None)
