@@ -6,8 +6,8 @@ import json
 import pytest
 
 from leandetr import inputs
-from leandetr.data.coco import find_split, split_state
 from leandetr.data.shapes import write_shapes
+from leandetr.data.splits import find_split, split_state
 from leandetr.errors import UserError
 from leandetr.files import MARKER, claim_folder
 from leandetr.inputs import changed, weights_state

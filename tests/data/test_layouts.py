@@ -11,10 +11,10 @@ from PIL import Image
 
 from leandetr.data.annotations import class_map_of
 from leandetr.data.check import check, notes
-from leandetr.data.coco import CocoDataset, find_split, split_state
+from leandetr.data.coco import CocoDataset
 from leandetr.data.duplicates import near_duplicates
 from leandetr.data.partition import Partition
-from leandetr.data.splits import find_annotations, splits_of
+from leandetr.data.splits import find_annotations, find_split, split_state, splits_of
 from leandetr.data.transforms import eval_transform
 from leandetr.errors import UserError
 from leandetr.inputs import changed

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from leandetr import verbs
 from leandetr.errors import UserError
 from leandetr.recipe import parse_recipe
 from leandetr.runs import compress, lanes
@@ -41,9 +42,12 @@ def parsed(**changes):
 def both(tmp_path_factory):
     """The results of the same recipe done in order and in two lanes, one of whose trainings diverges."""
     folder = tmp_path_factory.mktemp("lanes")
-    in_order = compress(parsed(), folder / "in-order")
-    with pytest.raises(UserError, match=r"wild-seed-0: .*the other rows are in") as caught:
-        compress(parsed(variants=[*RECIPE["variants"], WILD]), folder / "lanes", jobs=2)
+    in_order, trained, train = compress(parsed(), folder / "in-order"), [], verbs.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verbs, "train", lambda *given: trained.append(given[2].name) or train(*given))
+        with pytest.raises(UserError, match=r"wild-seed-0: .*the other rows are in") as caught:
+            compress(parsed(variants=[*RECIPE["variants"], WILD]), folder / "lanes", jobs=2)
+    assert trained == ["teacher"]  # here; the variants, what diverges among them, in their lanes alone
     return folder, in_order, str(caught.value)
 
 

@@ -12,12 +12,12 @@ from torch.utils.data import Dataset
 
 from leandetr.data.annotations import Split, class_map_of, read_annotations
 from leandetr.data.images import read_image
-from leandetr.data.splits import find_split, split_state
+from leandetr.data.splits import find_split
 from leandetr.data.transforms import DetectionTransform
 from leandetr.errors import UserError
 from leandetr.structures import Batch, ClassMap, Detections, Target
 
-__all__ = ["CocoDataset", "Split", "class_map_of", "collate", "find_split", "split_state"]
+__all__ = ["CocoDataset", "Split", "class_map_of", "collate", "find_split"]
 
 NOTHING = Detections(torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, 4))
 

@@ -35,7 +35,7 @@ class Made(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step of a run, done or not. seconds: that it took, or will take going by others of its kind; None where none tells."""
+    """A step of a run, done or not. seconds: that it took, or is expected to take; None where nothing tells."""
 
     name: str
     kind: str
@@ -81,12 +81,11 @@ class Ledger:
                 write_json(note, before | {"state": state})
             self.steps[name] = Step(name, kind, True, before["seconds"], before["summary"])
             return made
-        expected = self.expected(kind)
         if self.rehearsing:
-            self.steps[name] = Step(name, kind, False, expected, "")
+            self.steps[name] = Step(name, kind, False, None, "")
             return made
         start = time.monotonic()
-        if start + (0 if kind == TRAINING else expected or 0) >= self.until:
+        if start >= self.until or (kind != TRAINING and start + (self.expected(kind) or 0) >= self.until):
             raise OutOfTime(name)
         if other and before:
             self.console.print(f"{name} is made again, for what it was made from has changed: {other}", markup=False)

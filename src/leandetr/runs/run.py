@@ -19,7 +19,7 @@ from leandetr.data.coco import class_map_of, find_split
 from leandetr.deployment.benchmark import environment
 from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.runtimes import open_runtime
-from leandetr.detectors.checkpoints.load import load
+from leandetr.detectors.checkpoints.load import load, load_class_map
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.teacher import Teacher
 from leandetr.errors import UserError
@@ -109,7 +109,9 @@ class Run:
         self.steps.prepare()
         self.steps.rehearsed(self._rehearsal)
         self._work()
-        return list(self.steps.ledger.steps.values())
+        steps, ledger = list(self.steps.ledger.steps.values()), self.steps.ledger
+        expected = {kind: ledger.expected(kind) for kind in {step.kind for step in steps if not step.done}}
+        return [step if step.done else step._replace(seconds=expected[step.kind]) for step in steps]
 
     def _train_teachers(self) -> dict[str, Made]:
         """The teachers that there is time for, by name."""
@@ -132,8 +134,8 @@ class Run:
         self._evaluate(variant.name, trained, seed)
         for row, quantization in variant.quantized().items():
             shared = learns_from_shared(quantization, self.recipe)
-            if not shared or TEACHER in teachers:
-                name = self.recipe.folder(row, seed)
+            name = self.recipe.folder(row, seed)
+            if name not in self.failed and (not shared or TEACHER in teachers):
                 with self._attempt(name):
                     taught = self.steps.quantized(name, trained, quantization, seed, teachers[TEACHER] if shared else None)
                     self._evaluate(row, taught, seed)
@@ -141,14 +143,22 @@ class Run:
     def _work(self) -> None:
         """Go through all steps in order, past those that there is no time for."""
         teachers = self._train_teachers()
-        for seed in self.seeds:
-            for variant in self.variants:
-                if variant.distillation is None or self.teacher_of[variant.name] in teachers:
-                    with self._attempt(self.recipe.folder(variant.name, seed)):
-                        self._train_variant(variant, seed, teachers)
+        for variant, seed in self._able(teachers):
+            with self._attempt(self.recipe.folder(variant.name, seed)):
+                self._train_variant(variant, seed, teachers)
         if self.benchmark is not None and (self.steps.ledger.rehearsing or not self.table.missing()):
             with self._attempt("benchmark"):
                 self._measure(self.benchmark)
+
+    def _able(self, teachers: Mapping[str, Made]) -> list[tuple[Variant, int]]:
+        """What can be trained, in order: what has its teacher, and has not diverged in this run."""
+        return [
+            (variant, seed)
+            for seed in self.seeds
+            for variant in self.variants
+            if (variant.distillation is None or self.teacher_of[variant.name] in teachers)
+            and self.recipe.folder(variant.name, seed) not in self.failed
+        ]
 
     def work_on(self, variant: str, seed: int, until: float) -> dict[str, str]:
         """One variant with one seed, of a run whose teachers are done; returns the trainings that diverged, and what is said of
@@ -167,20 +177,19 @@ class Run:
         for variant in self.variants:
             with self._attempt(variant.name):
                 self.steps.pretrained(variant.student)  # shared by variants and seeds
-        able = {v.name: v for v in self.variants if v.distillation is None or self.teacher_of[v.name] in teachers}
-        waiting = [(name, seed) for seed in self.seeds for name in able if self._is_missing(able[name], seed)]
-        for (name, seed), diverged in work_in_lanes(self.out, waiting, jobs, until):
+        waiting = {
+            (variant.name, seed): variant
+            for variant, seed in self._able(teachers)
+            if any(self.table.lacks(row, seed) for row in (variant.name, *variant.quantized()))
+        }
+        for (name, seed), diverged in work_in_lanes(self.out, list(waiting), jobs, until):
             self._say(f"{self.recipe.folder(name, seed)}: worked on")
             self.failed |= {failed: Diverged(said) for failed, said in diverged.items()}
             ledger.until = -math.inf
             with self._attempt(name):
-                self._train_variant(able[name], seed, teachers)
+                self._train_variant(waiting[name, seed], seed, teachers)
             ledger.until = until
             ledger.console.print(results_table(self._written()["rows"], self.recipe.epochs))
-
-    def _is_missing(self, variant: Variant, seed: int) -> bool:
-        rows = [variant.name, *variant.quantized()]
-        return any(seed not in self.table.found[row, engine] for row in rows for engine in self.engines)
 
     @contextmanager
     def _attempt(self, name: str) -> Iterator[None]:
@@ -266,7 +275,7 @@ class Run:
             if self.seeds[0] in self.table.found[row, engine]:
                 folder = row if row in self.teachers else self.recipe.folder(row, self.seeds[0])
                 results = read_json(self.out / "predictions" / f"{folder}-{engine}.json")
-                found[row] = (results, load(self.out / folder).class_map)
+                found[row] = (results, load_class_map(self.out / folder))
         split = find_split(self.steps.data, "val")
         if found and self.recipe.gallery:
             pictures = validation_pictures(split, found, self.recipe.gallery)

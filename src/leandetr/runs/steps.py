@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 
 from leandetr import verbs
-from leandetr.data.coco import class_map_of, find_split, split_state
+from leandetr.data.coco import class_map_of, find_split
 from leandetr.data.shapes import write_shapes
 from leandetr.deployment.benchmark import environment, measure
 from leandetr.deployment.metadata import count_parameters
@@ -46,6 +47,7 @@ class Steps:
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe, self.out = recipe, out
         self.ledger = Ledger(out)
+        self._weights_state = functools.cache(weights_state)  # once a run, as the data's: many models start from one file
 
     def claim(self) -> None:
         """Take the folder and write the recipe into it. Raises UserError where the folder is not ours."""
@@ -57,10 +59,8 @@ class Steps:
         """Find the data, or write the synthetic one. Raises UserError where a split is missing."""
         data = self.recipe.data
         if data.folder is not None:
-            for split in ("train", "val"):
-                find_split(data.folder, split)
             self.data, self.data_key = data.folder, str(data.folder.resolve())
-            self.data_state = self._state_of_data()
+            self.data_state = verbs.state_of(self.data)
             return
         shapes, self.data = data.shapes, self.out / "data"
         assert shapes is not None  # a recipe's data have one of the two
@@ -71,10 +71,7 @@ class Steps:
 
         last = self.data / "annotations" / "instances_val.json"
         self.data_key = self.ledger.step("data", shapes.model_dump(), {}, last, work, "data").key
-        self.data_state = self._state_of_data() if last.exists() else {}
-
-    def _state_of_data(self) -> State:
-        return {what: of for split in ("train", "val") for what, of in split_state(split, find_split(self.data, split)).items()}
+        self.data_state = verbs.state_of(self.data) if last.exists() else {}
 
     def rehearsed(self, work: Callable[[], str]) -> None:
         """Build once what will be trained and quantized, so that what does not fit is said now and not after hours."""
@@ -128,7 +125,7 @@ class Steps:
         made_from = [self.data_key, said(model), self._size(model), seed]
         kind = TRAINING if model.is_trained else "copy"
         state = self.data_state if model.is_trained else {}
-        return self._detector(name, made_from, state | read_by(built), work, kind)
+        return self._detector(name, made_from, state | self._read_by(built), work, kind)
 
     def teacher(self, name: str, model: Model, seed: int) -> Made:
         """As `model`, but one from outside is taken where it is."""
@@ -151,7 +148,7 @@ class Steps:
         method = distillation.model_dump(exclude={"cache"})  # where the answers are kept changes none
         built = self._sized(self.pretrained(student))
         made_from = [self.data_key, teacher.key, said(student), method, self._size(student), seed]
-        state = self.data_state | read_by(built) | inherited(teacher=teacher)
+        state = self.data_state | self._read_by(built) | inherited(teacher=teacher)
         return self._detector(name, made_from, state, work, TRAINING)
 
     def quantized(self, name: str, detector: Made, quantization: Quantization, seed: int, teacher: Made | None = None) -> Made:
@@ -228,6 +225,10 @@ class Steps:
         """A model that is trained with the recipe's image size where it has none."""
         return model.model_copy(update={"image_size": self._size(model)}) if model.is_trained else model
 
+    def _read_by(self, model: Model) -> State:
+        """The state of the files that a model starts from."""
+        return self._weights_state("checkpoint", model.checkpoint) | self._weights_state("weights", model.weights)
+
     def _calibration(self) -> int:
         """The recipe's calibration images; of its default only so many as there are."""
         asked = self.recipe.calibration
@@ -237,11 +238,6 @@ class Steps:
 
     def _size(self, model: Model) -> tuple[int, int] | None:
         return model.image_size or self.recipe.image_size
-
-
-def read_by(model: Model) -> State:
-    """The state of the files that a model starts from."""
-    return weights_state("checkpoint", model.checkpoint) | weights_state("weights", model.weights)
 
 
 def said(model: Model) -> dict[str, Any]:

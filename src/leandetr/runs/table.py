@@ -38,13 +38,17 @@ class ResultTable:
 
     def missing(self) -> list[str]:
         """What has no result yet, in the order in which it will be done."""
-        engines, seeds = {engine for _, engine in self.pairs}, max((plan.seeds for plan in self.plans.values()), key=len)
+        seeds = max((plan.seeds for plan in self.plans.values()), key=len)
         return [
             row if plan.seeds != seeds else f"{row} with seed {seed}"
             for seed in seeds
             for row, plan in self.plans.items()
-            if seed in plan.seeds and any(seed not in self.found[row, engine] for engine in engines)
+            if seed in plan.seeds and self.lacks(row, seed)
         ]
+
+    def lacks(self, row: str, seed: int) -> bool:
+        """Whether an engine has no result of a row's seed yet."""
+        return any(seed not in found for (name, _), found in self.found.items() if name == row)
 
     def float_rows(self) -> list[int]:
         """For every pair the place of the one that its speed-up is against."""

@@ -76,6 +76,11 @@ def load(source: str | Path) -> Detector:
     return Detector(model, preprocessing, class_map_of_config(config)).eval()
 
 
+def load_class_map(folder: Path) -> ClassMap:
+    """The classes of a saved detector, without its weights."""
+    return class_map_of_config(AutoConfig.from_pretrained(folder))
+
+
 def class_map_of_config(config: PreTrainedConfig) -> ClassMap:
     """Names from `id2label`; the data set's ids from what `Detector.save` left, or the contiguous ids themselves."""
     by_index: Any = config.id2label
