@@ -92,6 +92,11 @@ def export_onnx(
         preprocessing = replace(preprocessing, size=(image_size[0], image_size[1]), shortest_edge=None, longest_edge=None)
     if end_to_end and preprocessing.size is None:
         raise UserError(f"{path}: an end-to-end file resizes to one size, which this detector has not; add --image-size")
+    if end_to_end and preprocessing.resample != "bilinear":
+        raise UserError(
+            f"{path}: an end-to-end file resizes bilinearly, this detector's resample is {preprocessing.resample}; "
+            "leave out --end-to-end"
+        )
     training = detector.training
     detector.eval()
     model = (EndToEnd(detector, preprocessing) if end_to_end else PlainDetector(detector)).eval()
