@@ -52,6 +52,44 @@ def test_a_folder_gives_one_entry_an_image(photograph, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
 
 
+def test_results_keep_the_folders_of_what_they_are_of_and_none_overwrites_another(photograph, tmp_path, caplog):
+    names = ("a.png", "a.webp", "deep/b.avif", "deep/er/a.png")
+    folder, *_ = (photograph(name).parent for name in names)
+    (folder / "deep" / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_bytes(b"")
+    out = folder / "found"
+    for _ in range(2):  # what was drawn is no photograph
+        rows = json.loads(predict_sources(Fixed(), [folder, folder / "deep"], out).read_text())
+        assert [Path(row["file"]).relative_to(folder).as_posix() for row in rows] == list(names)
+    drawn = {path.relative_to(out).as_posix() for path in out.rglob("*.jpg")}
+    assert drawn == {"a.jpg", "a.webp.jpg", "deep/er/a.jpg", "deep/b.jpg"}
+    assert "left out as no images or videos: 1 (1 .txt)" in caplog.text
+    assert "a.webp as " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [("*.png", ["a"]), ("**/*.png", ["a", "deep/c"]), ("*/*", ["deep/b", "deep/c"]), ("de*", ["deep/b", "deep/c"])],
+)
+def test_a_pattern_that_no_shell_replaced(photograph, tmp_path, pattern, expected):
+    folder, *_ = (photograph(name).parent for name in ("a.png", "deep/b.bmp", "deep/c.png"))
+    predict_sources(Fixed(), [f"{folder}/{pattern}"], tmp_path / "out")
+    assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.jpg")) == [
+        f"{name}.jpg" for name in expected
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "avif", "tif"])
+def test_of_several_frames_the_first_is_read_and_that_is_said(tmp_path, caplog, suffix):
+    frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue", "green")]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
+    predict_sources(Fixed(), [tmp_path / f"a.{suffix}"], tmp_path / "out", threshold=1)
+    red, green, blue = Image.open(tmp_path / "out" / "a.jpg").getpixel((60, 40))
+    assert red > 200
+    assert max(green, blue) < 60
+    assert f"1 images have several frames, of which the first is read: {tmp_path}/a.{suffix} has 3" in caplog.text
+
+
 def test_coco_format_has_the_data_sets_own_ids_and_every_detection(photograph, tmp_path):
     """Whatever ids the model learned its classes by; of a class that the data do not have, there is none."""
     path = photograph("a.png", size=(120, 80))
@@ -110,19 +148,14 @@ def no_images(folder, photograph):
     return [folder]
 
 
-def one_name_twice(folder, photograph):
-    return [photograph("a.png"), photograph("a.jpg")]
-
-
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
         (bad_image, r"broken\.jpg is not an image"),
         (no_images, "holds no images"),
-        (one_name_twice, r"would both be drawn as .*a\.jpg"),
         (lambda folder, photograph: [folder / "missing.jpg"], r"missing\.jpg does not exist"),
     ],
-    ids=["bad image", "no images", "one name twice", "missing"],
+    ids=["bad image", "no images", "missing"],
 )
 def test_bad_sources_are_named(tmp_path, photograph, sources, message):
     with pytest.raises(UserError, match=message):

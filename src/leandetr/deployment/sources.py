@@ -89,7 +89,7 @@ def result_places(found: Sequence[Source], out: Path) -> list[Path]:
         taken[_key(place, suffix)] = source.path
         places.append(place)
     if moved:
-        logger.warning("%d drawings have longer names, as others have theirs: %s", len(moved), moved[0])
+        logger.warning("drawings of the same name get longer ones, %d in all: %s", len(moved), moved[0])
     return places
 
 
@@ -144,7 +144,7 @@ def _below(folder: Path, out: Path, place: Path = Path()) -> Iterator[Source]:
                 others[path.suffix.lower() or "no suffix"] += 1
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
-        logger.warning("%s: %d files are no images or videos and are left out (%s)", folder, others.total(), kinds)
+        logger.warning("%s: left out as no images or videos: %d (%s)", folder, others.total(), kinds)
 
 
 def _file(path: Path, place: Path, named: bool) -> Source:

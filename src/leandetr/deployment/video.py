@@ -103,7 +103,8 @@ def open_video(name: str) -> Iterator[Video]:
 def write_video(path: Path, video: Video) -> Iterator[Callable[[Frame, NDArray[np.uint8]], None]]:
     """`put(frame, pixels)`, which adds a picture (H, W, 3) at the time of a frame of `video`; `path`, an .mp4, gets its name
     when the block ends well. The size is that of the first picture; sound is not kept."""
-    av, streams = import_av(), []
+    av = import_av()
+    streams: list[Any] = []  # one, once the size is known
     h264 = "libx264" in av.codecs_available
     with writing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
 
