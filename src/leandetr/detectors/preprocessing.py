@@ -98,7 +98,7 @@ def _check_steps(values: Mapping[str, Any], place: str) -> None:
 
 
 def _mean_and_std(values: Mapping[str, Any], place: str) -> list[tuple[float, ...]]:
-    found = []
+    found: list[tuple[float, ...]] = []
     for key in ("image_mean", "image_std"):
         value = values[key]
         channels = (value,) * 3 if isinstance(value, int | float) else tuple(value)
