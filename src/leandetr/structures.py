@@ -161,7 +161,8 @@ class ClassMap:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a photograph to a model's pixel values: resize, scale to [0, 1], subtract `mean`, divide by `std`.
+    """From a photograph to a model's pixel values: resize, scale to [0, 1], subtract `mean`, divide by `std`. Another scale is
+    that of `mean` and `std`: bytes as they are have 0 and 1 / 255.
 
     Attributes:
         size: fixed (height, width), aspect ratio not kept; or None, and then the shorter side becomes `shortest_edge` unless
@@ -170,6 +171,9 @@ class Preprocessing:
         longest_edge: in pixels, see `size`.
         mean: one value a channel (red, green, blue).
         std: one value a channel.
+        resample: how pixels are interpolated: "nearest", "bilinear" or "bicubic".
+        antialias: whether an image that becomes smaller is low-pass filtered first; without, it is also resized as floats and
+            not as bytes, which is how RF-DETR's processor does it.
     """
 
     size: tuple[int, int] | None = (640, 640)
@@ -177,6 +181,8 @@ class Preprocessing:
     longest_edge: int | None = None
     mean: Sequence[float] = (0.0, 0.0, 0.0)
     std: Sequence[float] = (1.0, 1.0, 1.0)
+    resample: str = "bilinear"
+    antialias: bool = True
 
     def __post_init__(self) -> None:
         if (self.size is None) == (self.shortest_edge is None):

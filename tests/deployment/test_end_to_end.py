@@ -7,7 +7,7 @@ from torchvision.transforms.v2 import functional as F
 from leandetr.data.images import read_image
 from leandetr.deployment.end_to_end import resize
 from leandetr.deployment.onnx import export_onnx
-from leandetr.deployment.predict import predict_images
+from leandetr.deployment.predict import predict_sources
 from leandetr.deployment.runtimes import open_runtime
 from leandetr.errors import UserError
 from leandetr.files import read_json
@@ -49,7 +49,7 @@ def test_the_file_answers_as_the_ordinary_path(files, engine, photograph, tmp_pa
     sources, found = [photograph("wide.png"), photograph("tall.png", size=(70, 150))], []
     for file in files:
         runtime = open_runtime(file, engine=engine)
-        written = predict_images(runtime, sources, tmp_path / file.stem, threshold=0.0, pictures=False)
+        written = predict_sources(runtime, sources, tmp_path / file.stem, threshold=0.0, pictures=False)
         found.append([row["detections"] for row in read_json(written)])
     for ours, theirs in zip(*found, strict=True):
         assert len(ours) == len(theirs) == 12

@@ -5,6 +5,7 @@ import os
 
 import onnx
 import onnx_ir
+import onnxruntime
 import pytest
 import torch
 
@@ -77,7 +78,8 @@ def test_a_fixed_size_and_one_image(build, tmp_path, capfd, caplog):
 
 def test_what_cannot_be_traced_leaves_no_file_and_the_old_one_alone(build, tmp_path, monkeypatch):
     detector = build("detr")
-    monkeypatch.setattr(detector.model, "forward", lambda **_: torch.zeros(()).item() / 0)
+    forward = detector.model.forward
+    monkeypatch.setattr(detector.model, "forward", lambda **given: 1 / (not torch.compiler.is_exporting()) and forward(**given))
     (tmp_path / "old.onnx").write_bytes(b"old")
     with pytest.raises(UserError, match=r"old\.onnx: detr cannot be exported .*division by zero"):
         export_onnx(detector, tmp_path / "old.onnx")
@@ -89,6 +91,32 @@ def test_a_size_that_the_family_cannot_take_is_refused_with_the_nearest(build, t
         UserError, match="image size 100 130: rt_detr_v2 needs multiples of 32; the nearest valid size is 96 128"
     ):
         export_onnx(build("rt_detr_v2"), tmp_path / "m.onnx", image_size=(100, 130))
+
+
+def test_fewer_cells_than_queries_are_a_sentence_before_anything_is_traced(build, tmp_path, capfd):
+    """96 x 96 pixels have 12 x 12 + 6 x 6 + 3 x 3 cells, 64 x 96 two thirds of them."""
+    cells = "189 queries cannot be chosen among the 126 cells of an image of 64 96; ask for at most 126 queries or an image of"
+    with pytest.raises(UserError, match=rf"m\.onnx: {cells} at least 96 160$"):
+        export_onnx(build("rt_detr_v2"), tmp_path / "m.onnx", image_size=(64, 96))
+    assert capfd.readouterr() == ("", "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "values"), [("rt_detr_v2", {}), ("detr", FREE)])
+def test_axes_have_names_and_take_any_length(artefact, batch, name, values):
+    _, path = artefact(name, **values)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    session = onnxruntime.InferenceSession(path)
+    free, queries = (["height", "width"], 12) if values else ([96, 96], 189)
+    inputs = {"pixel_values": ["batch", 3, *free]} | ({"pixel_mask": ["batch", *free]} if values else {})
+    outputs = {"logits": ["batch", queries, 6 if values else 5], "boxes": ["batch", queries, 4]}
+    assert {value.name: value.shape for value in session.get_inputs()} == inputs
+    assert {value.name: value.shape for value in session.get_outputs()} == outputs
+    for images in (1, 3):
+        given = batch(images)
+        feed = {name: given[name].numpy() for name in inputs}
+        logits, boxes = session.run(None, feed)
+        assert (logits.shape[0], boxes.shape) == (images, (images, logits.shape[1], 4))
 
 
 def test_a_file_of_other_weights_is_reported(artefact, build, tmp_path, monkeypatch, caplog):

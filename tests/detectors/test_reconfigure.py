@@ -81,8 +81,11 @@ def test_values_without_weights_change_no_weight_and_use_no_randomness(tiny_dete
         (lambda d: reconfigure(d, {"decoder_layer": 2}), "decoder_layer: rt_detr_v2 has no such .*mean model.decoder_layers"),
         (lambda d: reconfigure(d, {"num_labels": 2}), "model.num_labels: it follows from the data"),
         (lambda d: resize_images(d, (100, 128)), "needs multiples of 32; the nearest valid size is 96 128"),
-        (lambda d: resize_images(d, (32, 32)), "image size 32 32: 30 queries cannot be chosen"),
-        (lambda d: resize_queries(d, 5000), "5000 queries cannot be chosen in an image of 128 128"),
+        (
+            lambda d: resize_images(d, (32, 32)),
+            "image size 32 32: 30 queries cannot be chosen among the 21 cells .* at least 64 64",
+        ),
+        (lambda d: resize_queries(d, 5000), "5000 queries cannot be chosen among the 336 cells of an image of 128 128"),
         (lambda d: resize_queries(d, 0), "0 queries are too few"),
     ],
 )

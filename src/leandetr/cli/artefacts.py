@@ -85,9 +85,13 @@ def export(
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="Saved detector, hub id, published .pth, .onnx, .xml, or torchvision's NAME.")],
-    sources: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Images, videos, folders with all below them, patterns ('photos/*.jpg'), a camera's number (0)."),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the drawn pictures and predictions.json; by default runs/predict-MODEL.")
+        Path | None,
+        typer.Option(help="Folder for the drawn pictures and videos and predictions.json; by default runs/predict-MODEL."),
     ] = None,
     threshold: Annotated[float, typer.Option(help="Least score of a box.", min=0, max=1)] = 0.3,
     form: Annotated[str, typer.Option("--format", help="plain, or coco for COCO's results format.")] = "plain",
@@ -95,9 +99,9 @@ def predict(
     engine: Engine = None,
     queries: Queries = None,
 ) -> None:
-    """Draw the boxes found on photographs and write them down.
+    """Draw the boxes found on photographs and videos and write them down; a video's frame by frame, as JSON lines.
 
-    Example: `leandetr predict student.onnx photo.jpg --out pictures`
+    Example: `leandetr predict student.onnx PHOTOS clip.mp4 --out pictures`
     """
     from leandetr import verbs
     from leandetr.deployment.predict import check_format
@@ -108,8 +112,13 @@ def predict(
     file = verbs.predict(model, sources, out, threshold, annotations if form == "coco" else None, engine, queries)
     rows = read_json(file)
     if form == "plain":
-        boxes = sum(len(row["detections"]) for row in rows)
-        out_console.print(f"{file}: {boxes} boxes of a score of {threshold:g} or more on {len(rows)} images")
+        images = [row["detections"] for row in rows if "detections" in row]
+        if images:
+            boxes = sum(map(len, images))
+            out_console.print(f"{file}: {boxes} boxes of a score of {threshold:g} or more on {len(images)} images")
+        for row in rows:
+            if "frames" in row:
+                out_console.print(f"{row['lines']}: {row['frames']} frames of {row['file']}")
     else:
         out_console.print(f"{file}: {len(rows)} detections")
 

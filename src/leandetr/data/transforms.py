@@ -34,6 +34,13 @@ DETR_SIDES = range(480, 801, 32)
 DETR_SIDES_BEFORE_CROP = (400, 500, 600)
 DETR_CROP = (384, 600)
 
+#: `Preprocessing.resample` -> torchvision's mode, as transformers' image processors take it
+INTERPOLATIONS = {
+    "nearest": v2.InterpolationMode.NEAREST_EXACT,
+    "bilinear": v2.InterpolationMode.BILINEAR,
+    "bicubic": v2.InterpolationMode.BICUBIC,
+}
+
 
 class DetectionTransform:
     """`transform(image, boxes, labels, seed)` -> pixels, boxes, labels; made by `train_transform` and `eval_transform`."""
@@ -115,18 +122,19 @@ def resized(size: tuple[int, int], shorter: int, longest: int | None) -> tuple[i
 
 
 class ResizeShorterSide(v2.Transform):
-    """Resize to one of some lengths of the shorter side, the longer one at most `longest`; the aspect ratio is kept."""
+    """Resize to one of some lengths of the shorter side, the longer one at most `longest`; the aspect ratio is kept. `how`: of
+    interpolation, as torchvision's functional resize takes it."""
 
-    def __init__(self, sides: Sequence[int], longest: int | None) -> None:
+    def __init__(self, sides: Sequence[int], longest: int | None, **how: Any) -> None:
         super().__init__()
-        self.sides, self.longest = list(sides), longest
+        self.sides, self.longest, self.how = list(sides), longest, how
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         side = self.sides[int(torch.randint(len(self.sides), ()))]
         return {"size": list(resized(v2.query_size(flat_inputs), side, self.longest))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.resize, inpt, size=params["size"], antialias=True)
+        return self._call_kernel(F.resize, inpt, size=params["size"], **self.how)
 
 
 class RandomSizeCrop(v2.Transform):
@@ -158,8 +166,16 @@ class IoUCrop(v2.RandomIoUCrop):
 
 def _resize(preprocessing: Preprocessing) -> v2.Transform:
     if preprocessing.size is not None:
-        return v2.Resize(list(preprocessing.size), antialias=True)
-    return ResizeShorterSide([_shorter_side(preprocessing)], preprocessing.longest_edge)
+        resize = v2.Resize(list(preprocessing.size), **_how(preprocessing))
+    else:
+        resize = ResizeShorterSide([_shorter_side(preprocessing)], preprocessing.longest_edge, **_how(preprocessing))
+    if preprocessing.antialias:
+        return resize
+    return v2.Compose([v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True), resize])
+
+
+def _how(preprocessing: Preprocessing) -> dict[str, Any]:
+    return {"interpolation": INTERPOLATIONS[preprocessing.resample], "antialias": preprocessing.antialias}
 
 
 def _shorter_side(preprocessing: Preprocessing) -> int:
@@ -175,6 +191,7 @@ def _detr(preprocessing: Preprocessing) -> list[v2.Transform]:
     def scaled(lengths: Sequence[int]) -> list[int]:
         return [max(1, round(length * side / DETR_SIDE)) for length in lengths]
 
-    crop = v2.Compose([ResizeShorterSide(scaled(DETR_SIDES_BEFORE_CROP), None), RandomSizeCrop(*scaled(DETR_CROP))])
-    varied = ResizeShorterSide(scaled(DETR_SIDES), preprocessing.longest_edge)
+    how = _how(preprocessing)
+    crop = v2.Compose([ResizeShorterSide(scaled(DETR_SIDES_BEFORE_CROP), None, **how), RandomSizeCrop(*scaled(DETR_CROP))])
+    varied = ResizeShorterSide(scaled(DETR_SIDES), preprocessing.longest_edge, **how)
     return [v2.RandomApply([crop], p=0.5), varied if preprocessing.size is None else _resize(preprocessing)]

@@ -23,7 +23,7 @@ class EndToEnd(nn.Module):
 
     Args:
         detector: in evaluation mode.
-        preprocessing: of a fixed size.
+        preprocessing: of a fixed size, and bilinear.
     """
 
     mean: Tensor
@@ -33,20 +33,21 @@ class EndToEnd(nn.Module):
         assert preprocessing.size is not None
         super().__init__()
         self.model, self.head = detector.model, detector.head
-        self.size = preprocessing.size
+        self.size, self.antialias = preprocessing.size, preprocessing.antialias
         self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None] * 255)
         self.register_buffer("std", torch.tensor(preprocessing.std)[:, None, None] * 255)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pixels = resize(images.permute(0, 3, 1, 2).float(), self.size)
+        pixels = resize(images.permute(0, 3, 1, 2).float(), self.size, self.antialias)
         output = self.model(pixel_values=(pixels - self.mean) / self.std)
         one = torch.ones(1, device=images.device)
         size = torch.stack([one * images.shape[1], one * images.shape[2]], 1)
         return ranked(output.logits, output.pred_boxes, self.head, size)
 
 
-def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Antialiased bilinear resizing as Pillow and torchvision do it to bytes: rows first, each pass rounded.
+def resize(pixels: Tensor, size: tuple[int, int], antialias: bool = True) -> Tensor:
+    """Bilinear resizing, antialiased as Pillow and torchvision do it to bytes: rows first, each pass rounded; or else as
+    PyTorch does it to floats.
 
     Theirs hold the filters in 16-bit integers, so that a value close to a half may be rounded to the other side.
 
@@ -55,20 +56,23 @@ def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
         size: (height, width).
 
     Returns:
-        (B, C, height, width) float32 with integer values.
+        (B, C, height, width) float32, with integer values where antialiased.
     """
     height, width = size
-    rows = torch.round(pixels @ triangle_filters(pixels.shape[3], width, pixels.device).T)
-    return torch.round(triangle_filters(pixels.shape[2], height, pixels.device) @ rows)
+    rows = pixels @ triangle_filters(pixels.shape[3], width, antialias, pixels.device).T
+    columns = triangle_filters(pixels.shape[2], height, antialias, pixels.device)
+    return torch.round(columns @ torch.round(rows)) if antialias else columns @ rows
 
 
-def triangle_filters(source: int, target: int, device: torch.device) -> Tensor:
+def triangle_filters(source: int, target: int, antialias: bool, device: torch.device) -> Tensor:
     """(target, source): the weights of the source pixels in each target pixel, which sum to 1.
 
-    A triangle around the target pixel's centre, one source pixel wide on each side, or wider by the factor of a reduction.
+    A triangle around the target pixel's centre, one source pixel wide on each side, or, antialiased, wider by the factor of a
+    reduction.
     """
     scale = torch.ones(1, device=device) * source / target
     centres = (torch.arange(target, device=device) + 0.5) * scale
     distances = (torch.arange(source, device=device) + 0.5)[None] - centres[:, None]
-    weights = (1 - (distances / scale.clamp(min=1)).abs()).clamp(min=0)
+    widened = distances / scale.clamp(min=1) if antialias else distances
+    weights = (1 - widened.abs()).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)

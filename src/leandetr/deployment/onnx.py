@@ -3,6 +3,7 @@
     pixel_values (B, 3, H, W) float32, normalised      ->   logits (B, N, C), boxes (B, N, 4) in (cx, cy, w, h) of [0, 1]
     pixel_mask (B, H, W) int64, 1 where there is image      (only where the size is not fixed)
 
+The axis of any length is called "batch", and where the size is not fixed there are "height" and "width".
 `postprocess` makes detections of the two outputs, as it does of PyTorch's. Integer weights stay integers in the file. An
 end-to-end file goes from photographs to detections instead, see `end_to_end.py`.
 """
@@ -31,10 +32,11 @@ from torch import Tensor
 
 from leandetr.deployment.end_to_end import EndToEnd
 from leandetr.deployment.metadata import KEY, Metadata, describe, scheme_of
-from leandetr.deployment.rewrites import forget_types, own_zero_points, pad_in_convolutions, select_tokens
+from leandetr.deployment.rewrites import forget_types, name_axes, own_zero_points, pad_in_convolutions, select_tokens
 from leandetr.deployment.runtimes import OnnxRuntime, PlainDetector
 from leandetr.detectors.create import check_size
 from leandetr.detectors.detector import Detector
+from leandetr.detectors.image_size import check_answers
 from leandetr.errors import UserError
 from leandetr.files import writing
 from leandetr.heads import Head
@@ -77,8 +79,8 @@ def export_onnx(
     of the queries agree, as happens with untrained weights, whose scores tie: which of them become queries is then arbitrary.
 
     Raises:
-        UserError: another ending, a size that the family cannot take, the model cannot be exported like this, or ONNX Runtime
-            cannot run the file.
+        UserError: another ending, a size that the family cannot take or that has fewer cells than queries, the model cannot
+            be exported like this, or ONNX Runtime cannot run the file.
     """
     path = Path(path)
     check_onnx(path)
@@ -92,6 +94,13 @@ def export_onnx(
         preprocessing = replace(preprocessing, size=(image_size[0], image_size[1]), shortest_edge=None, longest_edge=None)
     if end_to_end and preprocessing.size is None:
         raise UserError(f"{path}: an end-to-end file resizes to one size, which this detector has not; add --image-size")
+    if end_to_end and preprocessing.resample != "bilinear":
+        raise UserError(
+            f"{path}: an end-to-end file resizes bilinearly, this detector's resample is {preprocessing.resample}; "
+            "leave out --end-to-end"
+        )
+    if preprocessing.size is not None:
+        check_answers(detector, preprocessing.size, str(path))
     training = detector.training
     detector.eval()
     model = (EndToEnd(detector, preprocessing) if end_to_end else PlainDetector(detector)).eval()
@@ -220,6 +229,7 @@ def _to_onnx(model: PlainDetector | EndToEnd, sample: tuple[Tensor, ...], dynami
     cleaned = clean(program.model).model
     own_zero_points(cleaned.graph)
     forget_types(cleaned.graph)
+    name_axes(cleaned.graph)
     return cleaned
 
 

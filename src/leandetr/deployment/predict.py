@@ -1,32 +1,36 @@
-"""Detections on photographs of any folder, by any runtime: pictures to look at and a file to read."""
+"""Detections on images, folders, videos and cameras, by any runtime: pictures to look at and files to read."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from leandetr.data.coco import Split, class_map_of
+import numpy as np
+from PIL import Image
+
 from leandetr.data.images import read_image
+from leandetr.deployment.listing import Listing
+from leandetr.deployment.progress import counting
 from leandetr.deployment.runtime import Runtime
+from leandetr.deployment.sources import Kind, Source, find_sources, result_places
+from leandetr.deployment.video import open_video, write_video
 from leandetr.drawing import above, draw
 from leandetr.errors import UserError, unknown
-from leandetr.evaluation.coco import to_results
-from leandetr.files import read_json, write_json, writing
+from leandetr.files import write_json, writing
 from leandetr.structures import ClassMap, Detections
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-ABSENT = -1
 FORMATS = ("plain", "coco")
 
 
-def predict_images(
+def predict_sources(
     runtime: Runtime,
-    sources: Sequence[Path],
+    sources: Sequence[str | Path | int],
     out: Path,
     threshold: float = 0.3,
     form: str = "plain",
@@ -37,51 +41,101 @@ def predict_images(
 
     Args:
         runtime: what predicts.
-        sources: images, and folders whose images are taken.
-        out: folder for the JSON and, with `pictures`, one drawn JPEG an image.
+        sources: images, folders, patterns, videos and cameras, see `find_sources`.
+        out: folder for the JSON and, with `pictures`, one drawn JPEG an image and one drawn .mp4 a video, of its size and frame
+            rate, each under the path that it has below the folder in which it was found. A video's detections lie beside it,
+            a line of JSON a frame: frame (from 0), time (in seconds), detections.
         threshold: of the score, for what is drawn and for the plain file; a COCO file holds every detection, as AP needs them.
         form: "plain" (a list with one entry an image: file, and its detections by class name, score and box (x0, y0, x1, y1) in
-            pixels), or "coco" (COCO's results format).
+            pixels; or a video: file, number of frames, and the file of its lines), or "coco" (COCO's results format).
         annotations: COCO JSON whose image ids and category ids (matched by name) a COCO file uses; needed for it.
             Detections of classes that it does not have are left out, and boxes are in the frame of its sizes.
 
-    Files of a folder that are no images are left out with a warning.
+    Of an image with several frames (GIF, WebP, TIFF) the first is read, and that is said. Files of a folder or pattern that are
+    no images are left out with a warning. A camera is read until it is interrupted; what it has shown is written then.
 
     Returns:
         The JSON's path.
 
     Raises:
         UserError: a named image that cannot be read, no images, an unknown format, an image that `annotations` does not list or
-            lists twice, no class that they share with the runtime, or two drawings that would have one name.
+            lists twice, no class that they share with the runtime, or a drawing that would overwrite an image.
     """
     check_format(form, annotations)
-    if annotations is not None and form == "coco":
-        listed, classes = _listed(annotations), _numbered(runtime.class_map, annotations)
-    paths = list(_images(sources))
-    named = {path for path in map(Path, sources) if not path.is_dir()}
-    if pictures:
-        _check_names(paths, out)
+    found = find_sources(sources, Path(out))
+    images = [source for source in found if source.kind is Kind.IMAGE]
+    places = result_places(found, Path(out)) if pictures else [Path(out) / source.place for source in found]
+    if form == "coco" and len(images) < len(found):
+        raise UserError(f"{found[-1].path} is a {found[-1].kind.value}, and the coco format numbers images; leave it out")
+    listed = None if annotations is None or form != "coco" else Listing(annotations, runtime.class_map)
     rows: list[Any] = []
-    for path in paths:
-        entry = _entry(path, listed, annotations) if annotations is not None and form == "coco" else None
-        try:
-            image = read_image(path, None if entry is None else entry.size)
-        except UserError as error:
-            if path in named or entry is not None:
-                raise
-            logger.warning("left out: %s", error)
-            continue
-        found = runtime.predict(image, threshold=0)
-        if entry is not None:
-            rows += [row for row in to_results(found, entry.image_id, classes) if row["category_id"] != ABSENT]
-        else:
-            rows.append({"file": str(path), "detections": _plain(above(found, threshold), runtime.class_map)})
-        if pictures:
-            with writing(out / f"{path.stem}.jpg") as temporary:
-                drawn = draw(image, above(found, threshold), runtime.class_map.names, max(image.size), scores=True)
-                drawn.save(temporary, "JPEG", quality=92)
+    several: list[str] = []
+    with counting("images", len(images)) as step:
+        for source, place in zip(images, places):
+            entry = None if listed is None else listed.entry(source.path)
+            try:
+                image = read_image(source.path, None if entry is None else entry.size)
+            except UserError as error:
+                if source.named or entry is not None:
+                    raise
+                logger.warning("left out: %s", error)
+                continue
+            several += _frames_beside(source.path)
+            detections = runtime.predict(image, threshold=0)
+            if entry is not None and listed is not None:
+                rows += listed.rows(entry, detections)
+            else:
+                rows.append({"file": str(source.path), "detections": _plain(above(detections, threshold), runtime.class_map)})
+            if pictures:
+                with writing(place.with_name(f"{place.name}.jpg")) as temporary:
+                    _drawn(image, above(detections, threshold), runtime).save(temporary, "JPEG", quality=92)
+            step()
+    if several:
+        logger.warning("%d images have several frames, of which the first is read: %s", len(several), several[0])
+    for source, place in zip(found[len(images) :], places[len(images) :]):
+        rows.append(predict_video(runtime, source, place, threshold, pictures))
     write_json(out / "predictions.json", rows)
     return out / "predictions.json"
+
+
+def predict_video(runtime: Runtime, source: Source, place: Path, threshold: float, pictures: bool) -> dict[str, Any]:
+    """Write `place`.jsonl and, with `pictures`, `place`.mp4, a frame at a time. Returns the entry of predictions.json."""
+    lines, drawn, count = place.with_name(f"{place.name}.jsonl"), place.with_name(f"{place.name}.mp4"), 0
+    with (
+        open_video(str(source.path)) as video,
+        writing(lines) as temporary,
+        open(temporary, "w", encoding="utf-8") as text,
+        write_video(drawn, video) if pictures else nullcontext() as put,
+        counting(str(source.path), video.frames) as step,
+    ):
+        try:
+            for frame in video:
+                detections = runtime.predict(frame.pixels, threshold)
+                if put is not None:
+                    put(frame, np.asarray(_drawn(Image.fromarray(frame.pixels), detections, runtime)))
+                row = {
+                    "frame": frame.number,
+                    "time": round(frame.seconds, 3),
+                    "detections": _plain(detections, runtime.class_map),
+                }
+                text.write(json.dumps(row) + "\n")
+                count += 1
+                step()
+        except KeyboardInterrupt:
+            if not video.live or not count:
+                raise
+    return {"file": str(source.path), "frames": count, "lines": str(lines)}
+
+
+def _drawn(image: Image.Image, detections: Detections, runtime: Runtime) -> Image.Image:
+    return draw(image, detections, runtime.class_map.names, max(image.size), scores=True)
+
+
+def _frames_beside(path: Path) -> list[str]:
+    """Of an image with several frames: its name and their number."""
+    with Image.open(path) as image:
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a phone's JPEG with its preview
+    return [f"{path} has {frames}"] if frames > 1 else []
 
 
 def check_format(form: str, annotations: Path | None) -> None:
@@ -90,79 +144,6 @@ def check_format(form: str, annotations: Path | None) -> None:
         raise unknown("format", form, FORMATS)
     if form == "coco" and annotations is None:
         raise UserError("the coco format numbers images as a data set does: name its JSON with --annotations")
-
-
-def _images(sources: Iterable[Path]) -> Iterator[Path]:
-    for source in map(Path, sources):
-        if not source.is_dir():
-            yield source
-            continue
-        inside = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
-        if not inside:
-            raise UserError(f"{source} holds no images ({', '.join(SUFFIXES)}); name a folder that does")
-        yield from inside
-
-
-def _check_names(paths: Sequence[Path], out: Path) -> None:
-    """Neither another drawing nor a photograph may be overwritten."""
-    drawn: dict[Path, Path] = {}
-    photographs = {path.resolve() for path in paths}
-    for path in paths:
-        picture = (out / f"{path.stem}.jpg").resolve()
-        if picture in photographs:
-            raise UserError(f"the drawing of {path} would overwrite the photograph {picture}; name another output folder")
-        if picture in drawn:
-            raise UserError(f"{drawn[picture]} and {path} would both be drawn as {picture}; predict them into two folders")
-        drawn[picture] = path
-
-
-class Listed(NamedTuple):
-    """An image as a COCO JSON lists it; its size (height, width) where that is said."""
-
-    parts: tuple[str, ...]
-    image_id: int
-    size: tuple[int, int] | None
-
-
-def _listed(annotations: Path) -> dict[str, list[Listed]]:
-    """What a COCO JSON lists, by the files' bare names."""
-    found: dict[str, list[Listed]] = {}
-    try:
-        for image in read_json(annotations)["images"]:
-            parts = Path(image["file_name"]).parts
-            size = (image["height"], image["width"]) if "height" in image and "width" in image else None
-            found.setdefault(parts[-1], []).append(Listed(parts, image["id"], size))
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{annotations} is not COCO: it lists no images with id and file_name; name another file") from error
-    return found
-
-
-def _entry(path: Path, listed: Mapping[str, Sequence[Listed]], annotations: Path) -> Listed:
-    """The entry with which a photograph's path has most in common, from the file's name backwards."""
-    if path.name not in listed:
-        raise UserError(f"{annotations} does not list the image {path.name}; leave it out or name its own annotations")
-    place = path.resolve().parts[::-1]
-
-    def common(entry: Listed) -> int:
-        return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(place, reversed(entry.parts)))))
-
-    best = max(map(common, listed[path.name]))
-    found = [entry for entry in listed[path.name] if common(entry) == best]
-    if len(found) > 1:
-        raise UserError(f"{annotations} lists {len(found)} images that {path} may be; name it by the folder it is listed in")
-    return found[0]
-
-
-def _numbered(classes: ClassMap, annotations: Path) -> ClassMap:
-    """The classes with the category ids of a COCO JSON, `ABSENT` for those that it does not have."""
-    data = class_map_of(Split(annotations, annotations.parent))
-    if not set(classes.names) & set(data.names):
-        raise UserError(
-            f"{annotations} has none of the model's classes: it has {', '.join(data.names)}, the model "
-            f"{', '.join(classes.names)}; name the annotations of data that the model knows"
-        )
-    number_of = dict(zip(data.names, data.dataset_ids, strict=True))
-    return ClassMap(classes.names, tuple(number_of.get(name, ABSENT) for name in classes.names))
 
 
 def _plain(found: Detections, classes: ClassMap) -> list[dict[str, Any]]:

@@ -7,6 +7,17 @@ import onnx_ir
 from numpy.typing import NDArray
 from onnx_ir.convenience import get_const_tensor, replace_nodes_and_values
 
+#: what the axes of a graph's inputs and outputs are
+AXES = {
+    "pixel_values": ("batch", "channels", "height", "width"),
+    "pixel_mask": ("batch", "height", "width"),
+    "images": ("batch", "height", "width", "channels"),
+    "logits": ("batch", "queries", "classes"),
+    "boxes": ("batch", "queries", "corners"),
+    "scores": ("batch", "queries"),
+    "labels": ("batch", "queries"),
+}
+
 
 def select_tokens(graph: onnx_ir.Graph) -> None:
     """A product with constant zeros and ones, one a token (1, S, 1), becomes a choice, which is the same.
@@ -77,6 +88,15 @@ def forget_types(graph: onnx_ir.Graph) -> None:
     for value in (*inside, *graph.initializers.values()):
         value.type = value.shape = None
         value.metadata_props.clear()
+
+
+def name_axes(graph: onnx_ir.Graph) -> None:
+    """The axes of inputs and outputs that have no fixed length are called what they are, in place of the exporter's symbols."""
+    for value in (*graph.inputs, *graph.outputs):
+        names = AXES[str(value.name)]
+        assert value.shape is not None  # the exporter says it
+        lengths = zip(value.shape, names, strict=True)
+        value.shape = onnx_ir.Shape([length if isinstance(length, int) else name for length, name in lengths])
 
 
 def _grid_before(conv: onnx_ir.Node) -> tuple[onnx_ir.Node, onnx_ir.Node] | None:

@@ -1,8 +1,11 @@
 """`Preprocessing` <-> transformers' `preprocessor_config.json`, so that either library reads what the other wrote."""
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils.hub import cached_file
 
@@ -11,35 +14,112 @@ from leandetr.files import write_json
 from leandetr.heads import Head
 from leandetr.structures import Preprocessing
 
+logger = logging.getLogger(__name__)
+
+FILE = "preprocessor_config.json"
 #: the class whose post-processing fits the head: top-k over queries and classes, or the best class of every query
 PROCESSORS = {Head.SIGMOID: "DeformableDetrImageProcessor", Head.SOFTMAX: "DetrImageProcessor"}
+WITHOUT_ANTIALIAS = "RfDetrImageProcessor"
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+#: Pillow's numbers of those filters that are read
+RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+OTHER_RESAMPLE = {1: " (Lanczos)", 4: " (box)", 5: " (Hamming)"}
+#: what a file leaves out is its processor's default; of a file that names no processor, DETR's
+READ = ("size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+#: steps that are done here whatever they say, or are no matter of pixels; of one image by itself, padding to the batch is none
+WITHOUT_EFFECT = ("do_convert_annotations", "do_convert_rgb", "do_pad")
+
 
 def read_preprocessing(source: str) -> Preprocessing | None:
-    """From a folder or hub id; None where there is no file of it. Raises UserError where it cannot be read or its `size` not be
-    understood."""
+    """What transformers' image processor would do, from a folder or hub id; None where there is no file of it.
+
+    Raises UserError where the file cannot be read, or asks for what is not done here: no resizing, padding to a fixed size,
+    cropping, another filter than nearest, bilinear and bicubic.
+    """
     try:
-        if cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False) is None:
+        if cached_file(source, FILE, _raise_exceptions_for_missing_entries=False) is None:
             return None
         values, _ = ImageProcessingMixin.get_image_processor_dict(str(source))
     except (OSError, ValueError) as error:
+        raise UserError(f"{source} has no readable {FILE}; save the model's image processor beside it") from error
+    place = f"{source}/{FILE}"
+    processor = _processor(values, place)
+    values = {key: getattr(processor, key) for key in READ} | values
+    _check_steps(values, place)
+    resample = values["resample"]
+    if resample not in RESAMPLE:
         raise UserError(
-            f"{source} has no readable preprocessor_config.json; save the model's image processor beside it"
-        ) from error
-    normalise = values.get("do_normalize", True)
-    mean, std = values.get("image_mean", IMAGENET_MEAN), values.get("image_std", IMAGENET_STD)
-    size = values.get("size", {"height": 640, "width": 640})
+            f"{place}: resample {resample}{OTHER_RESAMPLE.get(resample, '')} is not done here; "
+            "give 0 (nearest), 2 (bilinear) or 3 (bicubic)"
+        )
+    mean, std = ((0.0,) * 3, (1.0,) * 3) if not values["do_normalize"] else _mean_and_std(values, place)
+    # what a pixel value is multiplied with, relative to the 1 / 255 that it is multiplied with here
+    scale = 255 * values["rescale_factor"] if values["do_rescale"] else 255
+    return Preprocessing(
+        **_size(values, place),
+        mean=tuple(value / scale for value in mean),
+        std=tuple(value / scale for value in std),
+        resample=RESAMPLE[resample],
+        antialias=processor.__name__ != WITHOUT_ANTIALIAS,
+    )
+
+
+def _processor(values: Mapping[str, Any], place: str) -> Any:
+    """The class of transformers that a file names, under any name that it has had."""
+    named = values.get("image_processor_type") or values.get("feature_extractor_type")
+    if named is None:
+        absent = [key for key in READ if key not in values]
+        if absent:
+            logger.warning("%s names no image_processor_type: DETR's defaults serve for %s", place, ", ".join(absent))
+        return transformers.DetrImageProcessor
+    name = named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    found = getattr(transformers, name, None)
+    if found is None or not all(hasattr(found, key) for key in READ):
+        raise UserError(f"{place}: image_processor_type {named} is not one of transformers' for images; name the model's own")
+    return found
+
+
+def _check_steps(values: Mapping[str, Any], place: str) -> None:
+    """Raises UserError for a step that is not done here, and for the lack of one that always is."""
+    if not values.get("do_resize", True):
+        raise UserError(f"{place}: do_resize is false, but images are resized here; set it to true, with the size")
+    steps = {"do_resize", "do_rescale", "do_normalize", *WITHOUT_EFFECT}
+    for key, value in values.items():
+        if key.startswith("do_") and value and key not in steps:
+            raise UserError(f"{place}: {key} is not done here; set it to false if the model was trained without")
+    if values.get("do_pad", True) and values.get("pad_size"):
+        raise UserError(
+            f"{place}: pad_size pads images to a fixed size, which is not done here; remove it and set size to a height and "
+            "width, to which images are squeezed, and train the model further so"
+        )
+
+
+def _mean_and_std(values: Mapping[str, Any], place: str) -> list[tuple[float, ...]]:
+    found: list[tuple[float, ...]] = []
+    for key in ("image_mean", "image_std"):
+        value = values[key]
+        channels = (value,) * 3 if isinstance(value, int | float) else tuple(value)
+        if len(channels) != 3:
+            raise UserError(f"{place}: {key} has {len(channels)} values; give one for red, green and blue each")
+        found.append(channels)
+    return found
+
+
+def _size(values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    size = values["size"]
     if isinstance(size, int):  # transformers' oldest DETR files: the shorter side, with the longer one in max_size
         size = {"shortest_edge": size, "longest_edge": values.get("max_size", 1333)}
-    shared: dict[str, Any] = {"mean": tuple(mean) if normalise else (0.0,) * 3, "std": tuple(std) if normalise else (1.0,) * 3}
-    if "height" in size:
-        return Preprocessing(size=(int(size["height"]), int(size["width"])), **shared)
-    if "shortest_edge" in size:
-        return Preprocessing(size=None, shortest_edge=size["shortest_edge"], longest_edge=size.get("longest_edge"), **shared)
-    raise UserError(f"{source}/preprocessor_config.json: size {size} is neither height and width nor shortest_edge; name one")
+    elif isinstance(size, list | tuple) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
+    if isinstance(size, Mapping):
+        if size.get("height") and size.get("width"):
+            return {"size": (int(size["height"]), int(size["width"]))}
+        if size.get("shortest_edge"):
+            return {"size": None, "shortest_edge": size["shortest_edge"], "longest_edge": size.get("longest_edge")}
+    raise UserError(f"{place}: size {size} is neither height and width nor shortest_edge; name one")
 
 
 def write_preprocessing(folder: Path, preprocessing: Preprocessing, head: Head) -> None:
@@ -50,9 +130,10 @@ def write_preprocessing(folder: Path, preprocessing: Preprocessing, head: Head) 
     else:
         size = {"shortest_edge": preprocessing.shortest_edge, "longest_edge": preprocessing.longest_edge}
     values = {
-        "image_processor_type": PROCESSORS[head],
+        "image_processor_type": PROCESSORS[head] if preprocessing.antialias else WITHOUT_ANTIALIAS,
         "do_resize": True,
         "size": size,
+        "resample": next(number for number, name in RESAMPLE.items() if name == preprocessing.resample),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -62,4 +143,4 @@ def write_preprocessing(folder: Path, preprocessing: Preprocessing, head: Head) 
         "do_convert_annotations": True,
         "format": "coco_detection",
     }
-    write_json(folder / "preprocessor_config.json", values)
+    write_json(folder / FILE, values)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from leandetr.detectors.create import build_model, check_keys, check_size
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families.registry import family_of
+from leandetr.detectors.image_size import check_answers
 from leandetr.errors import UserError
 
 ANCHORS = ("anchor_image_size", "eval_size")  # for which RT-DETR's lineage keeps anchors and position embeddings ready
@@ -78,7 +79,8 @@ def resize_queries(detector: Detector, count: int) -> Detector:
     if count == detector.config.num_queries:
         return detector
     found, _ = reconfigure(detector, detector.family.query_counts(detector.config, count))
-    _check_answers(found, f"{count} queries")
+    if found.preprocessing.size is not None:
+        check_answers(found, found.preprocessing.size, f"{count} queries")
     return found
 
 
@@ -98,25 +100,8 @@ def resize_images(detector: Detector, size: tuple[int, int]) -> Detector:
         detector, _ = reconfigure(detector, ready)
     fixed = replace(detector.preprocessing, size=size, shortest_edge=None, longest_edge=None)
     found = Detector(detector.model, fixed, detector.class_map)
-    _check_answers(found, f"image size {size[0]} {size[1]}")
+    check_answers(found, size, f"image size {size[0]} {size[1]}")
     return found
-
-
-@torch.no_grad()
-def _check_answers(detector: Detector, asked: str) -> None:
-    """Raises UserError where the model cannot answer an image of its size: too few cells to choose so many queries among."""
-    size, training = detector.preprocessing.size, detector.training
-    if size is None:
-        return
-    try:
-        detector.eval()(torch.zeros(1, 3, *size))
-    except (RuntimeError, ValueError, IndexError) as error:
-        count = detector.config.num_queries
-        raise UserError(
-            f"{asked}: {count} queries cannot be chosen in an image of {size[0]} {size[1]} ({str(error).splitlines()[0]}); "
-            "ask for fewer queries or a larger image"
-        ) from error
-    detector.train(training)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from leandetr.data.coco import CocoDataset
 from leandetr.deployment.benchmark import Measurement, measure
 from leandetr.deployment.onnx import check_onnx, export_onnx
 from leandetr.deployment.openvino import check_xml, convert_openvino
-from leandetr.deployment.predict import predict_images
+from leandetr.deployment.predict import predict_sources
 from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.runtimes import load_answering, open_runtime
 from leandetr.errors import UserError, unknown
@@ -86,22 +86,26 @@ def export(
 
 def predict(
     model: str | Path,
-    sources: Sequence[Path],
+    sources: str | Path | int | Sequence[str | Path | int],
     out: Path,
     threshold: float = 0.3,
     annotations: Path | None = None,
     engine: str | None = None,
     queries: str | None = None,
 ) -> Path:
-    """Detections of a saved detector or exported file on images and folders: drawn pictures and predictions.json in `out`.
+    """Detections of a saved detector or exported file on images, folders, patterns, videos and cameras: drawn pictures and
+    videos, predictions.json, and JSON lines of every video in `out`.
 
-    annotations: COCO JSON; with it predictions.json is in COCO's results format, see `predict_images`. queries: as in
+    sources: one or several of a file, a folder, a pattern ("photos/*.jpg") and a camera's number.
+    annotations: COCO JSON; with it predictions.json is in COCO's results format, see `predict_sources`. queries: as in
     `evaluate`.
     """
     form = "plain" if annotations is None else "coco"
+    if isinstance(sources, str | Path | int):
+        sources = [sources]
     runtime = open_runtime(model, engine=engine, queries=queries)
     with claiming(out, ["predict", model, form, queries]):
-        return predict_images(runtime, sources, Path(out), threshold, form, annotations)
+        return predict_sources(runtime, sources, Path(out), threshold, form, annotations)
 
 
 def benchmark(

@@ -9,6 +9,7 @@ import torch
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
 from leandetr.errors import UserError
+from leandetr.structures import ClassMap
 
 SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 4, "decoder_ffn_dim": 32}
 
@@ -135,3 +136,17 @@ def test_without_a_preprocessors_file_images_are_prepared_as_the_familys_are(sav
 def test_sizes_of_families_that_squeeze_images(tiny_detector, name, size):
     detector = tiny_detector(name)
     assert detector.family.own_preprocessing(detector.config).size == size
+
+
+def test_classes_without_names_are_hinted_at_once(tiny_detector, tmp_path, caplog):
+    detector = tiny_detector("detr")
+    detector.save(tmp_path)
+    load(tmp_path)
+    assert "LABEL_0" not in caplog.text
+    detector.class_map = ClassMap(tuple(f"LABEL_{index}" for index in range(5)), tuple(range(5)))
+    detector.save(tmp_path)
+    for _ in range(2):
+        load(tmp_path)
+    assert (
+        caplog.text.count("calls its classes LABEL_0, LABEL_1, ...: write their names under id2label in its config.json") == 1
+    )

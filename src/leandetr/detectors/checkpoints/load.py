@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import logging
@@ -73,7 +74,20 @@ def load(source: str | Path) -> Detector:
             f"{source}: {len(wrong)} weights do not fit its config.json ({', '.join(sorted(wrong)[:3])}); "
             "the checkpoint is of another architecture"
         )
-    return Detector(model, preprocessing, class_map_of_config(config)).eval()
+    class_map = class_map_of_config(config)
+    if class_map.names == tuple(f"LABEL_{index}" for index in range(len(class_map))):
+        _hint_at_names(str(source))
+    return Detector(model, preprocessing, class_map).eval()
+
+
+@functools.cache  # a command may load a detector many times
+def _hint_at_names(source: str) -> None:
+    """Of what transformers calls the classes of a model that was saved without their names."""
+    logger.warning(
+        "%s calls its classes LABEL_0, LABEL_1, ...: write their names under id2label in its config.json, so that they are "
+        "shown and matched with those of --data; trained further, it has the data's names",
+        source,
+    )
 
 
 def load_class_map(folder: Path) -> ClassMap:

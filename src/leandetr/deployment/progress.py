@@ -1,0 +1,33 @@
+"""How far a prediction is, on stderr: a bar where that is a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS = 10.0  # between two lines
+
+
+@contextmanager
+def counting(what: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """A function to be called after each of `total` steps, or of a number that nobody knows."""
+    console = Console(stderr=True, highlight=False)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left")
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True)
+    task = bar.add_task(what, total=total)
+    done, said = 0, time.monotonic()
+
+    def step() -> None:
+        nonlocal done, said
+        done += 1
+        bar.update(task, completed=done)
+        if not console.is_terminal and time.monotonic() - said >= SECONDS:
+            said = time.monotonic()
+            console.print(f"{what}: {done}" + (f" of {total}" if total else ""), markup=False, soft_wrap=True)
+
+    with bar:
+        yield step
