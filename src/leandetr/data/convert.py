@@ -45,12 +45,14 @@ def convert(source: Path | str, out: Path | str, format: str | None = None) -> P
     Returns the folder.
 
     Raises:
-        UserError: the layout is not recognised, anything in the source is faulty (the readers say what), or `out` holds other
+        UserError: the layout is not recognised, the source is not to be trusted (the readers say why), or `out` holds other
             things.
     """
     source, out = Path(source), Path(out)
     format, content = _open(source, format)
     labelled = content.read()
+    if labelled.refused is not None:
+        raise UserError(labelled.refused)
     splits = {"train" if split == ALL else split: split for split in labelled.splits}
     made_from = {"source": source.resolve(), "format": format}
     if out.exists():
@@ -66,7 +68,7 @@ def convert(source: Path | str, out: Path | str, format: str | None = None) -> P
             coco = coco_of(labelled, name, [image.name for image in images])
             write_json(temporary / "annotations" / f"instances_{split}.json", coco)
             for fault in labelled.faults[name].found():
-                logger.warning("%s: %s: %d left out, as %s", split, fault.kind, fault.count, fault.examples[0])
+                logger.warning("%s: %s: %d left out, as %s", split, fault, fault.count, fault.examples[0])
     return out
 
 
@@ -127,4 +129,6 @@ def coco_of(labelled: Labelled, split: str, file_names: list[str]) -> dict[str, 
             )
     categories = [{"id": number, "name": name} for name, number in number_of.items()]
     coco = {"images": entries, "annotations": annotations, "categories": categories}
-    return coco | ({"leandetr": {"skipped": faults}} if faults else {})
+    made: dict[str, Any] = {"skipped": faults} if faults else {}
+    made |= {} if labelled.refused is None else {"refused": labelled.refused}
+    return coco | ({"leandetr": made} if made else {})
