@@ -14,7 +14,7 @@ from leandetr.data.check import check, notes
 from leandetr.data.coco import CocoDataset
 from leandetr.data.duplicates import near_duplicates
 from leandetr.data.partition import Partition
-from leandetr.data.splits import find_annotations, find_split, split_state, splits_of
+from leandetr.data.splits import DataFolder, find_split, split_state
 from leandetr.data.transforms import eval_transform
 from leandetr.errors import UserError
 from leandetr.inputs import changed
@@ -276,7 +276,7 @@ def test_a_layout_is_read_without_a_flag(tmp_path, layout):
 @pytest.mark.parametrize("layout", UNDIVIDED)
 def test_a_set_that_is_not_divided_is_read_and_divided_when_asked(tmp_path, layout):
     data = UNDIVIDED[layout](tmp_path / "data", {"train": "abc", "val": "abc"})
-    assert splits_of(data) == ("all",)
+    assert DataFolder(data).splits == ("all",)
     assert found_in(find_split(data, "all")) == BOXES
     with pytest.raises(UserError, match=r"is not divided into train and val; add --val-fraction 0\.2"):
         find_split(data, "train")
@@ -305,12 +305,12 @@ def test_annotations_are_found_without_images(tmp_path):
         data = LAYOUTS[layout](tmp_path / layout)
         for image in data.rglob("*.png"):
             image.unlink()
-        assert len(json.loads(find_annotations(data, "val").read_text())["images"]) == 1
+        assert len(json.loads(DataFolder(data).annotations("val").read_text())["images"]) == 1
 
 
 def test_roboflows_supercategory_is_dropped_and_said(tmp_path):
     data = roboflow_coco(tmp_path / "data")
-    assert splits_of(data) == ("train", "val", "test")
+    assert DataFolder(data).splits == ("train", "val", "test")
     assert class_map_of(find_split(data, "train")).names == ("cat", "zebra")
     assert notes(find_split(data, "train")) == ["the category 'animals' has no box and stands above the others; it is left out"]
 

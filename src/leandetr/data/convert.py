@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 DESCRIPTIONS = {
     "voc": "a Pascal VOC folder (Annotations/ and JPEGImages/)",
     "yolo": "a YOLO folder (data.yaml and images/train/)",
+    "huggingface": "a folder of Hugging Face tables (data/train-00000-of-00001.parquet)",
 }
 
 
@@ -53,6 +54,8 @@ def convert(source: Path | str, out: Path | str, format: str | None = None) -> P
     labelled = content.read()
     if labelled.refused is not None:
         raise UserError(labelled.refused)
+    for said in labelled.said:
+        logger.warning("%s: %s", source, said)
     splits = {"train" if split == ALL else split: split for split in labelled.splits}
     made_from = {"source": source.resolve(), "format": format}
     if out.exists():
@@ -122,13 +125,14 @@ def coco_of(labelled: Labelled, split: str, file_names: list[str]) -> dict[str, 
                     "image_id": image_id,
                     "category_id": number_of[thing.name],
                     "bbox": list(thing.box),
-                    "area": thing.box[2] * thing.box[3],
-                    "iscrowd": int(bool(thing.difficult)),
+                    "area": thing.box[2] * thing.box[3] if thing.area is None else thing.area,
+                    "iscrowd": int(thing.crowd or bool(thing.difficult)),
                     **flag,
                 }
             )
     categories = [{"id": number, "name": name} for name, number in number_of.items()]
     coco = {"images": entries, "annotations": annotations, "categories": categories}
     made: dict[str, Any] = {"skipped": faults} if faults else {}
+    made |= {"said": labelled.said} if labelled.said else {}
     made |= {} if labelled.refused is None else {"refused": labelled.refused}
     return coco | ({"leandetr": made} if made else {})

@@ -1,7 +1,7 @@
 """What the readers of other layouts return: images with named boxes, apart from how a layout stores them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 @dataclass(frozen=True)
 class LabelledObject:
     """One object. box: (x, y, width, height) in pixels, x and y from the image's left and upper edge. difficult: VOC's flag;
-    None where the layout has no such flag."""
+    None where the layout has no such flag. crowd: COCO's `iscrowd`. area: in pixels, where it is not that of the box."""
 
     name: str
     box: tuple[float, float, float, float]
     difficult: bool | None = None
+    crowd: bool = False
+    area: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,13 @@ class LabelledImage:
 class Labelled:
     """names: the classes in the order of their ids. splits: images of "train", "val" and "test", as far as there are such, or
     of "all". faults: of each split the entries and images that are left out. refused: why nothing of it can be trusted, in one
-    sentence; it can be checked all the same."""
+    sentence; it can be checked all the same. said: what a user should know of how it was read."""
 
     names: list[str]
     splits: dict[str, list[LabelledImage]]
     faults: dict[str, Faults]
     refused: str | None = None
+    said: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def refusal(splits: Mapping[str, Sequence[LabelledImage]], place: Path) -> str |
     return None if empty is None else f"{place} has no {part} that can be read with its boxes; `leandetr data check` lists why"
 
 
-def tracked(items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+def tracked(items: Iterable[Any], what: str, total: int | None) -> Iterator[Any]:
     """The items, with a progress bar on stderr where that is a terminal."""
     console = Console(stderr=True)
     return iter(track(items, what, total, console=console, disable=not console.is_terminal, transient=True))
