@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 DESCRIPTIONS = {
     "voc": "a Pascal VOC folder (Annotations/ and JPEGImages/)",
     "yolo": "a YOLO folder (data.yaml and images/train/)",
+    "csv": "a folder of CSV files (train/_annotations.csv)",
     "huggingface": "a folder of Hugging Face tables (data/train-00000-of-00001.parquet)",
 }
 

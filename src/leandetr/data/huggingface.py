@@ -17,7 +17,7 @@ from PIL import Image
 from leandetr.data.annotations import size_of
 from leandetr.data.cache import cache_folder, state_of_places
 from leandetr.data.entries import is_crowd, is_whole
-from leandetr.data.faults import Faults, Unusable
+from leandetr.data.faults import Fault, Faults, Unusable
 from leandetr.data.images import same_proportions
 from leandetr.data.labelled import SUFFIXES, Labelled, LabelledImage, LabelledObject, LabelledSet, refusal, sizes_of, tracked
 from leandetr.data.tables import LINES, Columns, class_names, columns_of, find_tables, rows_of
@@ -25,7 +25,9 @@ from leandetr.files import writing
 
 EDGE = 1.0  # pixels by which a box may reach over the edge: rounding
 CORNERS = 0.25  # of the boxes, if they leave their images as widths and heights and all fit as corners, they are corners
-FEW = 5  # boxes of which nothing is said
+FEW = 5  # boxes: of fewer it is not told
+UNNAMED = "class number without a name"
+MOST = 8  # names that a sentence holds
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,22 @@ def _read(source: _Source, tables: Mapping[str, Sequence[Path]]) -> Labelled:
     said: list[str] = []
     refused = refusal(read, source.folder) or _as_corners(source.folder, read, said)
     found = {thing.name for images in read.values() for image in images for thing in image.objects}
-    names = source.names or sorted(found)
-    if source.names is None and any(name.isdecimal() for name in names):
-        refused = (
+    unnamed = [fault for split in faults.values() for fault in split.found() if fault.kind == UNNAMED]
+    return Labelled(source.names or sorted(found), read, faults, _of_classes(source, found, unnamed) or refused, said)
+
+
+def _of_classes(source: _Source, found: set[str], unnamed: list[Fault]) -> str | None:
+    """Why a data set is refused whose classes are not known."""
+    if source.names is None and any(name.isdecimal() for name in found):
+        return (
             f"{source.folder} has its classes as numbers and says their names nowhere; write them as a ClassLabel, or into the "
             "dataset_info of its README.md"
         )
-    elif strange := sorted(found - set(names)):
-        refused = f"{source.folder} has boxes of class {strange[0]}, which is none of {', '.join(names[:8])}; correct it"
-    elif not found and refused is None:
-        refused = f"{source.folder} has no box in any image; name a folder with labelled images"
-    return Labelled(names, read, faults, refused, said)
+    if source.names is not None and unnamed:
+        count, known = sum(fault.count for fault in unnamed), ", ".join(source.names[:MOST])
+        more = f", nor are {count - 1} more" if count > 1 else ""
+        return f"{unnamed[0].examples[0]} is none of {known}{more}; correct the numbers (`leandetr data check` lists them)"
+    return None if found else f"{source.folder} has no box in any image; name a folder with labelled images"
 
 
 def _image(source: _Source, split: str, file: Path, number: int, row: dict[str, Any], faults: Faults) -> LabelledImage:
@@ -103,9 +110,13 @@ def _image(source: _Source, split: str, file: Path, number: int, row: dict[str, 
         if box is None:
             faults.add("box is not four finite numbers", f"{place}: {entry[columns.boxes]!r:.60}")
             continue
+        name = _class(entry[columns.classes], source.names)
+        if name is None:
+            faults.add(UNNAMED, f"{place}: class {entry[columns.classes]}")
+            continue
         area = entry.get("area")
         area = float(area) if isinstance(area, int | float) and area > 0 else None
-        objects.append(LabelledObject(_class(entry[columns.classes], source.names), box, crowd=is_crowd(entry), area=area))
+        objects.append(LabelledObject(name, box, crowd=is_crowd(entry), area=area))
     return LabelledImage(path, path.name, size if sized else upright, objects)
 
 
@@ -161,10 +172,11 @@ def _numbers(box: Any) -> tuple[float, float, float, float] | None:
     return (x, y, width, height) if all(map(math.isfinite, (x, y, width, height))) else None
 
 
-def _class(value: Any, names: list[str] | None) -> str:
-    """The name of a class; its number as text where it has none."""
-    named = names is not None and is_whole(value) and 0 <= value < len(names)
-    return names[int(value)] if names is not None and named else str(value)
+def _class(value: Any, names: list[str] | None) -> str | None:
+    """The name of a class, of a number without one where none have names; None where this one has none."""
+    if names is None or value in names:
+        return str(value)
+    return names[int(value)] if is_whole(value) and 0 <= value < len(names) else None
 
 
 def _as_corners(folder: Path, splits: dict[str, list[LabelledImage]], said: list[str]) -> str | None:

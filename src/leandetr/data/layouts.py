@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leandetr.data.coco_places import ROBOFLOW, find_coco, own_annotations
+from leandetr.data.csv_boxes import open_csv
 from leandetr.data.huggingface import open_huggingface
 from leandetr.data.labelled import LabelledSet
 from leandetr.data.split_names import ALL, SPLITS
@@ -24,9 +25,9 @@ CocoFiles = Mapping[str, Path]  # split -> JSON
 
 @dataclass(frozen=True)
 class Layout:
-    """name: in words. form: "coco", "voc", "yolo" or "huggingface". opens: what a place holds, None where it is not laid out
-    so; raises UserError where it is and nothing can be made of it. rank: layouts of a lower one win; two forms of one rank are
-    ambiguous.
+    """name: in words. form: "coco", "voc", "yolo", "csv" or "huggingface". opens: what a place holds, None where it is not
+    laid out so; raises UserError where it is and nothing can be made of it. rank: layouts of a lower one win; two forms of one
+    rank are ambiguous.
     """
 
     name: str
@@ -66,6 +67,7 @@ LAYOUTS = (
     Layout("VOC's XML files without lists", "voc", 2, open_voc_pairs),
     Layout("YOLO (a file of class names)", "yolo", 2, _yolo_by_names),
     Layout("YOLO (without class names)", "yolo", 3, open_yolo),
+    Layout("boxes in CSV files", "csv", 3, open_csv),
     Layout("Hugging Face (a table a split)", "huggingface", 3, open_huggingface),
 )
 

@@ -37,38 +37,34 @@ IMAGES = ("images", "jpegimages", "imgs", "image")
 Pairs = dict[Path, Path]  # image -> XML
 
 
-def is_voc(folder: Path) -> bool:
-    """Whether a folder is laid out as Pascal VOC's are."""
-    return (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()
-
-
 def open_voc(folder: Path) -> LabelledSet | None:
     """A folder as Pascal VOC's are; the lists in `ImageSets/Main` are its splits, without lists it is not divided.
 
     Raises:
         UserError: lists, but not those of two splits, an empty one, or a listed image is missing.
     """
-    if not is_voc(folder):
+    images, annotations = child(folder, "jpegimages"), child(folder, "annotations")
+    if images is None or annotations is None or not (annotations.name == "Annotations" or _has_xml(annotations)):
         return None
     lists = folder / "ImageSets" / "Main"
     if not any(lists.glob("*.txt")):
-        return _open_pairs({ALL: (folder / "JPEGImages", folder / "Annotations")}, [folder])
+        return _open_pairs({ALL: (images, annotations)}, [folder])
     names = next((row for row in LISTS if all((lists / f"{name}.txt").is_file() for name in row[:2])), None)
     if names is None:
         raise UserError(
             f"{lists} has neither train.txt and val.txt nor trainval.txt and test.txt; "
             "write the images' names there, one a line, without .jpg"
         )
-    files = {path.stem: path for path in image_files(folder / "JPEGImages")}
+    files = {path.stem: path for path in image_files(images)}
     splits, said = {}, []
     for split, name in zip(SPLITS, names):
         file = lists / f"{name}.txt"
         if split == "test" and not (file.is_file() and all(stem in files for stem in _listed(file))):
             continue  # VOC's test images are another archive, which few have
-        splits[split] = _read_list(file, folder, files)
+        splits[split] = _read_list(file, images, annotations, files)
         if name != split:
             said.append(f"{file.name} lists its {split} images")
-    return LabelledSet(tuple(splits), [folder], said, lambda: _read(splits, dict.fromkeys(splits, folder / "JPEGImages")))
+    return LabelledSet(tuple(splits), [folder], said, lambda: _read(splits, dict.fromkeys(splits, images)))
 
 
 def open_voc_pairs(folder: Path) -> LabelledSet | None:
@@ -160,16 +156,16 @@ def _listed(file: Path) -> list[str]:
     return list(dict.fromkeys(line.strip() for line in read_text(file).splitlines() if line.strip()))
 
 
-def _read_list(file: Path, folder: Path, files: dict[str, Path]) -> Pairs:
+def _read_list(file: Path, images: Path, annotations: Path, files: dict[str, Path]) -> Pairs:
     names = _listed(file)
     if not names:
         raise UserError(f"{file} lists no images; write their names there, one a line")
     if missing := [name for name in names if name not in files]:
         raise UserError(
-            f"{file} lists {len(missing)} names without an image in {folder / 'JPEGImages'}, the first is {missing[0]}; "
+            f"{file} lists {len(missing)} names without an image in {images}, the first is {missing[0]}; "
             "restore the images or remove the lines"
         )
-    return {files[name]: folder / "Annotations" / f"{name}.xml" for name in names}
+    return {files[name]: annotations / f"{name}.xml" for name in names}
 
 
 def _read_image(path: Path, name: str, xml: Path, faults: Faults) -> LabelledImage:
