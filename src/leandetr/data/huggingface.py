@@ -77,10 +77,10 @@ def _read(source: _Source, tables: Mapping[str, Sequence[Path]]) -> Labelled:
             except Unusable as error:
                 faults[split].add(error.kind, error.example, image=True)
     said: list[str] = []
-    refused = refusal(read, source.folder) or _as_corners(source.folder, read, said)
     found = {thing.name for images in read.values() for image in images for thing in image.objects}
     unnamed = [fault for split in faults.values() for fault in split.found() if fault.kind == UNNAMED]
-    return Labelled(source.names or sorted(found), read, faults, _of_classes(source, found, unnamed) or refused, said)
+    refused = refusal(read, source.folder) or _of_classes(source, found, unnamed) or _as_corners(source.folder, read, said)
+    return Labelled(source.names or sorted(found), read, faults, refused, said)
 
 
 def _of_classes(source: _Source, found: set[str], unnamed: list[Fault]) -> str | None:
