@@ -34,7 +34,7 @@ def data_shapes(
 @data_app.command("check")
 def data_check(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder in any layout that is read, or a YOLO YAML.", metavar="DATA")
+        Path | None, typer.Argument(help="Folder in any layout that is read, a YOLO YAML, or hf://OWNER/NAME.", metavar="DATA")
     ] = None,
     annotations: Annotated[Path | None, typer.Option(help="In place of the folder: COCO JSON.")] = None,
     images: Annotated[Path | None, typer.Option(help="In place of the folder: folder of the images.")] = None,
@@ -77,11 +77,11 @@ def data_check(
 
 @data_app.command("convert")
 def data_convert(
-    source: Annotated[Path, typer.Argument(help="Folder with Pascal VOC's or YOLO's boxes, or a YOLO YAML.")],
+    source: Annotated[Path, typer.Argument(help="Folder in another layout than COCO's, or a YOLO YAML.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    form: Annotated[str | None, typer.Option("--format", help="voc or yolo; recognised by default.")] = None,
+    form: Annotated[str | None, typer.Option("--format", help="voc, yolo, csv or huggingface; recognised by default.")] = None,
 ) -> None:
-    """Make a Pascal VOC or YOLO folder a COCO folder, class names kept.
+    """Make a folder in another layout a COCO folder, class names kept.
 
     Example: `leandetr data convert VOCdevkit/VOC2007 --out voc`
     """

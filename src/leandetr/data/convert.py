@@ -1,4 +1,4 @@
-"""Pascal VOC and YOLO folders to COCO's layout, with the classes' names kept.
+"""Folders in other layouts to COCO's, with the classes' names kept.
 
 VOC leaves objects marked `difficult` out of its evaluation: found or missed, they count for nothing. They become `iscrowd`
 boxes, the one mark that COCO's evaluation ignores (it pays no heed to an `ignore` in the JSON), and keep their own flag beside
@@ -32,17 +32,19 @@ def convert(source: Path | str, out: Path | str, format: str | None = None) -> P
     """Write `out/annotations/instances_{train,val}.json` and the images in `out/{train,val}/`; those of `test` too, and those
     of a set that is not divided as `train`.
 
-    Categories are numbered from 1, in alphabetical order for VOC and in that of data.yaml for YOLO. Boxes are [x, y, width,
-    height] in pixels from the image's corner; objects of a VOC folder also have `difficult`, 0 or 1, which `iscrowd` repeats.
+    Categories are numbered from 1, in the order of data.yaml for YOLO and of a table's class numbers, else in alphabetical
+    order. Boxes are [x, y, width, height] in pixels from the image's corner; objects of a VOC folder also have `difficult`, 0
+    or 1, which `iscrowd` repeats.
 
     Everything is read and judged before anything is written, and the folder gets its name when it is complete. Images are hard
     links where source and out are on one file system, else copies; the source stays as it is. The same source may be
     converted into the same folder again, which replaces it.
 
     Args:
-        source: a folder with Pascal VOC's XML files or YOLO's labels, or a YOLO YAML file, in any layout of docs/data.md.
+        source: a folder in any layout of docs/data.md but COCO's, or a YOLO YAML file.
         out: a new or empty folder, or one that this made from the same source.
-        format: "voc" or "yolo"; recognised by default, and only needed where the source has the files of both.
+        format: "voc", "yolo", "csv" or "huggingface"; recognised by default, and only needed where the source has the files of
+            several.
 
     Returns the folder.
 
