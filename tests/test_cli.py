@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,13 @@ def empty(data):
     edit(data / "annotations" / "instances_train.json", lambda coco: coco.update(images=[], annotations=[]))
 
 
+def empty_every_box(data):
+    edit(
+        data / "annotations" / "instances_train.json",
+        lambda coco: [box.update(bbox=[1, 1, 0, 5]) for box in coco["annotations"]],
+    )
+
+
 def lose_an_image(data):
     (data / "train" / "000001.jpg").unlink()
 
@@ -126,6 +134,7 @@ def replace_images(data):
         (spoil_json, "instances_train.json is not COCO: it has no list of 'images'; "),
         (forget_a_category, "instances_train.json has a box of category 99, which its 'categories' lack; "),
         (empty, "instances_train.json lists no images; "),
+        (empty_every_box, "instances_train.json has no usable box to learn from; `leandetr data check`"),
         (lose_an_image, "000001.jpg; restore"),
     ],
 )
@@ -133,6 +142,30 @@ def test_training_on_faulty_data_leaves_nothing_and_goes_on_when_mended(refused,
     spoil(data)
     refused(sentence, "train", "--data", data, *DETR, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_validation_images_are_drawn_and_the_draw_is_written_down(run, refused, data, tmp_path):
+    shutil.rmtree(data / "val")
+    (data / "annotations" / "instances_val.json").unlink()
+    train = ["train", "--data", data, *DETR, "--out", tmp_path / "out"]
+    refused("data has no val split, only train; .* add --val-fraction 0.2 to take some of train", *train)
+    refused("a validation fraction of 1.5 cannot be", *train, "--val-fraction", 1.5)
+    refused("--val-group is of a draw; add --val-fraction", *train, "--val-group", "a")
+    status, _, err = run(*train, "--val-fraction", 0.5, "--val-seed", 3)
+    assert status == 0, err
+    drawn = json.loads((tmp_path / "out" / "split.json").read_text())
+    assert {key: drawn[key] for key in ("fraction", "seed", "group")} == {"fraction": 0.5, "seed": 3, "group": None}
+    assert sorted(drawn["train"] + drawn["val"]) == sorted(image.name for image in (data / "train").iterdir())
+    assert len(drawn["val"]) == 1
+    refused("out holds the result of other settings", *train, "--val-fraction", 0.5, "--val-seed", 4)
+
+
+def test_an_ap_of_nothing_is_a_dash(run, data, tmp_path):
+    edit(data / "annotations" / "instances_val.json", lambda coco: coco.update(annotations=[]))
+    status, _, err = run("train", "--data", data, *DETR, "--out", tmp_path / "out")
+    assert status == 0, err
+    assert "AP – (best –)" in err
+    assert "-1.0" not in err
 
 
 @pytest.mark.parametrize("spoil", [truncate_images, replace_images])
@@ -417,6 +450,21 @@ def test_a_sound_data_set_is_summed_up(run, shapes, tmp_path):
     written = json.loads((tmp_path / "found.json").read_text())
     assert (status, written["train"]["images"], written["val"]["faults"]) == (0, 2, [])
     assert "train: 2 images, " in out
+    assert f"{shapes}: COCO (annotations/instances_train.json)\n" in out
+
+
+def test_a_check_says_as_what_a_folder_was_recognised(run, shapes, tmp_path):
+    folder = tmp_path / "unpacked" / "yolo"
+    for part in ("images", "labels"):
+        (folder / part / "train").mkdir(parents=True)
+    shutil.copy(next((shapes / "train").iterdir()), folder / "images" / "train" / "a.jpg")
+    (folder / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 0.5 0.5")
+    (folder / "data.yaml").write_text("names: [disc]\ntrain: ../images")
+    status, out, err = run("data", "check", tmp_path / "unpacked")
+    assert status == 0, err
+    assert f"{tmp_path}/unpacked/yolo: YOLO (a YAML file)\n" in out
+    assert "  data.yaml: train images ../images are not there" in out
+    assert f"{tmp_path}/unpacked: the data set is read in {tmp_path}/unpacked/yolo" in err
 
 
 def test_the_version_is_said(run):

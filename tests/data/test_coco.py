@@ -193,7 +193,7 @@ def test_classes_that_the_model_does_not_know_are_refused_with_both_lists(split_
 def test_folders_that_lack_something_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         find_split(tmp_path / "nowhere", "train")
-    with pytest.raises(UserError, match=r"no annotations/instances_val\.json"):
+    with pytest.raises(UserError, match=r"no annotations/instances_train\.json"):
         find_split(tmp_path, "val")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_val.json").write_text("{}")

@@ -41,6 +41,11 @@ def xml(*things, size=(WIDTH, HEIGHT)):
 PART = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def voc(tmp_path):
     folder = tmp_path / "VOC2007"
@@ -253,8 +258,9 @@ def test_folders_are_data_as_they_are(yolo, voc, tmp_path, monkeypatch):
     (yolo / "labels" / "val" / "c.txt").write_text("0 0.5 0.5 1 1\n")
     assert named_boxes(yolo, "val") == {"images/val/c.png": [("zebra", [0, 0, WIDTH, HEIGHT])]}
     (yolo / "labels" / "val" / "c.txt").write_text("7 0.5 0.5 1 1\n")
-    with pytest.raises(UserError, match=r"c\.txt, line 1: class 7 is not one of data\.yaml's names"):
-        find_split(yolo, "train")
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match=r"c\.txt, line 1: class 7 is not one of data\.yaml's names"):
+            CocoDataset(find_split(yolo, split), PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -317,18 +323,9 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation><object><name>&b;</name></o
     [
         ("ImageSets/Main/val.txt", None, r"Main has neither train\.txt and val\.txt nor trainval\.txt and test\.txt"),
         ("ImageSets/Main/val.txt", "\n", r"val\.txt lists no images"),
-        ("ImageSets/Main/val.txt", "../a", r"val\.txt lists \.\./a, of which there is no image in .*JPEGImages"),
-        ("JPEGImages/a.jpg", None, r"train\.txt lists a, of which there is no image"),
-        ("JPEGImages/a.jpg", "text", r"a\.jpg cannot be read as an image"),
-        ("Annotations/a.xml", None, r"cannot read .*a\.xml: No such file.*remove its name from ImageSets/Main"),
-        ("Annotations/a.xml", "<annotation>", r"a\.xml cannot be read as XML"),
-        ("Annotations/a.xml", "", r"a\.xml cannot be read as XML"),
-        ("Annotations/a.xml", '<?xml version="1.0" encoding="klingon"?><a/>', r"a\.xml cannot be read as XML"),
-        ("Annotations/a.xml", BOMB, r"a\.xml cannot be read as XML \(it declares a document type"),
-        ("Annotations/a.xml", BOMB.encode("utf-16"), r"a\.xml cannot be read as XML \(it declares a document type"),
-        ("Annotations/a.xml", xml(size=(HEIGHT, WIDTH)), r"a\.xml gives a\.jpg the size 40 x 80, but it is 80 x 40"),
-        ("Annotations/a.xml", xml(size=("wide", HEIGHT)), r"a\.xml gives the size 'wide' x '40'"),
-        ("Annotations/a.xml", xml(thing(" ", 1, 1, 9, 9)), r"a\.xml has an object without a name"),
+        ("ImageSets/Main/val.txt", "../a", r"val\.txt lists 1 names without an image in .*JPEGImages, the first is \.\./a; "),
+        ("JPEGImages/a.jpg", None, r"train\.txt lists 1 names without an image"),
+        ("Annotations/a.xml", "<annotation>", r"Annotations has no image of train that can be read with its boxes; "),
     ],
 )
 def test_what_is_wrong_with_voc_is_said_in_one_sentence(voc, tmp_path, file, text, message):
@@ -349,7 +346,6 @@ LABEL = "labels/train/a.txt"
         ("data.yaml", "names: [cat, cat]", r"data\.yaml gives the name 'cat' to two classes"),
         ("data.yaml", b"names: [\xff]", r"data\.yaml is not UTF-8 text"),
         ("images/val/c.png", None, r"images/val has no images; put those of the val split there"),
-        ("images/train/a.png", "text", r"a\.png cannot be read as an image"),
         (LABEL, "2 0.5 0.5 1 1", r"a\.txt, line 1: class 2 is not one of data\.yaml's names \(0 to 1\)"),
         (LABEL, "-1 0.5 0.5 1 1", r"a\.txt, line 1: class -1 is not one"),
         (LABEL, "0.5 0.5 0.5 1 1", r"a\.txt, line 1: class 0\.5 is not one"),
@@ -357,6 +353,61 @@ LABEL = "labels/train/a.txt"
 )
 def test_what_is_wrong_with_yolo_is_said_in_one_sentence(yolo, tmp_path, file, text, message):
     refused(yolo, file, text, message, tmp_path / "out")
+
+
+BROKEN = "<annotation><object>"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "kind", "example"),
+    [
+        ("JPEGImages/a.jpg", "text", "unreadable image", "JPEGImages/a.jpg"),
+        ("Annotations/a.xml", None, "missing XML file", "a.xml: No such file"),
+        ("Annotations/a.xml", BROKEN, "unreadable XML file", "a.xml: no element found"),
+        ("Annotations/a.xml", "", "unreadable XML file", "a.xml: no element found"),
+        ("Annotations/a.xml", '<?xml version="1.0" encoding="klingon"?><a/>', "unreadable XML file", "a.xml: unknown encoding"),
+        ("Annotations/a.xml", BOMB, "unreadable XML file", "a.xml: it declares a document type"),
+        ("Annotations/a.xml", BOMB.encode("utf-16"), "unreadable XML file", "a.xml: it declares a document type"),
+        ("Annotations/a.xml", xml(size=(HEIGHT, WIDTH)), "size differs from the file", "a.xml: 40 x 80, but a.jpg is 80 x 40"),
+        ("Annotations/a.xml", xml(size=("wide", HEIGHT)), "size is not whole numbers", "a.xml: 'wide' x '40'"),
+        ("Annotations/a.xml", xml(thing(" ", 1, 1, 9, 9)), "object without a name", "a.xml"),
+        ("images/train/a.png", "text", "unreadable image", "images/train/a.png"),
+        (LABEL, b"\xff\xfe0\0 \0", "unreadable label file", "a.txt is not UTF-8 text"),
+        (LABEL, "cat 1 2 3 4\n", "unreadable label file", "a.txt, line 1: cat 1 2 3 4"),
+    ],
+)
+def test_an_image_whose_boxes_are_not_known_is_left_out_and_is_no_background(voc, yolo, caplog, file, text, kind, example):
+    source = voc if file.startswith(("JPEG", "Anno")) else yolo
+    if source == voc:  # a second training image, which stays
+        picture(voc / "JPEGImages" / "d.jpg")
+        (voc / "Annotations" / "d.xml").write_text(xml(GOOD))
+        lists(voc, train="a\nd\n")
+    spoil(source, file, text)
+    kept = {"d.jpg": [("cat", [0, 0, 20, 20])]} if source == voc else {"b.png": []}
+    assert {Path(name).name: boxes for name, boxes in named_boxes(source, "train").items()} == kept
+    assert f"1 images are left out with their boxes: {kind} (1, as " in caplog.text
+    (fault,) = check(find_split(source, "train"))
+    assert (fault.kind, fault.count, fault.image) == (kind, 1, True)
+    assert example in fault.examples[0]
+    assert named_boxes(convert(source, source.parent / "out"), "train") == kept
+
+
+def test_every_broken_file_is_listed(voc, yolo):
+    for number in range(5):
+        picture(voc / "JPEGImages" / f"e{number}.jpg")
+        (voc / "Annotations" / f"e{number}.xml").write_text(BROKEN)
+        (yolo / "labels" / "train" / f"b{number}.txt").write_text("0 0.5 0.5 1 1\n7 0.5 0.5 1 1\n")
+        picture(yolo / "images" / "train" / f"b{number}.png")
+    lists(voc, train="a\n" + "".join(f"e{number}\n" for number in range(5)))
+    (yolo / "labels" / "val" / "c.txt").write_text("9 0.5 0.5 1 1\n")
+    assert [(fault.kind, fault.count, len(fault.examples)) for fault in check(find_split(voc, "train"))] == [
+        ("unreadable XML file", 5, 3)
+    ]
+    faults = {split: check(find_split(yolo, split)) for split in ("train", "val")}
+    assert [(fault.kind, fault.count) for fault in faults["train"]] == [("class number without a name", 5)]
+    assert [(fault.kind, fault.count) for fault in faults["val"]] == [("class number without a name", 1)]
+    with pytest.raises(UserError, match=r"b0\.txt, line 2: class 7 is not one of .*nor is that of 5 more lines; correct"):
+        CocoDataset(find_split(yolo, "val"), PLAIN)
 
 
 GOOD = thing("cat", 1, 1, 20, 20)
@@ -410,11 +461,15 @@ def test_a_yolo_split_without_a_folder_of_labels_is_refused(yolo, tmp_path):
 
 def refused(source, file, text, message, out):
     """With the file replaced by a text, or removed, nothing is written and the message is one line."""
-    if text is None:
-        (source / file).unlink()
-    else:
-        (source / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    spoil(source, file, text)
     with pytest.raises(UserError, match=message) as caught:
         convert(source, out)
     assert "\n" not in str(caught.value)
     assert not out.exists()
+
+
+def spoil(source, file, text):
+    if text is None:
+        (source / file).unlink()
+    else:
+        (source / file).write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -14,7 +14,7 @@ from leandetr.data.check import check, notes
 from leandetr.data.coco import CocoDataset
 from leandetr.data.duplicates import near_duplicates
 from leandetr.data.partition import Partition
-from leandetr.data.splits import find_annotations, find_split, split_state, splits_of
+from leandetr.data.splits import DataFolder, find_split, split_state
 from leandetr.data.transforms import eval_transform
 from leandetr.errors import UserError
 from leandetr.inputs import changed
@@ -107,6 +107,32 @@ def voc_layout(images_at, xml_at, names=(("train", "train"), ("val", "val"))):
     return write
 
 
+def voc_with_lists(root):
+    for split, stems in SPLITS.items():
+        for stem in stems:
+            picture(root / "JPEGImages" / f"{stem}.png")
+            text(root / "annotations" / f"{stem}.xml", xml(stem))
+        text(root / "ImageSets" / "Main" / f"{split}.txt", "\n".join(stems))
+    return root
+
+
+def csv_layout(csv_at, images_at, titles, names=(("train", "train"), ("val", "val"))):
+    """titles: whether the file begins with TensorFlow's; without, an image without objects has a row too."""
+
+    def write(root, stems_of=SPLITS):
+        for split, name in names:
+            lines = ["filename,width,height,class,xmin,ymin,xmax,ymax"] if titles else []
+            for stem in stems_of[split]:
+                picture(root / images_at.format(name) / f"{stem}.png")
+                for of, (x, y, w, h) in BOXES[stem]:
+                    corners = f"{x},{y},{x + w},{y + h}"
+                    lines.append(f"{stem}.png,{WIDTH},{HEIGHT},{of},{corners}" if titles else f"a/{stem}.png,{corners},{of}")
+            text(root / csv_at.format(name), "\n".join(lines))
+        return root
+
+    return write
+
+
 def plain(name, box):
     x, y, w, h = box
     numbers = ((x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT)
@@ -170,9 +196,14 @@ LAYOUTS = {
     "COCO with names from nowhere": coco_layout("annotations/instances_{}.json", "{}", prefix="upload/7/"),
     "COCO of Roboflow": roboflow_coco,
     "VOC of Roboflow": voc_layout("{}", "{}", names=VALID),
+    "VOC with lists, in lower case": voc_with_lists,
+    "VOC, XML beside the images of images/train": voc_layout("images/{}", "images/{}"),
     "VOC, images and annots a split": voc_layout("{}/images", "{}/annots"),
     "VOC, Images and Annotations a split": voc_layout("{}/Images", "{}/Annotations"),
     "VOC, a folder a split in both": voc_layout("images/{}", "annotations/{}"),
+    "CSV of TensorFlow's tutorials": csv_layout("annotations/{}_labels.csv", "images/{}", titles=True),
+    "CSV of Roboflow": csv_layout("{}/_annotations.csv", "{}", titles=True, names=VALID),
+    "CSV of RetinaNet": csv_layout("{}/_annotations.csv", "{}", titles=False, names=VALID),
     "YOLO": yolo_layout("images/{}", "labels/{}", {"data.yaml": NAMES}),
     "YOLO of Roboflow": yolo_layout(
         "{}/images", "{}/labels", {"data.yaml": NAMES | {"train": "../train/images", "val": "../valid/images"}}, names=VALID
@@ -240,6 +271,7 @@ UNDIVIDED = {
     "VOC of Kaggle": voc_layout("images", "annotations"),
     "VOC without lists": voc_layout("JPEGImages", "Annotations"),
     "VOC in one folder": voc_layout(".", "."),
+    "CSV in one folder": csv_layout("annotations.csv", ".", titles=True),
     "YOLO of Label Studio": yolo_layout("images", "labels", {"classes.txt": "zebra\ncat\n", "notes.json": "{}"}),
     "YOLO in one folder": yolo_layout(".", ".", {"classes.txt": "zebra\ncat\n"}),
 }
@@ -276,7 +308,7 @@ def test_a_layout_is_read_without_a_flag(tmp_path, layout):
 @pytest.mark.parametrize("layout", UNDIVIDED)
 def test_a_set_that_is_not_divided_is_read_and_divided_when_asked(tmp_path, layout):
     data = UNDIVIDED[layout](tmp_path / "data", {"train": "abc", "val": "abc"})
-    assert splits_of(data) == ("all",)
+    assert DataFolder(data).splits == ("all",)
     assert found_in(find_split(data, "all")) == BOXES
     with pytest.raises(UserError, match=r"is not divided into train and val; add --val-fraction 0\.2"):
         find_split(data, "train")
@@ -284,6 +316,24 @@ def test_a_set_that_is_not_divided_is_read_and_divided_when_asked(tmp_path, layo
     assert len(parts["val"]) == 1
     assert parts["train"] | parts["val"] == BOXES
     assert not parts["train"].keys() & parts["val"].keys()
+
+
+def test_rows_of_a_csv_are_skipped_left_out_or_images_without_objects(tmp_path):
+    data = LAYOUTS["CSV of RetinaNet"](tmp_path / "data")
+    for stem in ("d", "e"):
+        picture(data / "train" / f"{stem}.png")
+    rows = (
+        "a.png,8,4,48,24,cat\na.png,9,9,9,20,cat\na.png,1,b,3,4,cat\na.png,1,2,3,4,\nb.png,0,0,8,8,zebra\nx.png,1,2,3,4,cat\n"
+    )
+    text(data / "train" / "_annotations.csv", f"{rows}d.png,,,,,\n")
+    split = find_split(data, "train")
+    assert found_in(split) == {"a": BOXES["a"], "b": [("zebra", [0, 0, 8, 8])], "d": []}
+    assert {fault.kind: fault.count for fault in check(split)} == dict.fromkeys(
+        ("row without an image", "empty box", "box is not four finite numbers", "box without a class"), 1
+    )
+    assert DataFolder(data).recognised.said == [
+        f"1 images without a row in _annotations.csv are left out, the first is {data / 'train' / 'e.png'}"
+    ]
 
 
 def test_every_state_of_a_layout_is_told_apart(tmp_path):
@@ -305,12 +355,12 @@ def test_annotations_are_found_without_images(tmp_path):
         data = LAYOUTS[layout](tmp_path / layout)
         for image in data.rglob("*.png"):
             image.unlink()
-        assert len(json.loads(find_annotations(data, "val").read_text())["images"]) == 1
+        assert len(json.loads(DataFolder(data).annotations("val").read_text())["images"]) == 1
 
 
 def test_roboflows_supercategory_is_dropped_and_said(tmp_path):
     data = roboflow_coco(tmp_path / "data")
-    assert splits_of(data) == ("train", "val", "test")
+    assert DataFolder(data).splits == ("train", "val", "test")
     assert class_map_of(find_split(data, "train")).names == ("cat", "zebra")
     assert notes(find_split(data, "train")) == ["the category 'animals' has no box and stands above the others; it is left out"]
 

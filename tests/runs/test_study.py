@@ -4,6 +4,7 @@ before any work."""
 import json
 import math
 import re
+import shutil
 
 import pytest
 
@@ -14,6 +15,7 @@ from leandetr.recipe import Recipe, parse_recipe, read_recipe
 from leandetr.recipe.rows import planned_rows, teachers_of
 from leandetr.runs import compress
 from leandetr.runs.ledger import Ledger
+from leandetr.runs.run import Run
 from leandetr.training import fit as fitting
 from leandetr.training.callbacks import ap_by_epoch
 
@@ -310,3 +312,23 @@ def test_a_pretraining_that_cannot_be_is_one_sentence(tmp_path):
         compress(recipe, tmp_path / "run")
     with pytest.raises(UserError, match="pretraining is of a new detector's backbone"):
         parsed(student={key: TINY[key] for key in ("model", "set", "training")} | {"pretraining": pretraining(tmp_path)})
+
+
+def test_one_draw_of_validation_images_serves_every_step(tmp_path):
+    folder = write_shapes(tmp_path / "shapes", 8, 1, (64, 64))
+    shutil.rmtree(folder / "val")
+    (folder / "annotations" / "instances_val.json").unlink()
+    drawn = {"folder": str(folder), "val_fraction": 0.25, "val_seed": 1}
+    variants = [{"name": "alone", "quantization": [{"scheme": "static"}]}]
+    study = {"data": drawn, "teacher": None, "seeds": [0], "epochs": [], "calibration": 4, "variants": variants}
+    compress(parsed(**study), tmp_path / "out")
+    split = json.loads((tmp_path / "out" / "alone-seed-0" / "split.json").read_text())
+    assert (split["seed"], len(split["train"]), len(split["val"])) == (1, 6, 2)
+    known = json.loads((folder / "annotations" / "instances_train.json").read_text())["images"]
+    names = {image["id"]: image["file_name"] for image in known}
+    for row in ("alone", "alone-static"):
+        found = json.loads((tmp_path / "out" / "predictions" / f"{row}-seed-0-pytorch.json").read_text())
+        assert {names[one["image_id"]] for one in found} == set(split["val"])
+    for seed, done in ((1, True), (2, False)):
+        again = read_recipe(tmp_path / "out" / "recipe.yaml", {"data.val_seed": seed})
+        assert {step.done for step in Run(again, tmp_path / "out").planned() if step.name.startswith("alone")} == {done}

@@ -34,7 +34,7 @@ def data_shapes(
 @data_app.command("check")
 def data_check(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder in any layout that is read, or a YOLO YAML.", metavar="DATA")
+        Path | None, typer.Argument(help="Folder in any layout that is read, a YOLO YAML, or hf://OWNER/NAME.", metavar="DATA")
     ] = None,
     annotations: Annotated[Path | None, typer.Option(help="In place of the folder: COCO JSON.")] = None,
     images: Annotated[Path | None, typer.Option(help="In place of the folder: folder of the images.")] = None,
@@ -48,18 +48,19 @@ def data_check(
 
     from leandetr.data.check import check, faults_table, notes, summarise
     from leandetr.data.duplicates import near_duplicates
-    from leandetr.data.layouts import recognise
-    from leandetr.data.splits import splits_of
+    from leandetr.data.splits import DataFolder
     from leandetr.files import write_json
-    from leandetr.verbs import split_of
+    from leandetr.verbs import opened, split_of
 
-    source = OneSplit(folder, annotations, images).source()
-    splits = {name: split_of(source, name) for name in (splits_of(folder) if folder else ("train",))}
-    if folder and (recognised := recognise(folder)):
-        for text in (f"{folder}: {recognised.layout}", *(f"  {text}" for text in recognised.said)):
+    source = opened(OneSplit(folder, annotations, images).source())
+    if isinstance(source, DataFolder):
+        found = source.recognised
+        for text in (f"{found.place}: {found.layout}", *(f"  {text}" for text in found.said)):
             out_console.print(text, markup=False, highlight=False, soft_wrap=True)
-    found = {name: (summarise(split), check(split)) for name, split in splits.items()}
-    for name, (summary, faults) in found.items():
+    names = source.splits if isinstance(source, DataFolder) else ("train",)
+    splits = {name: split_of(source, name) for name in names}
+    checked = {name: (summarise(split), check(split)) for name, split in splits.items()}
+    for name, (summary, faults) in checked.items():
         out_console.print(f"{name}: {summary}", markup=False, highlight=False)
         for text in notes(splits[name]):
             out_console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
@@ -68,19 +69,19 @@ def data_check(
     if shared:
         out_console.print(faults_table(shared))
     if json:
-        written = {name: asdict(summary) | {"faults": list(map(asdict, faults))} for name, (summary, faults) in found.items()}
+        written = {name: asdict(summary) | {"faults": list(map(asdict, faults))} for name, (summary, faults) in checked.items()}
         write_json(json, written | ({"between": list(map(asdict, shared))} if shared else {}))
-    if shared or any(faults for _, faults in found.values()):
+    if shared or any(faults for _, faults in checked.values()):
         raise typer.Exit(1)
 
 
 @data_app.command("convert")
 def data_convert(
-    source: Annotated[Path, typer.Argument(help="Folder with Pascal VOC's or YOLO's boxes, or a YOLO YAML.")],
+    source: Annotated[Path, typer.Argument(help="Folder in another layout than COCO's, or a YOLO YAML.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    form: Annotated[str | None, typer.Option("--format", help="voc or yolo; recognised by default.")] = None,
+    form: Annotated[str | None, typer.Option("--format", help="voc, yolo, csv or huggingface; recognised by default.")] = None,
 ) -> None:
-    """Make a Pascal VOC or YOLO folder a COCO folder, class names kept.
+    """Make a folder in another layout a COCO folder, class names kept.
 
     Example: `leandetr data convert VOCdevkit/VOC2007 --out voc`
     """

@@ -78,7 +78,10 @@ class OneSplit:
 
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder with COCO's, Pascal VOC's or YOLO's boxes as tools write it, or a YOLO YAML."),
+        typer.Option(
+            "--data",
+            help="Folder with boxes as tools write it (COCO, Pascal VOC, YOLO, Hugging Face), a YOLO YAML, or hf://OWNER/NAME.",
+        ),
     ] = None
     annotations: Annotated[Path | None, typer.Option(help="In place of --data: COCO JSON.")] = None
     images: Annotated[Path | None, typer.Option(help="In place of --data: folder of the images.")] = None
@@ -101,7 +104,10 @@ class BothSplits:
 
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder with COCO's, Pascal VOC's or YOLO's boxes as tools write it, or a YOLO YAML."),
+        typer.Option(
+            "--data",
+            help="Folder with boxes as tools write it (COCO, Pascal VOC, YOLO, Hugging Face), a YOLO YAML, or hf://OWNER/NAME.",
+        ),
     ] = None
     annotations: Annotated[Path | None, typer.Option(help="In place of --data: COCO JSON of the training images.")] = None
     images: Annotated[Path | None, typer.Option(help="In place of --data: folder of the training images.")] = None

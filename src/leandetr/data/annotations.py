@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from leandetr.data.entries import box_of, is_crowd, is_whole, whole
+from leandetr.data.faults import Fault, images_left_out
 from leandetr.data.file_names import difference, located
 from leandetr.data.images import image_sizes
 from leandetr.errors import UserError
@@ -161,22 +162,37 @@ def class_map_of(split: Split) -> ClassMap:
 
 def read_coco(file: Path) -> dict[str, Any]:
     """The JSON's three lists, as `skipped` how many entries were left out when it was made from another layout, and as `said`
-    what else a user should know of that. Raises UserError where a list is missing or holds anything but dictionaries."""
+    what else a user should know of that. Raises UserError where a list is missing or holds anything but dictionaries, and
+    where what it was made from is not to be trusted."""
     coco = read_json(file)
+    if (refused := left_out(coco).refused) is not None:
+        raise UserError(refused)
     for section in SECTIONS:
         entries = coco.get(section) if isinstance(coco, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError(
                 f"{file} is not COCO: it has no list of {section!r}; write it in COCO's format or name another file"
             )
-    skipped = sum(fault["count"] for fault in left_out(coco)["skipped"])
-    return {section: coco[section] for section in SECTIONS} | {"skipped": skipped, "said": left_out(coco)["said"]}
+    made = left_out(coco)
+    skipped = sum(fault.count for fault in made.skipped if not fault.image)
+    said = [*made.said, *filter(None, [images_left_out(made.skipped)])]
+    return {section: coco[section] for section in SECTIONS} | {"skipped": skipped, "said": said}
 
 
-def left_out(coco: dict[str, Any]) -> dict[str, list[Any]]:
-    """What was left out when a JSON was made from another layout: `skipped`, as `Faults.as_json` writes it, and `said`."""
-    found = coco.get("leandetr")
-    return {"skipped": [], "said": []} | (found if isinstance(found, dict) else {})
+@dataclass(frozen=True)
+class LeftOut:
+    """What was left out when a JSON was made from another layout, what else to say of that, and why it is not to be trusted."""
+
+    skipped: list[Fault]
+    said: list[str]
+    refused: str | None
+
+
+def left_out(coco: Any) -> LeftOut:
+    """What a JSON says of its making, under `leandetr`: `skipped` as `Faults.as_json` writes it, `said` and `refused`."""
+    found = coco.get("leandetr") if isinstance(coco, dict) else None
+    found = found if isinstance(found, dict) else {}
+    return LeftOut([Fault(**fault) for fault in found.get("skipped", [])], found.get("said", []), found.get("refused"))
 
 
 def place(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

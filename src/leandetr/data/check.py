@@ -89,7 +89,7 @@ def check(split: Split, examples: int = 3) -> list[Fault]:
     faults = Faults(examples)
     for kind, example in _occurrences(coco, split):
         faults.add(kind, example)
-    return [Fault(**fault) for fault in left_out(coco)["skipped"]] + faults.found()
+    return left_out(coco).skipped + faults.found()
 
 
 def notes(split: Split) -> list[str]:
@@ -99,11 +99,17 @@ def notes(split: Split) -> list[str]:
     names = [image["file_name"] for image in images]
     unsized = sum(0 in size_of(image) for image in images)
     said = [
-        *left_out(coco)["said"],
+        *left_out(coco).said,
+        left_out(coco).refused or "",
         difference(names, split.located(names)),
         f"{unsized} images have no size in the JSON; the files' own are taken" if unsized else "",
     ]
     return list(filter(None, said))
+
+
+def image_names(split: Split) -> list[str]:
+    """The names of the sound entries of images, under which they are. Raises as `check`."""
+    return split.located([image["file_name"] for image in _sound(_read(split), "images")])
 
 
 def _read(split: Split) -> dict[str, Any]:
@@ -120,7 +126,7 @@ def faults_table(faults: list[Fault]) -> Table:
     table = Table("fault", "count", "for example")
     table.columns[1].justify = "right"
     for fault in faults:
-        table.add_row(fault.kind, str(fault.count), "\n".join(fault.examples))
+        table.add_row(str(fault), str(fault.count), "\n".join(fault.examples))
     return table
 
 

@@ -91,9 +91,9 @@ def collate(items: Sequence[tuple[Tensor, int]]) -> dict[str, Tensor]:
 def is_image_folder(data: Path | str) -> bool:
     """Whether a folder holds classes (train/CLASS/), not boxes."""
     train = Path(data) / "train"
-    if (Path(data) / "annotations").is_dir() or is_detection_data(Path(data)) or not train.is_dir():
+    if (Path(data) / "annotations").is_dir() or not (train.is_dir() and any(folder.is_dir() for folder in train.iterdir())):
         return False
-    return any(folder.is_dir() for folder in train.iterdir())
+    return not is_detection_data(Path(data))
 
 
 def image_folder_state(data: Path | str) -> State:

@@ -1,4 +1,4 @@
-"""Pascal VOC and YOLO folders to COCO's layout, with the classes' names kept.
+"""Folders in other layouts to COCO's, with the classes' names kept.
 
 VOC leaves objects marked `difficult` out of its evaluation: found or missed, they count for nothing. They become `iscrowd`
 boxes, the one mark that COCO's evaluation ignores (it pays no heed to an `ignore` in the JSON), and keep their own flag beside
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 DESCRIPTIONS = {
     "voc": "a Pascal VOC folder (Annotations/ and JPEGImages/)",
     "yolo": "a YOLO folder (data.yaml and images/train/)",
+    "csv": "a folder of CSV files (train/_annotations.csv)",
+    "huggingface": "a folder of Hugging Face tables (data/train-00000-of-00001.parquet)",
 }
 
 
@@ -30,27 +32,33 @@ def convert(source: Path | str, out: Path | str, format: str | None = None) -> P
     """Write `out/annotations/instances_{train,val}.json` and the images in `out/{train,val}/`; those of `test` too, and those
     of a set that is not divided as `train`.
 
-    Categories are numbered from 1, in alphabetical order for VOC and in that of data.yaml for YOLO. Boxes are [x, y, width,
-    height] in pixels from the image's corner; objects of a VOC folder also have `difficult`, 0 or 1, which `iscrowd` repeats.
+    Categories are numbered from 1, in the order of data.yaml for YOLO and of a table's class numbers, else in alphabetical
+    order. Boxes are [x, y, width, height] in pixels from the image's corner; objects of a VOC folder also have `difficult`, 0
+    or 1, which `iscrowd` repeats.
 
     Everything is read and judged before anything is written, and the folder gets its name when it is complete. Images are hard
     links where source and out are on one file system, else copies; the source stays as it is. The same source may be
     converted into the same folder again, which replaces it.
 
     Args:
-        source: a folder with Pascal VOC's XML files or YOLO's labels, or a YOLO YAML file, in any layout of docs/data.md.
+        source: a folder in any layout of docs/data.md but COCO's, or a YOLO YAML file.
         out: a new or empty folder, or one that this made from the same source.
-        format: "voc" or "yolo"; recognised by default, and only needed where the source has the files of both.
+        format: "voc", "yolo", "csv" or "huggingface"; recognised by default, and only needed where the source has the files of
+            several.
 
     Returns the folder.
 
     Raises:
-        UserError: the layout is not recognised, anything in the source is faulty (the readers say what), or `out` holds other
+        UserError: the layout is not recognised, the source is not to be trusted (the readers say why), or `out` holds other
             things.
     """
     source, out = Path(source), Path(out)
     format, content = _open(source, format)
     labelled = content.read()
+    if labelled.refused is not None:
+        raise UserError(labelled.refused)
+    for said in labelled.said:
+        logger.warning("%s: %s", source, said)
     splits = {"train" if split == ALL else split: split for split in labelled.splits}
     made_from = {"source": source.resolve(), "format": format}
     if out.exists():
@@ -66,7 +74,7 @@ def convert(source: Path | str, out: Path | str, format: str | None = None) -> P
             coco = coco_of(labelled, name, [image.name for image in images])
             write_json(temporary / "annotations" / f"instances_{split}.json", coco)
             for fault in labelled.faults[name].found():
-                logger.warning("%s: %s: %d left out, as %s", split, fault.kind, fault.count, fault.examples[0])
+                logger.warning("%s: %s: %d left out, as %s", split, fault, fault.count, fault.examples[0])
     return out
 
 
@@ -120,11 +128,14 @@ def coco_of(labelled: Labelled, split: str, file_names: list[str]) -> dict[str, 
                     "image_id": image_id,
                     "category_id": number_of[thing.name],
                     "bbox": list(thing.box),
-                    "area": thing.box[2] * thing.box[3],
-                    "iscrowd": int(bool(thing.difficult)),
+                    "area": thing.box[2] * thing.box[3] if thing.area is None else thing.area,
+                    "iscrowd": int(thing.crowd or bool(thing.difficult)),
                     **flag,
                 }
             )
     categories = [{"id": number, "name": name} for name, number in number_of.items()]
     coco = {"images": entries, "annotations": annotations, "categories": categories}
-    return coco | ({"leandetr": {"skipped": faults}} if faults else {})
+    made: dict[str, Any] = {"skipped": faults} if faults else {}
+    made |= {"said": labelled.said} if labelled.said else {}
+    made |= {} if labelled.refused is None else {"refused": labelled.refused}
+    return coco | ({"leandetr": made} if made else {})

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from leandetr.data.annotations import Split, read_coco
+from leandetr.data.annotations import Split
+from leandetr.data.check import image_names
 from leandetr.data.faults import Fault
 from leandetr.data.images import to_rgb
 
@@ -55,8 +56,7 @@ def difference_hash(path: Path) -> np.ndarray | None:
 
 
 def _hashes(split: Split) -> tuple[list[Path], np.ndarray]:
-    names = [str(image.get("file_name")) for image in read_coco(split.annotations)["images"]]
-    paths = [split.images / name for name in split.located(names)]
+    paths = [split.images / name for name in image_names(split)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         known = [(path, found) for path, found in zip(paths, pool.map(difference_hash, paths)) if found is not None]
     return [path for path, _ in known], np.array([found for _, found in known], dtype=np.uint64).reshape(-1, SIDE * SIDE // 64)

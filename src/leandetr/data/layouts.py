@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leandetr.data.coco_places import ROBOFLOW, find_coco, own_annotations
+from leandetr.data.csv_boxes import open_csv
+from leandetr.data.huggingface import open_huggingface
 from leandetr.data.labelled import LabelledSet
 from leandetr.data.split_names import ALL, SPLITS
 from leandetr.data.voc import open_voc, open_voc_pairs
@@ -23,8 +25,9 @@ CocoFiles = Mapping[str, Path]  # split -> JSON
 
 @dataclass(frozen=True)
 class Layout:
-    """name: in words. form: "coco", "voc" or "yolo". opens: what a place holds, None where it is not laid out so; raises
-    UserError where it is and nothing can be made of it. rank: layouts of a lower one win; two forms of one rank are ambiguous.
+    """name: in words. form: "coco", "voc", "yolo", "csv" or "huggingface". opens: what a place holds, None where it is not
+    laid out so; raises UserError where it is and nothing can be made of it. rank: layouts of a lower one win; two forms of one
+    rank are ambiguous.
     """
 
     name: str
@@ -64,6 +67,8 @@ LAYOUTS = (
     Layout("VOC's XML files without lists", "voc", 2, open_voc_pairs),
     Layout("YOLO (a file of class names)", "yolo", 2, _yolo_by_names),
     Layout("YOLO (without class names)", "yolo", 3, open_yolo),
+    Layout("boxes in CSV files", "csv", 3, open_csv),
+    Layout("Hugging Face (a table a split)", "huggingface", 3, open_huggingface),
 )
 
 
@@ -90,7 +95,7 @@ def recognise(place: Path, form: str | None = None) -> Recognised | None:
     """What a folder or YAML file is; None where it is nothing that is known. Says every fallback, once a process.
 
     Args:
-        form: "coco", "voc" or "yolo", where others are not wanted.
+        form: that of a layout, where others are not wanted.
 
     Raises:
         UserError: it is laid out in two forms, or in one of which nothing can be made.
@@ -106,7 +111,8 @@ def recognise(place: Path, form: str | None = None) -> Recognised | None:
         if len(forms) > 1:
             raise UserError(f"{place} has the files of {' and '.join(forms)}; choose one with `leandetr data convert --format`")
         if found:
-            _say(found[0])
+            for text in found[0].said:
+                say(f"{place}: {text}")
             return found[0]
     return None
 
@@ -122,8 +128,8 @@ def is_detection_data(place: Path) -> bool:
 _SAID: set[str] = set()
 
 
-def _say(found: Recognised) -> None:
-    for text in (f"{found.place}: {text}" for text in found.said):
-        if text not in _SAID:
-            _SAID.add(text)
-            logger.warning("%s", text)
+def say(text: str) -> None:
+    """Warn of a fallback, once a process."""
+    if text not in _SAID:
+        _SAID.add(text)
+        logger.warning("%s", text)

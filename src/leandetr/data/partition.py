@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leandetr.data.annotations import Split, read_coco
-from leandetr.data.recognised import cache_folder
+from leandetr.data.cache import cache_folder
 from leandetr.data.split_names import ALL
-from leandetr.data.splits import find_split, splits_of
+from leandetr.data.splits import DataFolder
 from leandetr.errors import UserError
 from leandetr.files import read_json, write_json
 
@@ -42,6 +43,11 @@ class Partition:
         """
         if name not in SPLITS:
             raise UserError(f"{self.data} is divided into train and val; there is no {name}")
+        return self._splits[name]
+
+    @cached_property
+    def _splits(self) -> dict[str, Split]:
+        """Drawn once, so that all that is done with one `Partition` is done with the same images."""
         whole = self._whole()
         state = [whole.annotations.read_bytes(), str(whole.annotations.resolve()), self.fraction, self.seed, self.group]
         cache = cache_folder(hashlib.sha256(repr(state).encode()).hexdigest()[:32])
@@ -49,7 +55,7 @@ class Partition:
         if not all(file.is_file() for file in files.values()):
             for part, coco in self._divided(whole).items():
                 write_json(files[part], coco)
-        return Split(files[name], whole.images, whole.root or whole.annotations.parent)
+        return {part: Split(file, whole.images, whole.root or whole.annotations.parent) for part, file in files.items()}
 
     def write(self, file: Path) -> None:
         """Write down how the images were divided, and which are where."""
@@ -60,10 +66,10 @@ class Partition:
     def _whole(self) -> Split:
         if not 0 < self.fraction < 1:
             raise UserError(f"a validation fraction of {self.fraction} cannot be; give a number between 0 and 1, as 0.2")
-        there = splits_of(self.data)
-        if "val" in there:
+        data = DataFolder(self.data)
+        if "val" in data.splits:
             raise UserError(f"{self.data} has validation images of its own; leave out --val-fraction")
-        return find_split(self.data, ALL if ALL in there else "train")
+        return data.split(ALL if ALL in data.splits else "train")
 
     def _divided(self, whole: Split) -> dict[str, dict[str, Any]]:
         images = read_coco(whole.annotations)["images"]

@@ -1,15 +1,10 @@
-"""Data sets of other formats than COCO's as data: their boxes as COCO JSON in the user's cache, their images where they are.
-
-The cache is `$XDG_CACHE_HOME/leandetr/data` (`~/.cache/leandetr/data`), one folder for every state of a data set: names, sizes
-and times of all its files are its key, so that a changed data set is read again. Nothing is written into the data set.
+"""Data sets of other formats than COCO's as data: their boxes as COCO JSON in the user's cache (`cache.py`), their images where
+they are. Nothing is written into the data set.
 """
 
-import hashlib
-import os
-from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 
+from leandetr.data.cache import cache_folder, state_of_places
 from leandetr.data.coco_places import ROBOFLOW, unused_roots
 from leandetr.data.convert import coco_of
 from leandetr.data.labelled import LabelledSet
@@ -28,11 +23,6 @@ def recognised_annotations(found: Recognised, split: str) -> Path:
     if any(file.name == ROBOFLOW for file in found.content.values()):
         return _without_roots(found.place, dict(found.content), split)
     return found.content[split]
-
-
-def cache_folder(state: str) -> Path:
-    """The folder of one state of something in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leandetr" / "data" / state
 
 
 def _labelled_annotations(source: Path, content: LabelledSet, split: str) -> Path:
@@ -60,17 +50,6 @@ def _without_roots(source: Path, files: dict[str, Path], split: str) -> Path:
             coco["categories"] = [entry for entry in coco["categories"] if entry.get("id") not in roots[name]]
             write_json(kept[name], coco | {"leandetr": {"said": said}})
     return kept[split]
-
-
-def state_of_places(source: Path, places: Iterable[Path]) -> str:
-    """A digest of the names, sizes and times of all files in some places, and of who reads them."""
-    found, places = [f"{version('leandetr')} {source.resolve()}"], list(places)
-    files = [str(place) for place in places if place.is_file()]
-    files += [os.path.join(parent, name) for place in places for parent, _, names in os.walk(place) for name in names]
-    for path in files:
-        known = os.stat(path) if os.path.exists(path) else os.lstat(path)
-        found.append(f"{path} {known.st_size} {known.st_mtime_ns}")
-    return hashlib.sha256("\n".join(sorted(found)).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def _name(image: Path, folder: Path) -> str:

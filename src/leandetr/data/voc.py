@@ -7,12 +7,12 @@ VOC counts pixels from 1 and names the first and the last one of a box (developm
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from leandetr.data.faults import Faults
-from leandetr.data.images import image_sizes, same_proportions
+from leandetr.data.faults import Faults, Unusable
+from leandetr.data.images import same_proportions
 from leandetr.data.labelled import (
     Labelled,
     LabelledImage,
@@ -21,6 +21,8 @@ from leandetr.data.labelled import (
     image_files,
     is_hidden,
     read_text,
+    refusal,
+    sizes_of,
     tracked,
 )
 from leandetr.data.split_names import ALL, SPLITS, child, split_folders
@@ -35,38 +37,34 @@ IMAGES = ("images", "jpegimages", "imgs", "image")
 Pairs = dict[Path, Path]  # image -> XML
 
 
-def is_voc(folder: Path) -> bool:
-    """Whether a folder is laid out as Pascal VOC's are."""
-    return (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()
-
-
 def open_voc(folder: Path) -> LabelledSet | None:
     """A folder as Pascal VOC's are; the lists in `ImageSets/Main` are its splits, without lists it is not divided.
 
     Raises:
         UserError: lists, but not those of two splits, an empty one, or a listed image is missing.
     """
-    if not is_voc(folder):
+    images, annotations = child(folder, "jpegimages"), child(folder, "annotations")
+    if images is None or annotations is None or not (annotations.name == "Annotations" or _has_xml(annotations)):
         return None
     lists = folder / "ImageSets" / "Main"
     if not any(lists.glob("*.txt")):
-        return _open_pairs({ALL: (folder / "JPEGImages", folder / "Annotations")}, [folder])
+        return _open_pairs({ALL: (images, annotations)}, [folder])
     names = next((row for row in LISTS if all((lists / f"{name}.txt").is_file() for name in row[:2])), None)
     if names is None:
         raise UserError(
             f"{lists} has neither train.txt and val.txt nor trainval.txt and test.txt; "
             "write the images' names there, one a line, without .jpg"
         )
-    files = {path.stem: path for path in image_files(folder / "JPEGImages")}
+    files = {path.stem: path for path in image_files(images)}
     splits, said = {}, []
     for split, name in zip(SPLITS, names):
         file = lists / f"{name}.txt"
         if split == "test" and not (file.is_file() and all(stem in files for stem in _listed(file))):
             continue  # VOC's test images are another archive, which few have
-        splits[split] = _read_list(file, folder, files)
+        splits[split] = _read_list(file, images, annotations, files)
         if name != split:
             said.append(f"{file.name} lists its {split} images")
-    return LabelledSet(tuple(splits), [folder], said, lambda: _read(splits, dict.fromkeys(splits, folder / "JPEGImages")))
+    return LabelledSet(tuple(splits), [folder], said, lambda: _read(splits, dict.fromkeys(splits, images)))
 
 
 def open_voc_pairs(folder: Path) -> LabelledSet | None:
@@ -130,73 +128,80 @@ def _read(splits: dict[str, Pairs], folders: dict[str, Path], faults: dict[str, 
     """The objects of all images, which lie in a folder a split; classes in alphabetical order, as in VOC's own list, those of
     test images alone at the end.
 
-    Body parts, poses and the flags `truncated` and `occluded` are left out.
+    Body parts, poses and the flags `truncated` and `occluded` are left out, and so are images whose XML does not say what they
+    show: unreadable, of another size than the image, with an object without a name.
 
     Raises:
-        UserError: an image or its XML is missing or broken, an object without a name, no object at all.
+        UserError: no image has an XML file.
     """
     faults = faults or {split: Faults() for split in splits}
     if lonely := [folders[split] for split, pairs in splits.items() if not pairs]:
         raise UserError(f"no image in {lonely[0]} has the name of an XML file; put both there and name them alike")
-    read = {
-        split: [
-            _read_image(path, path.relative_to(folders[split]).as_posix(), xml, faults[split].add)
-            for path, xml in tracked(pairs.items(), split, len(pairs))
-        ]
-        for split, pairs in splits.items()
-    }
+    read: dict[str, list[LabelledImage]] = {split: [] for split in splits}
+    for split, pairs in splits.items():
+        for path, xml in tracked(pairs.items(), split, len(pairs)):
+            try:
+                read[split].append(_read_image(path, path.relative_to(folders[split]).as_posix(), xml, faults[split]))
+            except Unusable as error:
+                faults[split].add(error.kind, error.example, image=True)
     by_split = {split: {thing.name for image in images for thing in image.objects} for split, images in read.items()}
     trained = set().union(*(names for split, names in by_split.items() if split != "test"))
     names = sorted(trained) + sorted(by_split.get("test", set()) - trained)
-    if not names:
-        where = next(iter(next(iter(splits.values())).values())).parent
-        raise UserError(f"{where} has no object in any listed image; name a folder with labelled images")
-    return Labelled(names, read, faults)
+    where = next(iter(next(iter(splits.values())).values())).parent
+    nothing = None if names else f"{where} has no object in any listed image; name a folder with labelled images"
+    return Labelled(names, read, faults, refusal(read, where) or nothing)
 
 
 def _listed(file: Path) -> list[str]:
     return list(dict.fromkeys(line.strip() for line in read_text(file).splitlines() if line.strip()))
 
 
-def _read_list(file: Path, folder: Path, files: dict[str, Path]) -> Pairs:
+def _read_list(file: Path, images: Path, annotations: Path, files: dict[str, Path]) -> Pairs:
     names = _listed(file)
     if not names:
         raise UserError(f"{file} lists no images; write their names there, one a line")
     if missing := [name for name in names if name not in files]:
         raise UserError(
-            f"{file} lists {missing[0]}, of which there is no image in {folder / 'JPEGImages'}; restore it or remove the line"
+            f"{file} lists {len(missing)} names without an image in {images}, the first is {missing[0]}; "
+            "restore the images or remove the lines"
         )
-    return {files[name]: folder / "Annotations" / f"{name}.xml" for name in names}
+    return {files[name]: annotations / f"{name}.xml" for name in names}
 
 
-def _read_image(path: Path, name: str, xml: Path, fault: Callable[[str, str], None]) -> LabelledImage:
+def _read_image(path: Path, name: str, xml: Path, faults: Faults) -> LabelledImage:
+    """Raises Unusable where it is not known what the image shows, and where."""
     root = _parse(xml)
-    objects = [found for entry in root.findall("object") if (found := _object(entry, xml, fault)) is not None]
-    return LabelledImage(path, name, _frame(root, xml, path), objects)
+    size = _frame(root, xml, path)
+    things = [(_name(entry, xml), entry) for entry in root.findall("object")]
+    objects = [found for thing, entry in things if (found := _object(thing, entry, xml, faults)) is not None]
+    return LabelledImage(path, name, size, objects)
 
 
 def _frame(root: ElementTree.Element, xml: Path, path: Path) -> tuple[int, int]:
     """(height, width) of the XML, in which the boxes were drawn; the image's own where tools wrote none or zeros."""
-    stored, upright = image_sizes(path)
+    stored, upright = sizes_of(path)
     height, width = ((root.findtext(f"size/{side}") or "0").strip() for side in ("height", "width"))
     if not (height.isdecimal() and width.isdecimal()):
-        raise UserError(f"{xml} gives the size {width!r} x {height!r}; write whole numbers of pixels")
+        raise Unusable("size is not whole numbers", f"{xml}: {width!r} x {height!r}")
     size = int(height), int(width)
     if min(size) < 1:
         return upright
     if not (same_proportions(size, stored) or same_proportions(size, upright)):
-        raise UserError(
-            f"{xml} gives {path.name} the size {width} x {height}, but it is {upright[1]} x {upright[0]}; "
-            "correct the XML's size or replace the image"
+        raise Unusable(
+            "size differs from the file", f"{xml}: {width} x {height}, but {path.name} is {upright[1]} x {upright[0]}"
         )
     return size
 
 
-def _object(entry: ElementTree.Element, xml: Path, fault: Callable[[str, str], None]) -> LabelledObject | None:
-    """An object; None where it has no box, which is counted."""
+def _name(entry: ElementTree.Element, xml: Path) -> str:
     name = (entry.findtext("name") or "").strip()
     if not name:
-        raise UserError(f"{xml} has an object without a name; write its class in <name>")
+        raise Unusable("object without a name", str(xml))
+    return name
+
+
+def _object(name: str, entry: ElementTree.Element, xml: Path, faults: Faults) -> LabelledObject | None:
+    """An object; None where it has no box, which is counted."""
     texts = [(entry.findtext(f"bndbox/{side}") or "").strip() for side in ("xmin", "ymin", "xmax", "ymax")]
     shown = f"{xml}: {name!r}, xmin, ymin, xmax, ymax: {', '.join(text or 'none' for text in texts)}"
     try:
@@ -205,10 +210,10 @@ def _object(entry: ElementTree.Element, xml: Path, fault: Callable[[str, str], N
         left = top = right = bottom = math.nan
     box = (left - 1, top - 1, right - left + 1, bottom - top + 1)
     if not all(map(math.isfinite, box)):
-        fault("box is not four finite numbers", shown)
+        faults.add("box is not four finite numbers", shown)
         return None
     if min(box[2:]) <= 0:
-        fault("empty box", shown)
+        faults.add("empty box", shown)
         return None
     return LabelledObject(name, box, (entry.findtext("difficult") or "").strip() == "1")
 
@@ -224,6 +229,6 @@ def _parse(xml: Path) -> ElementTree.Element:
     try:
         return ElementTree.fromstring(xml.read_bytes(), ElementTree.XMLParser(target=_NoDoctype()))
     except OSError as error:
-        raise UserError(f"cannot read {xml}: {error.strerror}; restore it or remove its name from ImageSets/Main") from error
+        raise Unusable("missing XML file", f"{xml}: {error.strerror}") from error
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that does not exist
-        raise UserError(f"{xml} cannot be read as XML ({error}); write the file again") from error
+        raise Unusable("unreadable XML file", f"{xml}: {error}") from error

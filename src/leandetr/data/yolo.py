@@ -8,25 +8,25 @@ box is drawn; the four corners of an oriented box are such a polygon.
 `supervision` reads such folders too, but takes any class number and boxes in pixels without a word, and keeps 32-bit corners.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from leandetr.data.faults import Faults
-from leandetr.data.images import image_sizes
+from leandetr.data.faults import Faults, Unusable
 from leandetr.data.labelled import (
     Labelled,
     LabelledImage,
-    LabelledObject,
     LabelledSet,
     image_files,
     is_hidden,
     read_text,
+    refusal,
+    sizes_of,
     tracked,
 )
 from leandetr.data.split_names import ALL, child, split_folders
+from leandetr.data.yolo_labels import Line, objects_in, read_lines
 from leandetr.data.yolo_places import USUAL, Part, label_of, labels_of, parts_of
 from leandetr.errors import UserError
 
@@ -35,7 +35,6 @@ YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 DARKNET = "obj.data"  # of CVAT's "YOLO 1.1" and of darknet: lines `train = train.txt`
 CLASSES = ("classes.txt", "obj.names", "classes.names", "labels/classes.txt")  # a name a line
 ROBOFLOW = "_darknet.labels"  # the same in every split's folder
-TOLERANCE = 1e-3  # by which a relative number may exceed 1: rounding, not pixels
 NOT_LABELS = {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt"}  # labelling tools put these beside the labels
 
 
@@ -201,26 +200,42 @@ def _shared(parts: dict[str, Part]) -> list[str]:
 def _read(names: dict[int, str], parts: dict[str, Part], points: Any, file: Path) -> Labelled:
     """The images and their labels; the order of the classes' numbers is kept.
 
-    points: `kpt_shape` of the YAML file, (points, numbers a point).
+    Images that cannot be read are left out, with their label files or without: no image becomes one without objects because
+    its labels are lost. A class number without a name makes every name doubtful, and nothing of the set is to be trusted.
 
-    Raises:
-        UserError: an image that is none, a class number without a name.
+    points: `kpt_shape` of the YAML file, (points, numbers a point).
     """
-    faults = {split: Faults() for split in parts}
+    faults, unnamed = {split: Faults() for split in parts}, list[Line]()
     read: dict[str, list[LabelledImage]] = {}
     key_points = points[0] * points[1] if isinstance(points, list) and len(points) == 2 else 0
     for split, part in parts.items():
-        fault = faults[split].add
         for label in _without_image(part):
-            fault("label file without an image", str(label))
+            faults[split].add("label file without an image", str(label))
         base = part.folders[0] if len(part.folders) == 1 and not part.lists else _common(part.images)
         read[split] = []
         for image in tracked(part.images, split, len(part.images)):
-            _, size = image_sizes(image)
             name = image.relative_to(base).as_posix() if image.is_relative_to(base) else image.name
-            objects = _objects(label_of(image), size, names, key_points, fault)
+            try:
+                _, size = sizes_of(image)
+                lines = read_lines(label_of(image), faults[split])
+            except Unusable as error:
+                faults[split].add(error.kind, error.example, image=True)
+                continue
+            strange = [line for line in lines if line.values[0] not in names]
+            for line in strange:
+                faults[split].add("class number without a name", str(line))
+            unnamed += strange
+            objects = objects_in([line for line in lines if line.values[0] in names], size, names, key_points, faults[split])
             read[split].append(LabelledImage(image, name, size, objects))
-    return Labelled(list(names.values()), read, faults)
+    refused = refusal(read, file)
+    if unnamed:
+        first, known = unnamed[0], f"{min(names)} to {max(names)}"
+        more = f", nor is that of {len(unnamed) - 1} more lines" if len(unnamed) > 1 else ""
+        refused = (
+            f"{first.place}: class {first.values[0]:g} is not one of {file.name}'s names ({known}){more}; correct the "
+            "numbers or add the names (`leandetr data check` lists them)"
+        )
+    return Labelled(list(names.values()), read, faults, refused)
 
 
 def _common(images: list[Path]) -> Path:
@@ -251,58 +266,3 @@ def _reads_like_labels(file: Path) -> bool:
         return len(list(map(float, line))) >= 5
     except ValueError:
         return False
-
-
-def _objects(
-    file: Path, size: tuple[int, int], names: dict[int, str], key_points: int, fault: Callable[[str, str], None]
-) -> list[LabelledObject]:
-    if not file.exists():
-        return []
-    objects = []
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
-        fields = line.split()
-        if not fields:
-            continue
-        shown = f"{file}, line {number}: {line.strip():.60}"
-        try:
-            values = [float(field) for field in fields]  # some tools write the class as 1.0 or 1e+00
-        except ValueError:
-            fault("line is not numbers", shown)
-            continue
-        if values[0] not in names:
-            known = f"{min(names)} to {max(names)}"
-            raise UserError(
-                f"{file}, line {number}: class {fields[0]} is not one of data.yaml's names ({known}); "
-                "correct the number or add the name"
-            )
-        box = _box(values[1:], key_points)
-        if box is None:
-            fault("line is neither a box nor a polygon", shown)
-        elif kind := _fault_of(box):
-            fault(kind, shown)
-        else:
-            cx, cy, w, h = box
-            height, width = size
-            pixels = ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height)
-            objects.append(LabelledObject(names[int(values[0])], pixels))
-    return objects
-
-
-def _box(values: list[float], key_points: int) -> tuple[float, float, float, float] | None:
-    """(cx, cy, w, h) of a line without its class; None where it is of no known length."""
-    if len(values) in (4, 5) or (key_points and len(values) == 4 + key_points):
-        return values[0], values[1], values[2], values[3]
-    if len(values) < 6 or len(values) % 2:
-        return None
-    x, y = values[::2], values[1::2]
-    left, top, right, bottom = min(x), min(y), max(x), max(y)
-    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
-
-
-def _fault_of(box: tuple[float, float, float, float]) -> str | None:
-    cx, cy, w, h = box
-    if w <= 0 or h <= 0:
-        return "empty box"
-    if not (max(w, h) <= 1 + TOLERANCE and -TOLERANCE <= min(cx, cy) <= max(cx, cy) <= 1 + TOLERANCE):
-        return "box is not in parts of the image"
-    return None

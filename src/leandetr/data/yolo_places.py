@@ -153,15 +153,20 @@ def _list(file: Path, roots: list[Path], said: list[str]) -> Part:
     if not lines:
         raise UserError(f"{file} lists no images; write their paths there, one a line")
     places = list(dict.fromkeys([file.parent, *roots]))
-    images, moved = [], []
+    images, moved, lost = [], [], []
     for line in lines:
         found = next((place / line for place in places if (place / line).is_file()), None)
         if found is None:
             found = _elsewhere(line, places)
             moved.append(line)
         if found is None:
-            raise UserError(f"{file} lists {line}, and there is no such image; restore it or remove the line")
-        images.append(Path(os.path.normpath(found)))
+            lost.append(line)
+        else:
+            images.append(Path(os.path.normpath(found)))
+    if lost:
+        raise UserError(
+            f"{file} lists {len(lost)} images that are not there, the first is {lost[0]}; restore them or remove the lines"
+        )
     if len(set(images)) < len(images):
         raise UserError(f"{file} lists images that are one and the same file here, as {moved[0]}; correct the list")
     if moved:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -23,15 +23,27 @@ class Shapes(Checked):
 
 
 class Data(Checked):
-    """A folder in COCO's layout, or the embedded shapes."""
+    """A folder with boxes in any layout, or the embedded shapes.
 
+    val_fraction, val_group, val_seed: how validation images are drawn from a folder that has none, see `Partition`; seed 0 by
+    default.
+    """
+
+    later: ClassVar[frozenset[str]] = frozenset({"val_fraction", "val_group", "val_seed"})
     folder: Path | None = None
     shapes: Shapes | None = None
+    val_fraction: float | None = Field(None, gt=0, lt=1)
+    val_group: str | None = None
+    val_seed: Seed | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Data:
         if (self.folder is None) == (self.shapes is None):
             raise ValueError("give either folder or shapes")
+        drawn = [key for key in sorted(self.later) if getattr(self, key) is not None]
+        if drawn and (self.val_fraction is None or self.folder is None):
+            missing = "val_fraction" if self.folder is not None else "folder"
+            raise ValueError(f"{drawn[0]}: it is of a draw of validation images; give {missing} too, or leave it out")
         return self
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from leandetr.data.coco import class_map_of, find_split
+from leandetr.data.coco import class_map_of
 from leandetr.deployment.benchmark import environment
 from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.runtimes import open_runtime
@@ -276,7 +276,7 @@ class Run:
                 folder = row if row in self.teachers else self.recipe.folder(row, self.seeds[0])
                 results = read_json(self.out / "predictions" / f"{folder}-{engine}.json")
                 found[row] = (results, load_class_map(self.out / folder))
-        split = find_split(self.steps.data, "val")
+        split = self.steps.data.split("val")
         if found and self.recipe.gallery:
             pictures = validation_pictures(split, found, self.recipe.gallery)
             write_images(pictures, class_map_of(split).names, self.out)

@@ -11,8 +11,10 @@ from typing import Any
 import yaml
 
 from leandetr import verbs
-from leandetr.data.coco import class_map_of, find_split
+from leandetr.data.coco import class_map_of
+from leandetr.data.partition import Partition
 from leandetr.data.shapes import write_shapes
+from leandetr.data.splits import DataFolder
 from leandetr.deployment.benchmark import environment, measure
 from leandetr.deployment.metadata import count_parameters
 from leandetr.deployment.runtime import Runtime
@@ -27,6 +29,7 @@ from leandetr.inputs import State, file_digest, weights_state
 from leandetr.quantization.config import scheme_config
 from leandetr.recipe import Benchmark, Model, Quantization, Recipe
 from leandetr.recipe.rows import from_outside
+from leandetr.report.numbers import accuracy
 from leandetr.runs.ledger import TRAINING, Ledger, Made, fingerprint, inherited
 from leandetr.training.classification import WEIGHTS
 from leandetr.training.config import Training
@@ -37,10 +40,11 @@ class Steps:
 
     Attributes:
         ledger: what is done.
-        data, data_key, data_state: the images' folder, its fingerprint and the state of its files, once `prepare` was called.
+        data, data_key, data_state: the images, their fingerprint and the state of their files, once `prepare` was called.
+            All steps have the same object, and with it the same splits.
     """
 
-    data: Path
+    data: DataFolder | Partition
     data_key: str
     data_state: State
 
@@ -59,17 +63,20 @@ class Steps:
         """Find the data, or write the synthetic one. Raises UserError where a split is missing."""
         data = self.recipe.data
         if data.folder is not None:
-            self.data, self.data_key = data.folder, str(data.folder.resolve())
+            self.data, self.data_key = DataFolder(data.folder), str(data.folder.resolve())
+            if data.val_fraction is not None:
+                draw = (data.val_fraction, data.val_seed or 0, data.val_group)
+                self.data, self.data_key = Partition(data.folder, *draw), f"{self.data_key} {draw}"
             self.data_state = verbs.state_of(self.data)
             return
-        shapes, self.data = data.shapes, self.out / "data"
+        shapes, folder = data.shapes, self.out / "data"
         assert shapes is not None  # a recipe's data have one of the two
 
         def work() -> str:
-            write_shapes(self.data, shapes.train, shapes.val, shapes.size, shapes.seed)
+            write_shapes(folder, shapes.train, shapes.val, shapes.size, shapes.seed)
             return f"{shapes.train} training and {shapes.val} validation images of synthetic shapes"
 
-        last = self.data / "annotations" / "instances_val.json"
+        self.data, last = DataFolder(folder), folder / "annotations" / "instances_val.json"
         self.data_key = self.ledger.step("data", shapes.model_dump(), {}, last, work, "data").key
         self.data_state = verbs.state_of(self.data) if last.exists() else {}
 
@@ -83,7 +90,7 @@ class Steps:
             raise UserError(f"pretraining.folder: {model.pretraining.folder} is no folder; name one of images by class")
         if not model.is_trained:
             return load(str(model.checkpoint))
-        return build(self._sized(model), class_map_of(find_split(self.data, "train")))
+        return build(self._sized(model), class_map_of(self.data.split("train")))
 
     def pretrained(self, model: Model) -> Model:
         """Pre-train a model's backbone where its recipe says how, once for all models and seeds that say the same.
@@ -189,12 +196,12 @@ class Steps:
 
         def work() -> str:
             runtime, start = opened(), time.monotonic()
-            metrics, results = verbs.evaluate_runtime(runtime, find_split(self.data, "val"))
+            metrics, results = verbs.evaluate_runtime(runtime, self.data.split("val"))
             cost = {"evaluate_seconds": round(time.monotonic() - start, 2)}
             cost |= {"size_bytes": runtime.size_bytes, "parameters": runtime.parameters}
             write_json(self.out / "predictions" / f"{label}.json", results)
             write_json(scores, metrics.as_dict() | cost)
-            return f"AP {metrics.ap:.3f}"
+            return f"AP {accuracy(metrics.ap)}"
 
         name, state = f"evaluate-{label}", self.data_state | inherited(detector=detector)
         self.ledger.step(name, [detector.key, engine], state, scores, work, f"evaluation on {engine}")
@@ -209,7 +216,7 @@ class Steps:
 
         def work() -> str:
             runtimes = opened()
-            found = measure(runtimes, find_split(self.data, "val"), benchmark.repeats, against)
+            found = measure(runtimes, self.data.split("val"), benchmark.repeats, against)
             write_json(file, {"environment": environment(), "measurements": found})
             return f"{benchmark.repeats} rounds of {len(runtimes)} candidates"
 
@@ -234,7 +241,7 @@ class Steps:
         asked = self.recipe.calibration
         if "calibration" in self.recipe.model_fields_set:
             return asked
-        return min(asked, len(read_json(find_split(self.data, "train").annotations)["images"]))
+        return min(asked, len(read_json(self.data.split("train").annotations)["images"]))
 
     def _size(self, model: Model) -> tuple[int, int] | None:
         return model.image_size or self.recipe.image_size

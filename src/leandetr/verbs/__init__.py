@@ -2,7 +2,7 @@
 made."""
 
 from leandetr.verbs.artefacts import benchmark, detections_of, evaluate, evaluate_runtime, export, predict
-from leandetr.verbs.data import Data, split_of, state_of
+from leandetr.verbs.data import Data, opened, split_of, state_of
 from leandetr.verbs.fitting import open_teacher
 from leandetr.verbs.low_bit import LowBitTraining
 from leandetr.verbs.quantization import quantize, quantize_within
@@ -18,6 +18,7 @@ __all__ = [
     "evaluate_runtime",
     "export",
     "open_teacher",
+    "opened",
     "predict",
     "pretrain",
     "quantize",

@@ -16,7 +16,7 @@ from leandetr.files import claiming, write_json
 from leandetr.quantization.config import LowBit, Scheme, Static, scheme_config
 from leandetr.quantization.training.finish import finish
 from leandetr.verbs.calibration import asking, calibrated
-from leandetr.verbs.data import Data, split_of, state_of
+from leandetr.verbs.data import Data, opened, split_of, state_of
 from leandetr.verbs.low_bit import LowBitTraining, train_low_bit
 
 
@@ -40,7 +40,7 @@ def quantize(
 
     Raises UserError for every fault of the input.
     """
-    config = scheme if isinstance(scheme, Scheme) else scheme_config(scheme)
+    config, data = scheme if isinstance(scheme, Scheme) else scheme_config(scheme), opened(data)
     if calibration is not None:
         config = asking(config, calibration, data)
     if low_bit is not None and not isinstance(config, LowBit):
@@ -66,6 +66,7 @@ def quantize_within(
 
     calibration: as in `quantize`. Returns the detector and what is in the JSON.
     """
+    data = opened(data)
     if calibration is not None:
         scheme = asking(scheme, calibration, data)
     with claiming(out, ["quantize", model, data, scheme.to_dict(), asdict(budget)]):

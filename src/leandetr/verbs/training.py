@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from leandetr.data.classification import ClassificationDataset, is_image_folder, write_crops
+from leandetr.data.splits import DataFolder
 from leandetr.detectors.backbones import load_backbone_weights
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
@@ -23,7 +24,7 @@ from leandetr.structures import Preprocessing
 from leandetr.training import classification
 from leandetr.training.config import Training
 from leandetr.verbs.calibration import spread_batches
-from leandetr.verbs.data import Data, split_of, state_of
+from leandetr.verbs.data import Data, opened, split_of, state_of
 from leandetr.verbs.fitting import build_student, finished_in, fit_detector, keep, open_teacher, said_of, say
 
 
@@ -39,7 +40,7 @@ def train(
 
     A training that was stopped or killed is continued when it is started again. Raises UserError for every fault of the input.
     """
-    new, out, training = _spec(model), Path(out), training or Training()
+    new, out, training, data = _spec(model), Path(out), training or Training(), opened(data)
     name, building = said_of(new)
     state = state_of(data, model=name, weights=new.weights)
     with claiming(out, ["train", data, name, building, training.model_dump()], state):
@@ -58,7 +59,7 @@ def distill(
     until: float = math.inf,
 ) -> Detector:
     """As `train`, while the student learns from a teacher too."""
-    new, out, training = _spec(student), Path(out), training or Training()
+    new, out, training, data = _spec(student), Path(out), training or Training(), opened(data)
     name, building = said_of(new)
     terms = [teaching.method, teaching.weights, teaching.options]
     state = state_of(data, teacher=teaching.teacher, student=name, weights=new.weights)
@@ -83,7 +84,7 @@ def pretrain(data: Data, backbone: NewBackbone, out: Path, bits: str | None = No
     Returns the best top-1 on `val`, in [0, 1]. A training that was killed is continued when it is started again. Raises
     UserError for every fault of the input.
     """
-    out, training, size = Path(out), training or Training(), backbone.image_size
+    out, training, size, data = Path(out), training or Training(), backbone.image_size, opened(data)
     if min(size) < 1:
         raise UserError(f"images of {size[0]} x {size[1]} cannot be; give --image-size two numbers of 1 or more")
     low_bit = None if bits is None else LowBit(bits=bits, part="backbone")
@@ -95,8 +96,8 @@ def pretrain(data: Data, backbone: NewBackbone, out: Path, bits: str | None = No
         if finished_in(out, state, classification.WEIGHTS):
             return read_json(out / classification.RESULT)["top1"]
         described = classification.describe(backbone)
-        if isinstance(data, Path | str) and is_image_folder(data):
-            folder = Path(data)
+        if isinstance(data, DataFolder) and is_image_folder(data.place):
+            folder = data.place
         else:
             folder = write_crops({split: split_of(data, split) for split in ("train", "val")}, out / "crops")
         preprocessing = Preprocessing(size=size, mean=described.mean, std=described.std)
