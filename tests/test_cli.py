@@ -453,7 +453,7 @@ def test_a_sound_data_set_is_summed_up(run, shapes, tmp_path):
     assert f"{shapes}: COCO (annotations/instances_train.json)\n" in out
 
 
-def test_a_check_says_as_what_a_folder_was_recognised(run, shapes, tmp_path):
+def test_a_check_says_as_what_a_folder_was_recognised(run, shapes, tmp_path, caplog):
     folder = tmp_path / "unpacked" / "yolo"
     for part in ("images", "labels"):
         (folder / part / "train").mkdir(parents=True)
@@ -464,7 +464,7 @@ def test_a_check_says_as_what_a_folder_was_recognised(run, shapes, tmp_path):
     assert status == 0, err
     assert f"{tmp_path}/unpacked/yolo: YOLO (a YAML file)\n" in out
     assert "  data.yaml: train images ../images are not there" in out
-    assert f"{tmp_path}/unpacked: the data set is read in {tmp_path}/unpacked/yolo" in err
+    assert f"{tmp_path}/unpacked: the data set is read in {tmp_path}/unpacked/yolo" in caplog.text
 
 
 def test_the_version_is_said(run):
@@ -524,7 +524,7 @@ def test_the_program_itself_keeps_results_and_messages_apart(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert re.fullmatch(r"error: \S+ has no annotations/instances_val.json; .*", done.stderr.strip().splitlines()[-1])
+    assert re.fullmatch(r"error: \S+ has no annotations/instances_train.json; .*", done.stderr.strip().splitlines()[-1])
     assert "Traceback" not in done.stderr
 
 
