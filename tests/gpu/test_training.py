@@ -9,12 +9,14 @@ import copy
 import pytest
 import torch
 
-from leandetr.data.coco import collate
+from leandetr.data.batches import collate
+from leandetr.data.transforms import normalised
 from leandetr.detectors.create import MODELS
 from leandetr.distillation import Distiller, build_terms
 from leandetr.distillation.methods import prepare
 from leandetr.distillation.spec import Distillation
 from leandetr.quantization import LowBit, quantize
+from leandetr.structures import Preprocessing
 from leandetr.training.config import Training
 from leandetr.training.precision import keep_boxes_precise
 from leandetr.training.trainer import DetectionTrainer
@@ -35,11 +37,11 @@ def on_cpu(*values):
 
 
 def scene(number, height, width):
-    """An image of noise with one plain rectangle, and its target."""
+    """An image of noise with one plain rectangle, in 8 bits, and its target."""
     generator = torch.Generator().manual_seed(number)
     pixels = torch.randn(3, height, width, generator=generator) * 0.2
     pixels[number, height // 4 : height * 3 // 4, width // 4 : width // 2] = 2.0
-    return pixels, {
+    return ((pixels * 0.125 + 0.5) * 255).round().to(torch.uint8), {
         "class_labels": torch.tensor([number]),
         "boxes": torch.tensor([[0.375, 0.5, 0.25, 0.5]]),
         "image_id": torch.tensor([number]),
@@ -48,9 +50,28 @@ def scene(number, height, width):
     }
 
 
+class Scenes:
+    """A data set of the scenes of some sizes."""
+
+    preprocessing = Preprocessing(size=None, shortest_edge=96, mean=(0.5,) * 3, std=(0.125,) * 3)
+
+    def __init__(self, *sizes):
+        self.items = [scene(number, *size) for number, size in enumerate(sizes)]
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        pixels, target = self.items[index]
+        return normalised(pixels, self.preprocessing), target
+
+    def stored(self, index):
+        return self.items[index]
+
+
 @pytest.fixture
 def items():
-    return [scene(0, 128, 128), scene(1, 128, 96)]
+    return Scenes((128, 128), (128, 96))
 
 
 class Recording(DetectionTrainer):

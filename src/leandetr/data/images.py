@@ -56,7 +56,12 @@ def read_pixels(path: Path, size: tuple[int, int] | None = None) -> Tensor:
             return decode_jpeg(read_file(str(path)))
         except RuntimeError:
             pass  # `read_image` says in words what is wrong
-    return torch.from_numpy(np.array(read_image(path, size))).permute(2, 0, 1)
+    return pixels_of(read_image(path, size))
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """An RGB image as (3, h, w) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _is_plain_jpeg(path: Path, size: tuple[int, int] | None) -> bool:

@@ -52,9 +52,7 @@ class View:
 
     def pad(self, left: int, top: int, right: int, bottom: int, colour: Sequence[int]) -> None:
         self._pixels, self._top, self._left, self._colour = self.pixels, -top, -left, colour
-        self.boxes, (self.height, self.width) = F.pad_bounding_boxes(
-            self.boxes, CORNERS, self.size, [left, top, right, bottom]
-        )
+        self.boxes, (self.height, self.width) = F.pad_bounding_boxes(self.boxes, CORNERS, self.size, [left, top, right, bottom])
 
     def crop(self, top: int, left: int, height: int, width: int) -> None:
         self._top, self._left = self._top + top, self._left + left

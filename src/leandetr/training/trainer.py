@@ -18,13 +18,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from leandetr.data.batches import Packed, Stored, pack, unpack
 from leandetr.data.classification import ClassificationDataset
-from leandetr.data.coco import CocoDataset, collate
+from leandetr.data.coco import CocoDataset
 from leandetr.detectors.attention import leave_out_cudnn_attention
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.evaluation.coco import evaluate_results, predict_dataset
 from leandetr.files import errors_of_writing
+from leandetr.losses.at_once import matching_at_once
 from leandetr.training.callbacks import KeepEpochs, UpdateAverage
 from leandetr.training.config import Training
 from leandetr.training.diverged import Diverged, diverged
@@ -42,7 +44,7 @@ class AveragingTrainer(Trainer):
     Args:
         module: what is trained.
         kept: the part of it that is averaged, measured and, where it is the best, saved in `best` under the output folder.
-        train, val: the images. collate: items -> batch.
+        train, val: the images.
         output: folder of checkpoints and of the best.
     """
 
@@ -60,10 +62,10 @@ class AveragingTrainer(Trainer):
         val: CocoDataset | ClassificationDataset,
         config: Training,
         output: Path,
-        collate: Callable[[list], Any],
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         self.config = config
+        self.preprocessing = train.preprocessing
         self.output = output
         self.kept = kept
         self.average = MovingAverage(kept, config.ema) if config.ema else None
@@ -75,9 +77,9 @@ class AveragingTrainer(Trainer):
         super().__init__(
             model=module,
             args=_arguments(config, output, len(train)),
-            train_dataset=train,
+            train_dataset=Stored(train),
             eval_dataset=val,
-            data_collator=collate,
+            data_collator=pack,
             callbacks=[*callbacks, *([UpdateAverage(self.average)] if self.average else [])],
         )
         self._watches_on = self.args.device.type == "cpu"
@@ -91,12 +93,17 @@ class AveragingTrainer(Trainer):
         """A parameter's learning rate, as a factor on the schedule's."""
         return 1.0
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the workers packed, moved to the device and made a batch there."""
+        return cast(dict[str, Any], unpack(cast(Packed, super()._prepare_inputs(inputs)), self.preprocessing))
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         self._batches.append(inputs)
         try:
-            output = model(**inputs)
+            with matching_at_once():
+                output = model(**inputs)
         except ValueError as error:
             if "boxes1 must be in" in str(error) or "invalid numeric entries" in str(error):  # the losses' words for NaN
                 raise self._diverged() from error
@@ -249,7 +256,7 @@ class DetectionTrainer(AveragingTrainer):
     ) -> None:
         trained: Any = module
         self.detector: Detector = getattr(trained, "student", trained)
-        super().__init__(module, self.detector, train, val, config, output, collate, callbacks)
+        super().__init__(module, self.detector, train, val, config, output, callbacks)
         if self.args.bf16 or self.args.fp16:
             keep_boxes_precise(self.detector)
         self.add_callback(KeepEpochs(self.detector, self.average, config.keep_epochs, output))
@@ -263,9 +270,8 @@ class DetectionTrainer(AveragingTrainer):
     def measure(self) -> dict[str, float]:
         """COCO's numbers."""
         truth, classes = self.eval_dataset.ground_truth(), self.eval_dataset.class_map
-        results = predict_dataset(
-            self.detector.predict, self.shard(), classes, self.config.batch_size, self.config.loader_workers()
-        )
+        size, workers, device = self.config.batch_size, self.config.loader_workers(), self.args.device
+        results = predict_dataset(self.detector.predict, self.shard(), classes, size, workers, device=device)
         results = [row for part in self.gathered(results) for row in part]
         if not all(math.isfinite(number) for row in results for number in (*row["bbox"], row["score"])):
             raise self._diverged()
@@ -310,6 +316,8 @@ def _arguments(config: Training, output: Path, images: int) -> TrainingArguments
         label_names=["labels"],
         dataloader_num_workers=config.loader_workers(),
         dataloader_pin_memory=cuda,
+        dataloader_persistent_workers=config.loader_workers() > 0,
+        accelerator_config={"non_blocking": cuda},
         ddp_find_unused_parameters=True,  # denoising parts have no gradient on a rank whose images hold no objects
         log_level="error",
     )
