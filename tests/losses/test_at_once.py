@@ -13,7 +13,7 @@ def spread(detector):
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in detector.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
 
 
 def loss_and_gradients(detector, batch):

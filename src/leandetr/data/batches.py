@@ -67,11 +67,13 @@ def pack(items: Sequence[tuple[Tensor, Target | int]]) -> Packed:
 
 def unpack(packed: Packed, preprocessing: Preprocessing, device: torch.device | str | None = None) -> Batch:
     """The batch: its images on a device, by default where they are, and the labels where they are. Images of classification
-    have `labels` (B,) int64 and no mask."""
+    have `labels` (B,) int64 and no mask. On a GPU the channels of a pixel lie side by side, as convolutions read them."""
     if device is not None:
         moved: Any = {name: packed[name].to(device, non_blocking=True) for name in ("pixels", "sizes")}
         packed = {**packed, **moved}
-    return _batch(packed, normalised(packed["pixels"], preprocessing))
+    pixels = packed["pixels"]
+    layout = torch.channels_last if pixels.is_cuda else torch.contiguous_format
+    return _batch(packed, normalised(pixels.contiguous(memory_format=layout), preprocessing))
 
 
 def collate(items: Sequence[tuple[Tensor, Target | int]]) -> Batch:

@@ -72,9 +72,13 @@ class Found(nn.Module):
 
 
 def match_layers(
-    matcher: HungarianMatcher, layers: Sequence[Mapping[str, Tensor]], targets: Sequence[Objects], groups: int = 1
+    matcher: HungarianMatcher,
+    layers: Sequence[Mapping[str, Tensor]],
+    targets: Sequence[Objects],
+    groups: int = 1,
+    device: torch.device | str | None = None,
 ) -> list[Pairs]:
-    """The pairs of every layer, on the device of its logits.
+    """The pairs of every layer, on a device, by default the layers' own.
 
     Args:
         layers: "logits" (B, N, C) and "pred_boxes" (B, N, 4) of each; N may differ between them.
@@ -98,7 +102,7 @@ def match_layers(
         by_image = np.lexsort((group, images, layer))
         solved.append(np.stack([queries + group * rows, chosen])[:, by_image])
         counts += [groups * min(rows, size) for _ in numbers for size in padded.sizes]
-    pairs = torch.from_numpy(np.concatenate(solved, axis=1)).to(padded.boxes.device).split(counts, dim=1)
+    pairs = torch.from_numpy(np.concatenate(solved, axis=1)).to(device or padded.boxes.device).split(counts, dim=1)
     order = [number for numbers in alike.values() for number in numbers]
     images_of = {number: pairs[place * len(targets) : (place + 1) * len(targets)] for place, number in enumerate(order)}
     return [[(own[0], own[1]) for own in images_of[number]] for number in range(len(layers))]
@@ -131,9 +135,9 @@ def _with_pairs(forward: Callable[..., Any]) -> Callable[..., Any]:
             *outputs.get("auxiliary_outputs", []),
             *([outputs["enc_outputs"]] if "enc_outputs" in outputs else []),
         ]
-        pairs = match_layers(matcher, layers, targets, getattr(criterion, "group_detr", 1))
-        if getattr(criterion, "use_dense_one_to_one", False):  # DEIMv2 joins the layers' pairs one by one, on the host
-            pairs = [[(queries.cpu(), own.cpu()) for queries, own in layer] for layer in pairs]
+        # DEIMv2 joins the layers' pairs one by one, on the host
+        device = "cpu" if getattr(criterion, "use_dense_one_to_one", False) else None
+        pairs = match_layers(matcher, layers, targets, getattr(criterion, "group_detr", 1), device)
         criterion.matcher = Found(layers, pairs)
         return forward(criterion, outputs, targets)
 

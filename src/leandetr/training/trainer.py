@@ -31,7 +31,7 @@ from leandetr.training.callbacks import KeepEpochs, UpdateAverage
 from leandetr.training.config import Training
 from leandetr.training.diverged import Diverged, diverged
 from leandetr.training.ema import MovingAverage
-from leandetr.training.precision import keep_boxes_precise
+from leandetr.training.precision import keep_boxes_precise, products_in_tf32
 
 COMPLETE = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
 WATCHED_STEPS = 10  # whose gradients are looked at before they move a weight
@@ -74,6 +74,8 @@ class AveragingTrainer(Trainer):
         self._norm: Tensor | None = None  # of the last step's gradient
         self._updates = 0
         leave_out_cudnn_attention()  # a backbone alone has attention too
+        if torch.cuda.is_available():
+            module.to(memory_format=torch.channels_last)  # cuDNN's fastest layout of convolutions
         super().__init__(
             model=module,
             args=_arguments(config, output, len(train)),
@@ -82,7 +84,6 @@ class AveragingTrainer(Trainer):
             data_collator=pack,
             callbacks=[*callbacks, *([UpdateAverage(self.average)] if self.average else [])],
         )
-        self._watches_on = self.args.device.type == "cpu"
         self.remove_callback(PrinterCallback)
 
     def measure(self) -> dict[str, float]:
@@ -97,6 +98,12 @@ class AveragingTrainer(Trainer):
         """What the workers packed, moved to the device and made a batch there."""
         return cast(dict[str, Any], unpack(cast(Packed, super()._prepare_inputs(inputs)), self.preprocessing))
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """In single precision on a GPU matrices are multiplied in TF32; what is evaluated is computed in full."""
+        single = not (self.args.bf16 or self.args.fp16) and self.args.device.type == "cuda"
+        with products_in_tf32() if single else nullcontext():
+            return super().training_step(*args, **kwargs)
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -108,22 +115,28 @@ class AveragingTrainer(Trainer):
             if "boxes1 must be in" in str(error) or "invalid numeric entries" in str(error):  # the losses' words for NaN
                 raise self._diverged() from error
             raise
-        if not torch.isfinite(output.loss):
+        if self._watches and not torch.isfinite(output.loss):
             raise self._diverged()
         for name, value in getattr(output, "logs", {}).items():
             self._logged[name].append(value)
         return (output.loss, output) if return_outputs else output.loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        """Gradients that are not finite move no weight in the first steps, where a kernel or a precision that does not suit
-        shows itself; nor at any time on a CPU. Later, asking a GPU in every step would keep it waiting, and the next step's
-        loss tells. In float16 such steps are usual, and the scaler leaves them out."""
+        """Gradients that are not finite move no weight while steps are watched. In float16 such steps are usual, and the scaler
+        leaves them out."""
         self._norm = super()._clip_grad_norm(model)
-        self._updates += 1
-        if (self._watches_on or self._updates <= WATCHED_STEPS) and not self.args.fp16 and not torch.isfinite(self._norm):
+        if self._watches and not self.args.fp16 and not torch.isfinite(self._norm):
             raise self._diverged("gradient")
+        self._updates += 1
         self._batches.clear()
         return self._norm
+
+    @property
+    def _watches(self) -> bool:
+        """Whether loss and gradient are looked at in this step: in the first ones, where a kernel or a precision that does not
+        suit shows itself, and at any time on a CPU. To ask a GPU in every step would keep it waiting; later the loss is looked
+        at where it is logged."""
+        return self._updates < WATCHED_STEPS or self.args.device.type == "cpu"
 
     def _diverged(self, what: str = "loss") -> Diverged:
         """Of the step that is being computed, or of the last one, where that has left gradients that are not finite or is
@@ -135,6 +148,8 @@ class AveragingTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise self._diverged()
             logs |= {name: torch.stack(values).mean().item() for name, values in self._logged.items()}
             self._logged.clear()
         super().log(logs, start_time)
@@ -157,7 +172,8 @@ class AveragingTrainer(Trainer):
             [
                 {"params": parameters, "lr": self.config.lr * rate, "weight_decay": decay, "grid": grid}
                 for (rate, decay, grid), parameters in groups.items()
-            ]
+            ],
+            fused=self.args.device.type == "cuda",
         )
         return self.optimizer
 
