@@ -8,7 +8,10 @@ from leandetr.detectors.create import MODELS
 
 @pytest.mark.parametrize("name", MODELS)
 def test_channels_side_by_side_change_no_loss_and_no_gradient(tiny_detector, labels, name):
+    # rounding alone moves some of AdaMixer's samples from one cell to the next
     detector, pixels = tiny_detector(name), torch.randn(2, 3, 128, 128)
+    if name == "adamixer":
+        detector, pixels = detector.double(), pixels.double()
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
         detector.to(memory_format=layout).zero_grad()
