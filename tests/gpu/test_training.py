@@ -162,6 +162,27 @@ def test_a_distillation_takes_a_step(tiny_detector, train, items, device, method
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use (CUDA)")
+def test_what_only_a_gpu_gains_from_is_on(tiny_detector, items, tmp_path):
+    config = Training(max_steps=1, batch_size=2, workers=0, precision="float32")
+    trainer, seen = DetectionTrainer(tiny_detector("rt_detr_v2"), items, items, config, tmp_path, []), []
+
+    def look(_module, _given, named):
+        layout = named["pixel_values"].is_contiguous(memory_format=torch.channels_last)
+        seen.append((layout, torch.get_float32_matmul_precision()))
+
+    trainer.model.register_forward_pre_hook(look, with_kwargs=True)
+    trainer.args.save_strategy = "no"
+    trainer.train()
+    assert seen == [(True, "high")]
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert trainer.optimizer.optimizer.defaults["fused"]
+    kernels = [weight for weight in trainer.model.parameters() if weight.ndim == 4 and min(weight.shape[1:]) > 1]
+    assert kernels
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use (CUDA)")
 @pytest.mark.parametrize("name", ["detr", "smca_detr", "swin_detr"])
 def test_no_attention_is_cudnns(tiny_detector, items, name):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

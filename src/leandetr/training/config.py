@@ -32,7 +32,8 @@ class Training(Checked):
         warmup: fraction of the training during which the rate rises linearly from zero.
         clip: largest norm of the gradient.
         ema: decay of the weights' moving average, which is what is evaluated and kept; 0 is off.
-        precision: "auto" takes bfloat16 where a GPU has it and float32 elsewhere; boxes are float32 in each.
+        precision: "auto" takes bfloat16 where a GPU has it and float32 elsewhere; boxes are float32 in each. In float32 a GPU
+            multiplies matrices in TF32 while it trains.
         augment: name of a training transform (`data/transforms.py`); "auto" takes "ssd" for fixed sizes and "detr" for others.
         views: every image has so many augmented views, which come in turn, one an epoch, and are the same for every seed; by
             default each epoch draws new ones. A cached teacher needs a number (or augment "none", which has one view).
