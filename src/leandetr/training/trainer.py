@@ -28,6 +28,7 @@ from leandetr.evaluation.coco import evaluate_results, predict_dataset
 from leandetr.files import errors_of_writing
 from leandetr.losses.at_once import matching_at_once
 from leandetr.training.callbacks import KeepEpochs, UpdateAverage
+from leandetr.training.compiler import check_compiler
 from leandetr.training.config import Training
 from leandetr.training.diverged import Diverged, diverged
 from leandetr.training.ema import MovingAverage
@@ -275,6 +276,9 @@ class DetectionTrainer(AveragingTrainer):
         super().__init__(module, self.detector, train, val, config, output, callbacks)
         if self.args.bf16 or self.args.fp16:
             keep_boxes_precise(self.detector)
+        if config.compile:
+            check_compiler(self.args.device)
+            self.detector.family.backbone(self.detector.model).compile()
         self.add_callback(KeepEpochs(self.detector, self.average, config.keep_epochs, output))
 
     def rate_of(self, name: str, parameter: nn.Parameter) -> float:
