@@ -120,6 +120,12 @@ def test_a_later_gradient_that_nobody_waited_for_is_told_by_the_next_step(traine
     assert 0 < int(found[1]) <= int(found[2])
 
 
+def test_a_logged_loss_that_is_not_a_number_ends_the_training(prepared, short, tmp_path):
+    trainer = DetectionTrainer(*prepared(), short(), tmp_path, [])
+    with pytest.raises(Diverged, match="the loss is not a number at step 0"):
+        trainer.log({"loss": float("nan")})
+
+
 def test_on_a_gpu_too_the_first_steps_are_watched(trained):
     said = trained(faulty(BreaksGradients.apply, call=2), on_gpu=True)
     assert said.startswith("the gradient is not a number at step 2: from the loss backwards, ")

@@ -98,10 +98,11 @@ class Loader:
         workers: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.device, images = torch.device(device), cast(Any, dataset)
-        self.preprocessing: Preprocessing = (images.dataset if isinstance(images, Subset) else images).preprocessing
+        self.device = torch.device(device)
+        whole: Any = dataset.dataset if isinstance(dataset, Subset) else dataset
+        self.preprocessing: Preprocessing = whole.preprocessing
         pinned = self.device.type == "cuda"
-        self._loader = DataLoader(Stored(images), batch_size, num_workers=workers, collate_fn=pack, pin_memory=pinned)
+        self._loader = DataLoader(Stored(dataset), batch_size, num_workers=workers, collate_fn=pack, pin_memory=pinned)
 
     def __len__(self) -> int:
         return len(self._loader)

@@ -103,7 +103,8 @@ def train_transform(preprocessing: Preprocessing, augment: str = "flip") -> Dete
 
 def _resize(preprocessing: Preprocessing) -> Step:
     if preprocessing.size is not None:
-        return Resize(tuple(preprocessing.size))
+        height, width = preprocessing.size
+        return Resize((height, width))
     return ShorterSide((_shorter_side(preprocessing),), preprocessing.longest_edge)
 
 

@@ -85,6 +85,7 @@ class AveragingTrainer(Trainer):
             data_collator=pack,
             callbacks=[*callbacks, *([UpdateAverage(self.average)] if self.average else [])],
         )
+        self._watches_on = self.args.device.type == "cpu"
         self.remove_callback(PrinterCallback)
 
     def measure(self) -> dict[str, float]:
@@ -137,7 +138,7 @@ class AveragingTrainer(Trainer):
         """Whether loss and gradient are looked at in this step: in the first ones, where a kernel or a precision that does not
         suit shows itself, and at any time on a CPU. To ask a GPU in every step would keep it waiting; later the loss is looked
         at where it is logged."""
-        return self._updates < WATCHED_STEPS or self.args.device.type == "cpu"
+        return self._watches_on or self._updates < WATCHED_STEPS
 
     def _diverged(self, what: str = "loss") -> Diverged:
         """Of the step that is being computed, or of the last one, where that has left gradients that are not finite or is
