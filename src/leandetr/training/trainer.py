@@ -82,7 +82,7 @@ class AveragingTrainer(Trainer):
             args=_arguments(config, output, len(train)),
             train_dataset=Stored(train),
             eval_dataset=val,
-            data_collator=pack,
+            data_collator=cast(Any, pack),
             callbacks=[*callbacks, *([UpdateAverage(self.average)] if self.average else [])],
         )
         self._watches_on = self.args.device.type == "cpu"
