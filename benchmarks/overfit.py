@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
-from leandetr.data.coco import CocoDataset, class_map_of, collate, find_split
+from leandetr.data.batches import collate
+from leandetr.data.coco import CocoDataset, class_map_of, find_split
 from leandetr.data.transforms import eval_transform
 from leandetr.detectors.backbones import LITE0, LITE0_PACKAGE
 from leandetr.detectors.create import create

@@ -29,7 +29,8 @@ import onnx
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from leandetr.data.coco import CocoDataset, class_map_of, collate, find_split
+from leandetr.data.batches import collate
+from leandetr.data.coco import CocoDataset, class_map_of, find_split
 from leandetr.data.transforms import eval_transform
 from leandetr.deployment.benchmark import environment, measure
 from leandetr.deployment.metadata import KEY, scheme_of

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 import leandetr
 from leandetr import Distiller, build_terms
-from leandetr.data.coco import CocoDataset, collate, find_split
+from leandetr.data.batches import collate
+from leandetr.data.coco import CocoDataset, find_split
 from leandetr.data.transforms import train_transform
 
 

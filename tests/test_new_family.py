@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from leandetr.data.coco import CocoDataset, class_map_of, collate, find_split
+from leandetr.data.batches import collate
+from leandetr.data.coco import CocoDataset, class_map_of, find_split
 from leandetr.data.shapes import write_shapes
 from leandetr.data.transforms import eval_transform
 from leandetr.deployment.onnx import export_onnx

@@ -8,7 +8,8 @@ from torchvision.models import get_model
 
 import leandetr
 from leandetr import verbs
-from leandetr.data.coco import CocoDataset, Split, class_map_of, collate, find_split
+from leandetr.data.batches import collate
+from leandetr.data.coco import CocoDataset, Split, class_map_of, find_split
 from leandetr.data.shapes import write_shapes
 from leandetr.data.transforms import eval_transform
 from leandetr.deployment.runtimes import open_runtime

@@ -9,7 +9,8 @@ from PIL import Image
 from leandetr.analysis.mask_figure import Seen, extremes
 from leandetr.analysis.masks import GRID, NUMBERS, compared, inside, look, masks
 from leandetr.boxes import to_corners
-from leandetr.data.coco import CocoDataset, collate
+from leandetr.data.batches import collate
+from leandetr.data.coco import CocoDataset
 from leandetr.data.transforms import eval_transform
 from leandetr.errors import UserError
 

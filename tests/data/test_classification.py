@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from leandetr.data.annotations import Split
-from leandetr.data.classification import ClassificationDataset, collate, is_image_folder, write_crops
+from leandetr.data.batches import collate
+from leandetr.data.classification import ClassificationDataset, is_image_folder, write_crops
 from leandetr.errors import UserError
 from leandetr.structures import Preprocessing
 

@@ -12,8 +12,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from leandetr.boxes import to_corners
+from leandetr.data.batches import collate
 from leandetr.data.check import check
-from leandetr.data.coco import CocoDataset, class_map_of, collate, find_split
+from leandetr.data.coco import CocoDataset, class_map_of, find_split
 from leandetr.data.transforms import eval_transform, train_transform
 from leandetr.errors import UserError
 from leandetr.structures import ClassMap, Preprocessing

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import DetrImageProcessor, RTDetrImageProcessor
 
 from leandetr.boxes import to_corners
-from leandetr.data.transforms import AUGMENTATIONS, eval_transform, resized, train_transform
+from leandetr.data.transforms import AUGMENTATIONS, eval_transform, normalised, train_transform
+from leandetr.data.views import resized
 from leandetr.errors import UserError
 from leandetr.structures import Preprocessing
 
@@ -17,7 +17,8 @@ NO_BOXES = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
 
 
 def photograph(height=120, width=200, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def painted():
@@ -26,7 +27,7 @@ def painted():
     boxes = torch.tensor([[10, 10, 60, 50], [80, 40, 130, 110], [150, 20, 190, 100]], dtype=torch.float64)
     for channel, (x0, y0, x1, y1) in enumerate(boxes.int().tolist()):
         pixels[y0:y1, x0:x1] = np.eye(3)[channel] * 255
-    return Image.fromarray(pixels), boxes, torch.arange(3)
+    return torch.from_numpy(pixels).permute(2, 0, 1), boxes, torch.arange(3)
 
 
 @pytest.mark.parametrize("size", [(120, 200), (200, 120), (64, 64), (50, 301)])
@@ -41,6 +42,7 @@ def painted():
 def test_evaluation_sees_what_the_models_own_processor_makes(preprocessing, processor, size):
     image = photograph(*size)
     pixels, boxes, labels = eval_transform(preprocessing)(image, *NO_BOXES, seed=0)
+    pixels = normalised(pixels, preprocessing)
     torch.testing.assert_close(pixels, processor(image, return_tensors="pt")["pixel_values"][0], atol=1e-5, rtol=0)
     assert boxes.shape == (0, 4)
     assert labels.shape == (0,)
@@ -69,10 +71,10 @@ def test_boxes_stay_on_their_objects(preprocessing, augment):
         pixels, boxes, labels = transform(*painted(), seed=seed)
         height, width = pixels.shape[-2:]
         views.add((height, width, *boxes.flatten().tolist()))
-        assert pixels.dtype == boxes.dtype == torch.float32
+        assert (pixels.dtype, boxes.dtype) == (torch.uint8, torch.float32)
         corners = to_corners(boxes)
         assert ((corners > -1e-6) & (corners < 1 + 1e-6)).all()
-        shown = pixels * torch.tensor(preprocessing.std).view(3, 1, 1) + torch.tensor(preprocessing.mean).view(3, 1, 1)
+        shown = pixels / 255
         for (x, y, _, _), label in zip(boxes, labels.tolist()):
             colour = shown[:, int(y * height), int(x * width)]
             assert colour.argmax() == label

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import leandetr
-from leandetr.data.transforms import eval_transform
+from leandetr.data.images import pixels_of
+from leandetr.data.transforms import eval_transform, normalised
 from leandetr.deployment.metadata import KEY, Metadata, describe
 from leandetr.deployment.openvino import convert_openvino
 from leandetr.deployment.runtimes import OpenVinoRuntime, open_runtime
@@ -66,8 +67,9 @@ def test_one_photograph_in_any_form_has_one_answer(saved, photograph):
         runtime = leandetr.open_runtime(source)
         found = runtime.predict(path, threshold=0)
         assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
-        pixels = eval_transform(detector.preprocessing)(Image.open(path), torch.zeros(0, 4), torch.zeros(0), 0)[0]
-        (expected,) = postprocess(*runtime.run(pixels[None], None), detector.head, torch.tensor([[80, 120]]))
+        seen = eval_transform(detector.preprocessing)(pixels_of(Image.open(path)), torch.zeros(0, 4), torch.zeros(0), 0)[0]
+        pixels = normalised(seen[None], detector.preprocessing)
+        (expected,) = postprocess(*runtime.run(pixels, None), detector.head, torch.tensor([[80, 120]]))
         torch.testing.assert_close(found.boxes, expected.boxes)
         for given in (str(path), Image.open(path), np.asarray(Image.open(path))):
             assert torch.equal(runtime.predict(given, threshold=0).boxes, found.boxes)

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from leandetr.data.transforms import eval_transform
+from leandetr.data.images import pixels_of
+from leandetr.data.transforms import eval_transform, normalised
 from leandetr.detectors.preprocessing import read_preprocessing, write_preprocessing
 from leandetr.errors import UserError
 from leandetr.heads import Head
@@ -18,6 +19,12 @@ FIXED = Preprocessing(size=(64, 96), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 SHORTEST = Preprocessing(size=None, shortest_edge=48, longest_edge=80, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
+def model_input(image, preprocessing):
+    transform = eval_transform(preprocessing)
+    pixels, *_ = transform(pixels_of(image), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0)
+    return normalised(pixels, preprocessing)
+
+
 @pytest.mark.parametrize("head", Head)
 @pytest.mark.parametrize("preprocessing", [FIXED, SHORTEST], ids=["fixed", "shortest edge"])
 def test_round_trip_and_the_same_pixels_as_transformers(tmp_path, preprocessing, head):
@@ -25,7 +32,7 @@ def test_round_trip_and_the_same_pixels_as_transformers(tmp_path, preprocessing,
     assert read_preprocessing(str(tmp_path)) == preprocessing
     smooth = np.linspace(0, 255, 60 * 120 * 3).reshape(60, 120, 3).astype(np.uint8)
     theirs = AutoImageProcessor.from_pretrained(tmp_path)(Image.fromarray(smooth), return_tensors="pt")["pixel_values"][0]
-    ours, *_ = eval_transform(preprocessing)(Image.fromarray(smooth), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0)
+    ours = model_input(Image.fromarray(smooth), preprocessing)
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().mean() < 0.02
 
@@ -60,7 +67,7 @@ def test_every_setting_makes_the_pixels_that_transformers_makes(tmp_path, shared
     write_preprocessing(tmp_path, read, Head.SIGMOID)
     assert read_preprocessing(str(tmp_path)) == read
     again = AutoImageProcessor.from_pretrained(tmp_path)(photograph, return_tensors="pt")["pixel_values"][0]
-    ours, *_ = eval_transform(read)(photograph, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0)
+    ours = model_input(photograph, read)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(again, theirs, rtol=1e-4, atol=1e-4)
 

@@ -6,7 +6,8 @@ from collections import namedtuple
 import pytest
 import torch
 
-from leandetr.data.coco import CocoDataset, class_map_of, collate, find_split
+from leandetr.data.batches import collate
+from leandetr.data.coco import CocoDataset, class_map_of, find_split
 from leandetr.data.shapes import write_shapes
 from leandetr.data.transforms import train_transform
 from leandetr.detectors.create import create

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from leandetr.boxes import to_corners
-from leandetr.data.coco import CocoDataset, Split, collate
+from leandetr.data.batches import collate
+from leandetr.data.coco import CocoDataset, Split
 from leandetr.data.transforms import AUGMENTATIONS, train_transform
 from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.distillation import DetectionTeacher, Distiller, Predictions, build_terms

@@ -9,12 +9,14 @@ import copy
 import pytest
 import torch
 
-from leandetr.data.coco import collate
+from leandetr.data.batches import collate
+from leandetr.data.transforms import normalised
 from leandetr.detectors.create import MODELS
 from leandetr.distillation import Distiller, build_terms
 from leandetr.distillation.methods import prepare
 from leandetr.distillation.spec import Distillation
 from leandetr.quantization import LowBit, quantize
+from leandetr.structures import Preprocessing
 from leandetr.training.config import Training
 from leandetr.training.precision import keep_boxes_precise
 from leandetr.training.trainer import DetectionTrainer
@@ -35,11 +37,11 @@ def on_cpu(*values):
 
 
 def scene(number, height, width):
-    """An image of noise with one plain rectangle, and its target."""
+    """An image of noise with one plain rectangle, in 8 bits, and its target."""
     generator = torch.Generator().manual_seed(number)
     pixels = torch.randn(3, height, width, generator=generator) * 0.2
     pixels[number, height // 4 : height * 3 // 4, width // 4 : width // 2] = 2.0
-    return pixels, {
+    return ((pixels * 0.125 + 0.5) * 255).round().to(torch.uint8), {
         "class_labels": torch.tensor([number]),
         "boxes": torch.tensor([[0.375, 0.5, 0.25, 0.5]]),
         "image_id": torch.tensor([number]),
@@ -48,9 +50,28 @@ def scene(number, height, width):
     }
 
 
+class Scenes:
+    """A data set of the scenes of some sizes."""
+
+    preprocessing = Preprocessing(size=None, shortest_edge=96, mean=(0.5,) * 3, std=(0.125,) * 3)
+
+    def __init__(self, *sizes):
+        self.items = [scene(number, *size) for number, size in enumerate(sizes)]
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        pixels, target = self.items[index]
+        return normalised(pixels, self.preprocessing), target
+
+    def stored(self, index):
+        return self.items[index]
+
+
 @pytest.fixture
 def items():
-    return [scene(0, 128, 128), scene(1, 128, 96)]
+    return Scenes((128, 128), (128, 96))
 
 
 class Recording(DetectionTrainer):
@@ -137,6 +158,27 @@ def test_a_distillation_takes_a_step(tiny_detector, train, items, device, method
         student = quantize(student, LowBit(calibration_images=2), [collate(items)])
     (loss,) = train(Distiller(student, teacher, build_terms(distillation, student, teacher)), device, 1)
     assert torch.tensor(loss).isfinite()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use (CUDA)")
+def test_what_only_a_gpu_gains_from_is_on(tiny_detector, items, tmp_path):
+    config = Training(max_steps=1, batch_size=2, workers=0, precision="float32")
+    trainer, seen = DetectionTrainer(tiny_detector("rt_detr_v2"), items, items, config, tmp_path, []), []
+
+    def look(_module, _given, named):
+        layout = named["pixel_values"].is_contiguous(memory_format=torch.channels_last)
+        seen.append((layout, torch.get_float32_matmul_precision()))
+
+    trainer.model.register_forward_pre_hook(look, with_kwargs=True)
+    trainer.args.save_strategy = "no"
+    trainer.train()
+    assert seen == [(True, "high")]
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert trainer.optimizer.optimizer.defaults["fused"]
+    kernels = [weight for weight in trainer.model.parameters() if weight.ndim == 4 and min(weight.shape[1:]) > 1]
+    assert kernels
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
 
 
 @pytest.mark.gpu

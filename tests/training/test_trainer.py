@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from leandetr.detectors.checkpoints.load import load
 from leandetr.errors import UserError
+from leandetr.training import compiler
 from leandetr.training import trainer as engine
 from leandetr.training.trainer import DetectionTrainer, Diverged, last_checkpoint
 
@@ -112,7 +114,7 @@ def test_one_process_takes_one_gpu_and_only_a_precision_that_it_has(short, tmp_p
 
 def test_validation_images_are_read_by_the_trainings_workers(prepared, short, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(engine, "predict_dataset", lambda *a: given.append(a[3:]) or [])
+    monkeypatch.setattr(engine, "predict_dataset", lambda *a, device: given.append(a[3:]) or [])
     detector, train, val = prepared()
     DetectionTrainer(detector, train, val, short(workers=3), tmp_path, []).measure()
     assert given == [(2, 3)]
@@ -140,3 +142,26 @@ def test_a_checkpoint_that_is_being_rewritten_is_not_taken_for_whole(prepared, s
     with pytest.raises(KeyboardInterrupt):
         trainer._save_checkpoint(trainer.model, None)
     assert last_checkpoint(tmp_path) is None
+
+
+def test_a_compiled_backbone_trains_to_the_same_weights_and_is_saved_as_any(prepared, short, tmp_path, monkeypatch):
+    real, given = torch.nn.Module.compile, []
+    # the graphs of inductor without its minutes of C++
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: given.append(self) or real(self, backend="aot_eager"))
+    states = []
+    for compiled in (None, True):
+        detector, train, val = prepared()
+        config = short(max_steps=2, compile=compiled)
+        DetectionTrainer(detector, train, val, config, tmp_path / str(compiled), []).train()
+        detector.save(tmp_path / str(compiled) / "kept")
+        states.append(load(tmp_path / str(compiled) / "kept").state_dict())
+        assert given == ([detector.family.backbone(detector.model)] if compiled else [])
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_without_a_compiler_it_is_said_at_once(prepared, short, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"training\.compile: there is no C\+\+ compiler; install g\+\+ or set"):
+        DetectionTrainer(*prepared(), short(compile=True), tmp_path, [])

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from leandetr.analysis.mask_figure import Seen, draw
 from leandetr.analysis.snapshots import progress, single, spread
 from leandetr.boxes import to_corners
-from leandetr.data.coco import CocoDataset, Split, collate
+from leandetr.data.batches import collate
+from leandetr.data.coco import CocoDataset, Split
 from leandetr.data.transforms import eval_transform
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector

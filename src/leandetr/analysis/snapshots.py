@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
-from leandetr.data.coco import CocoDataset, Split, collate
+from leandetr.data.batches import Loader
+from leandetr.data.coco import CocoDataset, Split
 from leandetr.data.transforms import eval_transform
 from leandetr.detectors.detector import Detector
 
@@ -76,13 +77,13 @@ def shortest(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def loader_of(detector: Detector, split: Split, images: int | None, batch_size: int = 8) -> DataLoader:
+def loader_of(detector: Detector, split: Split, images: int | None, batch_size: int = 8) -> Loader:
     """Batches of a split as the detector sees it: of `images` images spread evenly over it, or of all.
 
     Raises UserError where the split's classes are not the detector's.
     """
     dataset = CocoDataset(split, eval_transform(detector.preprocessing), detector.class_map)
-    return DataLoader(Subset(dataset, spread(len(dataset), images)), batch_size, collate_fn=collate)
+    return Loader(Subset(dataset, spread(len(dataset), images)), batch_size)
 
 
 def progress(steps: Iterable[Any]) -> Iterator[Any]:

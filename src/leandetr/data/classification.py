@@ -6,23 +6,22 @@ FOLDER/train/CLASS/*.jpg    FOLDER/val/CLASS/*.jpg          (torchvision's Image
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import is_image_file
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from leandetr.data.annotations import Split
 from leandetr.data.coco import CocoDataset
-from leandetr.data.images import read_image
+from leandetr.data.images import read_pixels
 from leandetr.data.layouts import is_detection_data
-from leandetr.data.transforms import eval_transform
+from leandetr.data.transforms import eval_transform, normalised
 from leandetr.errors import UserError
 from leandetr.files import writing_folder
 from leandetr.inputs import State, files_digest
@@ -69,23 +68,21 @@ class ClassificationDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """A view, (3, H, W) float32 and normalised, and its class. Raises UserError where the file cannot be read."""
-        image = F.to_image(read_image(Path(self._paths[index].decode())))
+        pixels, label = self.stored(index)
+        return normalised(pixels, self.preprocessing), label
+
+    def stored(self, index: int) -> tuple[Tensor, int]:
+        """The same as (3, H, W) uint8, which loaders send to the device before they normalise it."""
+        image = tv_tensors.Image(read_pixels(Path(self._paths[index].decode())))
         parts = [self.seed % 2**64, int(self._epoch), index]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]))
             pixels = self.steps(image)
-        pixels = F.to_dtype(pixels, torch.float32, scale=True)
-        pixels = F.normalize(pixels, list(self.preprocessing.mean), list(self.preprocessing.std))
         return pixels.as_subclass(Tensor), int(self.labels[index])
 
     def set_epoch(self, epoch: int) -> None:
         """Choose which views the next items are."""
         self._epoch.fill_(epoch)
-
-
-def collate(items: Sequence[tuple[Tensor, int]]) -> dict[str, Tensor]:
-    """-> pixel_values (B, 3, H, W) and labels (B,) int64."""
-    return {"pixel_values": torch.stack([image for image, _ in items]), "labels": torch.tensor([label for _, label in items])}
 
 
 def is_image_folder(data: Path | str) -> bool:

@@ -1,6 +1,6 @@
 """A data set in COCO's layout, one image and its boxes at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from leandetr.data.annotations import Split, class_map_of, read_annotations
-from leandetr.data.images import read_image
+from leandetr.data.images import read_image, read_pixels
 from leandetr.data.splits import find_split
-from leandetr.data.transforms import DetectionTransform
+from leandetr.data.transforms import DetectionTransform, normalised
 from leandetr.errors import UserError
-from leandetr.structures import Batch, ClassMap, Detections, Target
+from leandetr.structures import ClassMap, Detections, Preprocessing, Target
 
-__all__ = ["CocoDataset", "Split", "class_map_of", "collate", "find_split"]
+__all__ = ["CocoDataset", "Split", "class_map_of", "find_split"]
 
 NOTHING = Detections(torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, 4))
 
@@ -67,10 +67,15 @@ class CocoDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         """This epoch's view of an image, (3, h, w) float32 and normalised, and its target."""
+        pixels, target = self.stored(index)
+        return normalised(pixels, self.preprocessing), target
+
+    def stored(self, index: int) -> tuple[Tensor, Target]:
+        """The same as (3, h, w) uint8, which loaders send to the device before they normalise it."""
         return self.view(index, int(self._epoch))
 
     def view(self, index: int, epoch: int) -> tuple[Tensor, Target]:
-        """The view of an image that an epoch shows, and its target."""
+        """The view of an image that an epoch shows, (3, h, w) uint8, and its target."""
         index = range(len(self))[index]
         number = epoch if self.views is None else epoch % self.views
         mine = slice(self.annotations.first[index], self.annotations.first[index + 1])
@@ -81,9 +86,8 @@ class CocoDataset(Dataset):
         corners, labels = torch.from_numpy(corners), torch.from_numpy(labels)
         taught = (self.detections or {}).get(int(self.image_ids[index]), NOTHING)
         every = torch.cat([corners, taught.boxes.to(corners)])
-        pixels, boxes, left = self.transform(
-            self.load_image(index), every, torch.arange(len(every)), self._view_seed(index, number)
-        )
+        photograph = read_pixels(self.path(index), tuple(self.annotations.sizes[index].tolist()))
+        pixels, boxes, left = self.transform(photograph, every, torch.arange(len(every)), self._view_seed(index, number))
         own, others = left < len(labels), left[left >= len(labels)] - len(labels)
         target = Target(
             class_labels=labels[left[own]],
@@ -101,6 +105,10 @@ class CocoDataset(Dataset):
         if self.views is not None:
             target["view"] = torch.tensor([number])
         return pixels, target
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.transform.preprocessing
 
     @property
     def class_map(self) -> ClassMap:
@@ -136,15 +144,3 @@ class CocoDataset(Dataset):
         seed = self.seed if self.views is None else 0
         parts = [int(part) % 2**64 for part in (seed, number, self.image_ids[index])]
         return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
-
-
-def collate(items: Sequence[tuple[Tensor, Target]]) -> Batch:
-    """Images (3, h, w) of several sizes -> one batch, padded with zeros at the right and the bottom to the largest h and w."""
-    height, width = (max(image.shape[side] for image, _ in items) for side in (1, 2))
-    pixel_values = torch.zeros(len(items), 3, height, width)
-    pixel_mask = torch.zeros(len(items), height, width, dtype=torch.int64)
-    for index, (image, _) in enumerate(items):
-        pixel_values[index, :, : image.shape[1], : image.shape[2]] = image
-        pixel_mask[index, : image.shape[1], : image.shape[2]] = 1
-    padded = any(image.shape[1:] != (height, width) for image, _ in items)
-    return Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=[target for _, target in items], padded=padded)

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from leandetr.data.coco import CocoDataset, Split, collate
+from leandetr.data.batches import collate
+from leandetr.data.coco import CocoDataset, Split
 from leandetr.deployment.runtime import Runtime
 from leandetr.structures import Batch
 

@@ -23,9 +23,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
-from leandetr.data.coco import CocoDataset, Split, collate
+from leandetr.data.batches import Loader
+from leandetr.data.coco import CocoDataset, Split
 from leandetr.data.transforms import eval_transform
 from leandetr.deployment.benchmark import Measurement, measure
 from leandetr.deployment.costs import layer_costs
@@ -122,7 +123,7 @@ class _Passes:
         judges = Subset(dataset, spread(unseen, min(self.budget.held_out, len(unseen))))
         if not any(not annotation["iscrowd"] for annotation in _truth(dataset, judges)["annotations"]):
             raise UserError(f"{annotations}: the {len(judges)} images that are to judge hold no object; raise --held-out")
-        return scheme, list(DataLoader(Subset(dataset, calibration), batch_size=8, collate_fn=collate)), judges
+        return scheme, list(Loader(Subset(dataset, calibration), batch_size=8)), judges
 
     def quantized(self, choices: Choices) -> Detector:
         """The detector with each searched layer as chosen."""
@@ -201,7 +202,7 @@ def spread(choices: Sequence[int], count: int) -> list[int]:
 def _ap(detector: Detector, dataset: CocoDataset, images: Subset) -> float:
     """AP on some of a data set's images."""
     runtime, results = PyTorchRuntime(detector), []
-    for batch in DataLoader(images, batch_size=8, collate_fn=collate):
+    for batch in Loader(images, batch_size=8):
         for found, target in zip(runtime(batch), batch["labels"], strict=True):
             results += coco.to_results(found, int(target["image_id"]), detector.class_map)
     return coco.evaluate_results(_truth(dataset, images), results).ap

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from leandetr.data.coco import collate
-from leandetr.data.images import read_image, to_rgb
+from leandetr.data.batches import pack, unpack
+from leandetr.data.images import pixels_of, read_pixels, to_rgb
 from leandetr.data.transforms import DetectionTransform, eval_transform, untouched_transform
 from leandetr.deployment.metadata import Metadata
 from leandetr.detectors.postprocess import postprocess
@@ -88,18 +88,19 @@ class Runtime:
             class_labels=labels,
             boxes=boxes,
             image_id=torch.tensor([0]),
-            orig_size=torch.tensor([photograph.height, photograph.width]),
+            orig_size=torch.tensor(photograph.shape[-2:]),
             size=torch.tensor(pixels.shape[-2:]),
         )
-        return above(self(collate([(pixels, target)]))[0], threshold)
+        return above(self(unpack(pack([(pixels, target)]), self.transform.preprocessing))[0], threshold)
 
 
-def _opened(image: str | Path | Image.Image | NDArray) -> Image.Image:
+def _opened(image: str | Path | Image.Image | NDArray) -> Tensor:
+    """(3, h, w) uint8."""
     if isinstance(image, str | Path):
-        return read_image(Path(image))
+        return read_pixels(Path(image))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
-        return Image.fromarray(image)
+        return torch.from_numpy(image.copy()).permute(2, 0, 1)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return pixels_of(to_rgb(image))
     shown = f"{image.dtype} of {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
     raise UserError(f"an image cannot be {shown}; give a path, a PIL image, or uint8 of (height, width, 3)")

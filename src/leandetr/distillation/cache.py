@@ -32,7 +32,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from leandetr.data.coco import CocoDataset, collate
+from leandetr.data.batches import Packed, pack, unpack
+from leandetr.data.coco import CocoDataset
 from leandetr.distillation.teacher import DetectorTeacher, Teacher
 from leandetr.errors import UserError
 from leandetr.files import MARKER, claim_folder, read_json, writing
@@ -120,8 +121,8 @@ class TeacherCache(Teacher):
         loader = DataLoader(Pieces(self.dataset, list(mine), batch_size), batch_size=None, num_workers=workers)
         quiet = not (console.is_terminal and state.is_main_process)
         pieces: list[dict[str, dict[str, Tensor]]] = []
-        for part, batch in track(loader, "the teacher answers", console=console, disable=quiet):
-            pieces.append(self._asked(batch, state.device))
+        for part, packed in track(loader, "the teacher answers", console=console, disable=quiet):
+            pieces.append(self._asked(packed, state.device))
             if sum(_count(piece) for piece in pieces) == part.last - part.first:
                 self._write(part, mine[part], pieces)
                 pieces = []
@@ -157,10 +158,10 @@ class TeacherCache(Teacher):
             return self.folder / "queries" / "learned.safetensors"
         return self.folder / field / f"view-{view:03}" / f"images-{index // SHARD * SHARD:06}.safetensors"
 
-    def _asked(self, batch: Batch, device: torch.device) -> dict[str, dict[str, Tensor]]:
+    def _asked(self, packed: Packed, device: torch.device) -> dict[str, dict[str, Tensor]]:
         """The teacher's answer to B views, taken apart: field -> name -> (B, ...) on the CPU."""
-        pixels, mask = batch["pixel_values"].to(device), batch["pixel_mask"].to(device)
-        answer = self.teacher.answer(pixels, mask, "attended" in self.fields, batch.get("padded", True))
+        batch = unpack(packed, self.dataset.preprocessing, device)
+        answer = self.teacher.answer(batch["pixel_values"], batch["pixel_mask"], "attended" in self.fields, packed["padded"])
         queries = {name: getattr(answer.queries, name) for name in ("content", "position", "reference")}
         every = {
             "logits": {"logits": answer.logits.transpose(0, 1)},
@@ -199,7 +200,7 @@ class TeacherCache(Teacher):
 
     def _announcement(self, views: int, missing: Mapping[Part, Sequence[str]], device: torch.device) -> str:
         """How much will be written, by the size of one view; UserError where that is more than the disk has."""
-        one = self._asked(collate([self.dataset.view(0, 0)]), device)
+        one = self._asked(pack([self.dataset.view(0, 0)]), device)
         sizes = {field: sum(value.nbytes for value in parts.values()) for field, parts in one.items()}
         needed = sum(
             sizes[field] * (part.last - part.first)
@@ -218,7 +219,7 @@ class TeacherCache(Teacher):
 
 
 class Pieces(Dataset):
-    """Batches of at most `batch_size` views, none across two parts: (part, batch)."""
+    """Batches of at most `batch_size` views, none across two parts: (part, packed batch)."""
 
     def __init__(self, dataset: CocoDataset, parts: Sequence[Part], batch_size: int) -> None:
         self.dataset = dataset
@@ -231,9 +232,9 @@ class Pieces(Dataset):
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def __getitem__(self, number: int) -> tuple[Part, Batch]:
+    def __getitem__(self, number: int) -> tuple[Part, Packed]:
         part, indices = self.pieces[number]
-        return part, collate([self.dataset.view(index, part.view) for index in indices])
+        return part, pack([self.dataset.view(index, part.view) for index in indices])
 
 
 def fingerprint(teacher: DetectorTeacher) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
-from leandetr.data.coco import CocoDataset, collate
+from leandetr.data.batches import Loader
+from leandetr.data.coco import CocoDataset
 from leandetr.errors import UserError
 from leandetr.structures import Batch, ClassMap, Detections
 
@@ -92,12 +93,12 @@ def predict_dataset(
     batch_size: int = 8,
     workers: int = 0,
     progress: Progress | None = None,
+    device: torch.device | str = "cpu",
 ) -> list[dict[str, Any]]:
-    """The detections on a data set, or a part of one, in COCO's results format."""
-    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)
+    """The detections on a data set, or a part of one, in COCO's results format. device: where `predict` takes its pixels."""
     results: list[dict[str, Any]] = []
     done = 0
-    for batch in loader:
+    for batch in Loader(dataset, batch_size, workers, device):
         for target, detections in zip(batch["labels"], predict(batch), strict=True):
             results += to_results(detections, int(target["image_id"]), class_map)
         done += len(batch["labels"])

@@ -171,7 +171,10 @@ class HungarianMatcher:
     def cost(self, logits: Tensor, boxes: Tensor, targets: PaddedTargets) -> Tensor:
         """logits (L, B, N, C), boxes (L, B, N, 4) in (cx, cy, w, h) -> (L, B, N, M)."""
         classes = targets.classes[None, :, None].expand(*logits.shape[:-1], -1)
-        by_class = self.class_costs(logits.float()).gather(-1, classes)
+        if self.head.has_no_object:
+            by_class = self.class_costs(logits.float()).gather(-1, classes)
+        else:  # what the other classes would cost is not asked
+            by_class = self.class_costs(logits.gather(-1, classes).float())
         return self.class_cost * by_class + box_cost(boxes, targets.boxes, self.bbox_cost, self.giou_cost)
 
     def class_costs(self, logits: Tensor) -> Tensor:

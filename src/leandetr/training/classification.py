@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from transformers import AutoBackbone, TrainerCallback
 
-from leandetr.data.classification import ClassificationDataset, collate
+from leandetr.data.batches import Loader
+from leandetr.data.classification import ClassificationDataset
 from leandetr.detectors.backbones import Backbone, describe_backbone
 from leandetr.detectors.families.registry import FAMILIES
 from leandetr.detectors.spec import NewBackbone
@@ -86,7 +86,7 @@ class ClassificationTrainer(AveragingTrainer):
         output: Path,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
-        super().__init__(classifier, classifier, train, val, config, output, collate, callbacks)
+        super().__init__(classifier, classifier, train, val, config, output, callbacks)
         self.args.dataloader_drop_last = len(train) > config.batch_size  # a batch of one image has no statistics
 
     @torch.no_grad()
@@ -95,8 +95,8 @@ class ClassificationTrainer(AveragingTrainer):
         training, device, correct = self.kept.training, self.args.device, 0
         self.kept.eval()
         workers = self.config.loader_workers()
-        for batch in DataLoader(self.shard(), self.config.batch_size, num_workers=workers, collate_fn=collate):
-            logits = self.kept(batch["pixel_values"].to(device)).logits
+        for batch in Loader(self.shard(), self.config.batch_size, workers, device):
+            logits = self.kept(batch["pixel_values"]).logits
             correct += int((logits.argmax(-1).cpu() == batch["labels"]).sum())
         self.kept.train(training)
         return {"top1": sum(self.gathered(correct)) / len(self.eval_dataset)}

@@ -32,7 +32,9 @@ class Training(Checked):
         warmup: fraction of the training during which the rate rises linearly from zero.
         clip: largest norm of the gradient.
         ema: decay of the weights' moving average, which is what is evaluated and kept; 0 is off.
-        precision: "auto" takes bfloat16 where a GPU has it and float32 elsewhere; boxes are float32 in each.
+        precision: "auto" takes bfloat16 where a GPU has it and float32 elsewhere; boxes are float32 in each. In float32 a GPU
+            multiplies matrices in TF32 while it trains.
+        compile: let torch.compile make the backbone's kernels, where most of a step's are; the first steps wait for it.
         augment: name of a training transform (`data/transforms.py`); "auto" takes "ssd" for fixed sizes and "detr" for others.
         views: every image has so many augmented views, which come in turn, one an epoch, and are the same for every seed; by
             default each epoch draws new ones. A cached teacher needs a number (or augment "none", which has one view).
@@ -43,7 +45,7 @@ class Training(Checked):
         seed: of weights, order and augmentation.
     """
 
-    later: ClassVar[frozenset[str]] = frozenset({"freeze"})
+    later: ClassVar[frozenset[str]] = frozenset({"freeze", "compile"})
 
     epochs: int = Field(50, ge=1)
     max_steps: int | None = Field(None, ge=1)
@@ -61,6 +63,7 @@ class Training(Checked):
     clip: float = Field(0.1, gt=0)
     ema: float = Field(0.999, ge=0, lt=1)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool | None = None
     augment: str = "auto"
     views: int | None = Field(None, ge=1)
     evaluate_every: int = Field(1, ge=1)

@@ -12,7 +12,6 @@ from leandetr.errors import UserError
 
 LOWER = "lower training.lr or training.clip"
 LOWER_OR_PRECISE = f"set training.precision=float32, or {LOWER}"
-MEND_IMAGES = "mend or remove these images"
 
 
 class Diverged(UserError):
@@ -33,12 +32,10 @@ def diverged(
         half: whether it computes in half precision.
     """
 
-    def said(origin: str, mend: str = LOWER_OR_PRECISE if half else LOWER) -> Diverged:
+    def said(origin: str) -> Diverged:
+        mend = LOWER_OR_PRECISE if half else LOWER
         return Diverged(f"the {what} is not a number at step {step}{': ' * bool(origin)}{origin}; {mend}")
 
-    images = [image for batch in batches for image in _images_not_finite(batch)]
-    if images:
-        return said(f"the pixel values of image {', '.join(images)} are not finite", MEND_IMAGES)
     weights = dict(module.named_parameters())
     broken = [name for name, weight in weights.items() if not _finite(weight)]
     if broken:
@@ -117,10 +114,3 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
-
-
-def _images_not_finite(batch: Mapping[str, Any]) -> list[str]:
-    """Their ids, or, where the batch does not tell, their places in it."""
-    finite, labels = torch.isfinite(batch["pixel_values"]).flatten(1).all(1).tolist(), batch.get("labels")
-    ids = [int(target["image_id"]) for target in labels] if isinstance(labels, list) else range(len(finite))
-    return [str(image) for image, good in zip(ids, finite, strict=True) if not good]

@@ -30,12 +30,14 @@ class MovingAverage:
     def update(self) -> None:
         self.steps += 1
         weight = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for name, tensor in self._tensors().items():
-            shadow = self.shadow[name] = self.shadow[name].to(tensor.device)
-            if tensor.is_floating_point():
-                shadow.lerp_(tensor.detach(), weight)
-            else:
-                shadow.copy_(tensor)
+        tensors = self._tensors()
+        self.shadow = {name: self.shadow[name].to(tensor.device) for name, tensor in tensors.items()}
+        averaged = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+        copied = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+        # all tensors in a few kernels: they are hundreds, and most of them small
+        torch._foreach_lerp_([self.shadow[name] for name in averaged], [tensors[name] for name in averaged], weight)
+        if copied:
+            torch._foreach_copy_([self.shadow[name] for name in copied], [tensors[name] for name in copied])
 
     @contextmanager
     def applied(self) -> Iterator[None]:

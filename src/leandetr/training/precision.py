@@ -1,4 +1,4 @@
-"""Boxes in single precision while everything else is computed in half.
+"""Boxes in single precision while everything else is computed in half; and TF32.
 
 bfloat16 has 8 bits of mantissa: a coordinate in the right half of an image would be a multiple of 1/256 of it, too coarse for
 small boxes.
@@ -6,6 +6,8 @@ small boxes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
@@ -22,6 +24,18 @@ def keep_boxes_precise(detector: Detector) -> None:
             left = _LeftAutocast()
             part.register_forward_pre_hook(left.enter)
             part.register_forward_hook(left.leave, always_call=True)
+
+
+@contextmanager
+def products_in_tf32() -> Iterator[None]:
+    """Matrix products of single precision on a GPU's tensor cores, where it has such: factors of 11 bits, sums of 24. PyTorch
+    computes convolutions so by default."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class _LeftAutocast:

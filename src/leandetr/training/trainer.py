@@ -18,18 +18,21 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from leandetr.data.batches import Packed, Stored, pack, unpack
 from leandetr.data.classification import ClassificationDataset
-from leandetr.data.coco import CocoDataset, collate
+from leandetr.data.coco import CocoDataset
 from leandetr.detectors.attention import leave_out_cudnn_attention
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.evaluation.coco import evaluate_results, predict_dataset
 from leandetr.files import errors_of_writing
+from leandetr.losses.at_once import matching_at_once
 from leandetr.training.callbacks import KeepEpochs, UpdateAverage
+from leandetr.training.compiler import check_compiler
 from leandetr.training.config import Training
 from leandetr.training.diverged import Diverged, diverged
 from leandetr.training.ema import MovingAverage
-from leandetr.training.precision import keep_boxes_precise
+from leandetr.training.precision import keep_boxes_precise, products_in_tf32
 
 COMPLETE = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
 WATCHED_STEPS = 10  # whose gradients are looked at before they move a weight
@@ -42,7 +45,7 @@ class AveragingTrainer(Trainer):
     Args:
         module: what is trained.
         kept: the part of it that is averaged, measured and, where it is the best, saved in `best` under the output folder.
-        train, val: the images. collate: items -> batch.
+        train, val: the images.
         output: folder of checkpoints and of the best.
     """
 
@@ -60,10 +63,10 @@ class AveragingTrainer(Trainer):
         val: CocoDataset | ClassificationDataset,
         config: Training,
         output: Path,
-        collate: Callable[[list], Any],
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         self.config = config
+        self.preprocessing = train.preprocessing
         self.output = output
         self.kept = kept
         self.average = MovingAverage(kept, config.ema) if config.ema else None
@@ -72,12 +75,14 @@ class AveragingTrainer(Trainer):
         self._norm: Tensor | None = None  # of the last step's gradient
         self._updates = 0
         leave_out_cudnn_attention()  # a backbone alone has attention too
+        if torch.cuda.is_available():
+            module.to(memory_format=torch.channels_last)  # cuDNN's fastest layout of convolutions
         super().__init__(
             model=module,
             args=_arguments(config, output, len(train)),
-            train_dataset=train,
+            train_dataset=Stored(train),
             eval_dataset=val,
-            data_collator=collate,
+            data_collator=cast(Any, pack),
             callbacks=[*callbacks, *([UpdateAverage(self.average)] if self.average else [])],
         )
         self._watches_on = self.args.device.type == "cpu"
@@ -91,32 +96,49 @@ class AveragingTrainer(Trainer):
         """A parameter's learning rate, as a factor on the schedule's."""
         return 1.0
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the workers packed, moved to the device and made a batch there."""
+        return cast(dict[str, Any], unpack(cast(Packed, super()._prepare_inputs(inputs)), self.preprocessing))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """In single precision on a GPU matrices are multiplied in TF32; what is evaluated is computed in full."""
+        single = not (self.args.bf16 or self.args.fp16) and self.args.device.type == "cuda"
+        with products_in_tf32() if single else nullcontext():
+            return super().training_step(*args, **kwargs)
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         self._batches.append(inputs)
         try:
-            output = model(**inputs)
+            with matching_at_once():
+                output = model(**inputs)
         except ValueError as error:
             if "boxes1 must be in" in str(error) or "invalid numeric entries" in str(error):  # the losses' words for NaN
                 raise self._diverged() from error
             raise
-        if not torch.isfinite(output.loss):
+        if self._watches and not torch.isfinite(output.loss):
             raise self._diverged()
         for name, value in getattr(output, "logs", {}).items():
             self._logged[name].append(value)
         return (output.loss, output) if return_outputs else output.loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        """Gradients that are not finite move no weight in the first steps, where a kernel or a precision that does not suit
-        shows itself; nor at any time on a CPU. Later, asking a GPU in every step would keep it waiting, and the next step's
-        loss tells. In float16 such steps are usual, and the scaler leaves them out."""
+        """Gradients that are not finite move no weight while steps are watched. In float16 such steps are usual, and the scaler
+        leaves them out."""
         self._norm = super()._clip_grad_norm(model)
-        self._updates += 1
-        if (self._watches_on or self._updates <= WATCHED_STEPS) and not self.args.fp16 and not torch.isfinite(self._norm):
+        if self._watches and not self.args.fp16 and not torch.isfinite(self._norm):
             raise self._diverged("gradient")
+        self._updates += 1
         self._batches.clear()
         return self._norm
+
+    @property
+    def _watches(self) -> bool:
+        """Whether loss and gradient are looked at in this step: in the first ones, where a kernel or a precision that does not
+        suit shows itself, and at any time on a CPU. To ask a GPU in every step would keep it waiting; later the loss is looked
+        at where it is logged."""
+        return self._watches_on or self._updates < WATCHED_STEPS
 
     def _diverged(self, what: str = "loss") -> Diverged:
         """Of the step that is being computed, or of the last one, where that has left gradients that are not finite or is
@@ -128,6 +150,8 @@ class AveragingTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise self._diverged()
             logs |= {name: torch.stack(values).mean().item() for name, values in self._logged.items()}
             self._logged.clear()
         super().log(logs, start_time)
@@ -150,7 +174,8 @@ class AveragingTrainer(Trainer):
             [
                 {"params": parameters, "lr": self.config.lr * rate, "weight_decay": decay, "grid": grid}
                 for (rate, decay, grid), parameters in groups.items()
-            ]
+            ],
+            fused=self.args.device.type == "cuda",
         )
         return self.optimizer
 
@@ -249,9 +274,12 @@ class DetectionTrainer(AveragingTrainer):
     ) -> None:
         trained: Any = module
         self.detector: Detector = getattr(trained, "student", trained)
-        super().__init__(module, self.detector, train, val, config, output, collate, callbacks)
+        super().__init__(module, self.detector, train, val, config, output, callbacks)
         if self.args.bf16 or self.args.fp16:
             keep_boxes_precise(self.detector)
+        if config.compile:
+            check_compiler(self.args.device)
+            self.detector.family.backbone(self.detector.model).compile()
         self.add_callback(KeepEpochs(self.detector, self.average, config.keep_epochs, output))
 
     def rate_of(self, name: str, parameter: nn.Parameter) -> float:
@@ -263,9 +291,8 @@ class DetectionTrainer(AveragingTrainer):
     def measure(self) -> dict[str, float]:
         """COCO's numbers."""
         truth, classes = self.eval_dataset.ground_truth(), self.eval_dataset.class_map
-        results = predict_dataset(
-            self.detector.predict, self.shard(), classes, self.config.batch_size, self.config.loader_workers()
-        )
+        size, workers, device = self.config.batch_size, self.config.loader_workers(), self.args.device
+        results = predict_dataset(self.detector.predict, self.shard(), classes, size, workers, device=device)
         results = [row for part in self.gathered(results) for row in part]
         if not all(math.isfinite(number) for row in results for number in (*row["bbox"], row["score"])):
             raise self._diverged()
@@ -310,6 +337,8 @@ def _arguments(config: Training, output: Path, images: int) -> TrainingArguments
         label_names=["labels"],
         dataloader_num_workers=config.loader_workers(),
         dataloader_pin_memory=cuda,
+        dataloader_persistent_workers=config.loader_workers() > 0,
+        accelerator_config={"non_blocking": cuda},
         ddp_find_unused_parameters=True,  # denoising parts have no gradient on a rank whose images hold no objects
         log_level="error",
     )

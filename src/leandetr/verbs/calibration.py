@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
+from leandetr.data.batches import Loader
 from leandetr.data.classification import ClassificationDataset
-from leandetr.data.coco import CocoDataset, collate
+from leandetr.data.coco import CocoDataset
 from leandetr.data.transforms import eval_transform
 from leandetr.detectors.alignment import fit_alignment
 from leandetr.detectors.detector import Detector
@@ -74,9 +75,7 @@ def with_calibration(config: SchemeT, images: Callable[[int], int]) -> SchemeT:
     return changed(replace(config, overrides=overrides))
 
 
-def spread_batches(
-    dataset: CocoDataset | ClassificationDataset, images: int, collate: Callable[[list[Any]], Any] = collate
-) -> Iterable[Any]:
-    """Batches, as `collate` makes them, of images spread evenly over a data set."""
+def spread_batches(dataset: CocoDataset | ClassificationDataset, images: int) -> Iterable[Batch]:
+    """Batches of images spread evenly over a data set."""
     chosen = torch.linspace(0, len(dataset) - 1, images).round().long().tolist()
-    return DataLoader(Subset(dataset, chosen), batch_size=8, collate_fn=collate)
+    return Loader(Subset(dataset, chosen), batch_size=8)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from leandetr.data.coco import CocoDataset, class_map_of, collate
+from leandetr.data.batches import Loader
+from leandetr.data.coco import CocoDataset, class_map_of
 from leandetr.data.partition import Partition
 from leandetr.data.transforms import eval_transform, train_transform
 from leandetr.detectors.build import build
@@ -99,7 +99,7 @@ def fit_detector(
         passes = training.passes(len(train_set), PartialState().num_processes)
         distiller.remember(train_set, cache, passes, batch_size=training.batch_size, workers=training.loader_workers())
     if distiller:
-        distiller.check(DataLoader(train_set, training.batch_size, collate_fn=collate))
+        distiller.check(Loader(train_set, training.batch_size))
     return fit(module, train_set, val_set, training, out / "training", out.name, until, callbacks)
 
 

@@ -107,7 +107,7 @@ def pretrain(data: Data, backbone: NewBackbone, out: Path, bits: str | None = No
         if backbone.weights is not None:
             load_backbone_weights(classifier.backbone, described.config, backbone.weights)
         if low_bit is not None:
-            batches = spread_batches(train_set, min(low_bit.calibration_images, len(train_set)), classification.collate)
+            batches = spread_batches(train_set, min(low_bit.calibration_images, len(train_set)))
             round_backbone(classifier.backbone, low_bit, (batch["pixel_values"] for batch in batches))
         return classification.pretrain(classifier, train_set, val_set, training, out, out.name)
 

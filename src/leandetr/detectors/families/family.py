@@ -241,7 +241,7 @@ class Family:
         """Whether the family computes its whole loss itself when labels are given (encoder proposals, denoising)."""
         return False
 
-    def share_of_boxes(self, labels: Sequence[Target]) -> float:
+    def share_of_boxes(self, labels: Sequence[Target]) -> Tensor | float:
         """What the loss of a process is multiplied with, where the family computed it inside the model, so that the mean over
         the processes is the loss of the whole batch."""
         return 1.0

@@ -144,13 +144,13 @@ class RtDetr(Family):
     def labels_enter_model(self, training: bool) -> bool:
         return True
 
-    def share_of_boxes(self, labels: Sequence[Target]) -> float:
+    def share_of_boxes(self, labels: Sequence[Target]) -> Tensor | float:
         """Every term is divided by the number of this process's own boxes (at least 1), where it should be the processes'
         mean."""
         if not distributed.is_initialized():
             return 1.0
         own = torch.tensor(float(sum(len(target["boxes"]) for target in labels)), device=labels[0]["boxes"].device)
-        return (own.clamp(min=1) / reduce(own, "mean").clamp(min=1)).item()
+        return own.clamp(min=1) / reduce(own, "mean").clamp(min=1)
 
 
 RT_DETR = RtDetr()
