@@ -4,12 +4,14 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub; read when transformers is imported
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
+from leandetr import cli
 from leandetr.detectors.create import create
 from leandetr.structures import ClassMap
 
@@ -30,6 +32,22 @@ def shared() -> Path:
 def classes() -> ClassMap:
     """Five classes whose ids in the data set have gaps, as COCO's have."""
     return ClassMap(("disc", "square", "star", "ring", "cross"), (1, 3, 7, 9, 90))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(*arguments) -> exit status, stdout, stderr of `leandetr ...`, in this process."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["leandetr", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
 
 
 DECODER = {"decoder_layers": 3, "num_queries": 12, "decoder_ffn_dim": 64}

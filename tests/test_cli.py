@@ -58,22 +58,6 @@ def saved(tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """run(*arguments) -> exit status, stdout, stderr of `leandetr ...`, in this process."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["leandetr", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def refused(run):
     """refused(sentence, *arguments): exit status 2 and one line that fits the pattern."""
 

@@ -238,7 +238,7 @@ def test_a_checkpoint_with_a_schedule_is_trained_further(recipe):
 
 
 def test_notes_of_earlier_versions_agree_where_what_came_later_is_not_used():
-    assert not {"queries", "freeze"} & {*NewDetector(model="detr").model_dump(), *Training().model_dump()}
+    assert not {"queries", "freeze", "layer_decay"} & {*NewDetector(model="detr").model_dump(), *Training().model_dump()}
     assert NewDetector(model="detr", queries=3).model_dump()["queries"] == 3
 
 

@@ -13,8 +13,10 @@ from leandetr.deployment import onnx as exporting
 from leandetr.deployment.metadata import describe
 from leandetr.deployment.onnx import agreement, export_onnx
 from leandetr.deployment.runtimes import OnnxRuntime, PyTorchRuntime
+from leandetr.detectors.reset_classifier import reset_classifier
 from leandetr.errors import UserError
 from leandetr.heads import Head
+from leandetr.structures import ClassMap
 
 FREE = {"size": None, "shortest_edge": 96, "longest_edge": 160}
 
@@ -36,6 +38,19 @@ def test_answers_as_pytorch_does_for_any_number_of_images(artefact, batch, name)
         ours, theirs = PyTorchRuntime(detector).run(pixels, None), OnnxRuntime(path).run(pixels, None)
         assert agreement(ours, theirs, detector.head, 1e-4)[0] == 1
         assert agreement(ours, (theirs[0] + 0.1, theirs[1]), detector.head, 1e-4)[0] == 0
+
+
+@pytest.mark.slow
+def test_classes_that_a_trained_detector_was_given_answer_as_in_pytorch(build, batch, tmp_path):
+    detector = build("rt_detr_v2")
+    reset_classifier(detector, ClassMap(("cube", "star", "cone"), (4, 8, 9)))
+    runtime = OnnxRuntime(export_onnx(detector, tmp_path / "new.onnx"))
+    assert runtime.class_map == detector.class_map
+    for images in (1, 3):
+        pixels = batch(images)["pixel_values"]
+        ours, theirs = PyTorchRuntime(detector).run(pixels, None), runtime.run(pixels, None)
+        assert theirs[0].shape[-1] == 3
+        assert agreement(ours, theirs, detector.head, 1e-4)[0] == 1
 
 
 def test_any_size_with_a_mask_where_the_aspect_ratio_is_kept(artefact, batch):

@@ -2,19 +2,26 @@
 forgotten."""
 
 import copy
+from fnmatch import fnmatchcase
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForObjectDetection
 
+from leandetr.data.coco import CocoDataset, find_split
+from leandetr.data.shapes import write_shapes
+from leandetr.data.transforms import eval_transform
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.names import MODELS, missing
 from leandetr.detectors.reset_classifier import reset_classifier
 from leandetr.errors import UserError
+from leandetr.evaluation.coco import evaluate_results, predict_dataset
 from leandetr.heads import Head
 from leandetr.structures import ClassMap
 
 NAMES = [name for name in MODELS if not missing(name)]
+SELECTED = ("deformable_detr_two_stage", "rt_detr", "rt_detr_v2", "d_fine", "deimv2", "lw_detr", "rf_detr")  # by their scores
 PIXELS = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
 
 
@@ -78,6 +85,54 @@ def test_no_head_is_forgotten_and_new_classes_begin_as_rare_as_the_old(tiny_dete
     loss.backward()
     if detector.head is Head.SIGMOID:
         assert detector(PIXELS).logits[-1, ..., names.index("cube")].sigmoid().mean() < 1.2 * scores
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_weights_whose_shape_the_number_of_classes_decides_are_those_that_a_family_lists(tiny_detector, name):
+    """Two models that transformers builds differ in nothing else, so that no head of a later version is forgotten."""
+    detector = tiny_detector(name)
+    config, found = detector.config, []
+    for count in (5, 6):
+        config.num_labels = count
+        with torch.device("meta"):
+            found.append(AutoModelForObjectDetection.from_config(copy.deepcopy(config)))
+    few, more = map(shapes_of, found)
+    assert few.keys() == more.keys()
+    patterns, listed = detector.family.class_rows(config), set()
+    for layer, module in found[0].named_modules(remove_duplicate=False):
+        if any(fnmatchcase(layer, pattern) for pattern in patterns):
+            listed |= {f"{layer}.{key}" for key, _ in module.named_parameters(recurse=False)}
+    assert {key for key in few if few[key] != more[key]} == listed
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SELECTED])
+def test_a_subset_of_the_classes_has_the_scores_and_boxes_that_it_had(tiny_detector, name):
+    detector = trained(tiny_detector, name)
+    logits, boxes = answers(detector)
+    reset_classifier(detector, ClassMap(("ring", "disc"), (1, 2)))
+    found, found_boxes = answers(detector)
+    torch.testing.assert_close(found[..., :2], logits[..., [3, 0]], rtol=0, atol=2e-6)
+    torch.testing.assert_close(found_boxes, boxes, rtol=0, atol=2e-6)
+    if detector.head is Head.SOFTMAX:  # renormalised: the ratio of two classes stays
+        shares = [each.softmax(-1) for each in (logits, found)]
+        torch.testing.assert_close(shares[1][..., 0] / shares[1][..., 1], shares[0][..., 3] / shares[0][..., 0])
+
+
+def test_classes_in_another_order_have_the_same_ap(tmp_path):
+    detector = load(Path(__file__).parents[2] / "recipes" / "shapes-teacher")
+    split = find_split(write_shapes(tmp_path / "shapes", 1, 8, (96, 96)), "val")
+
+    def ap():
+        val = CocoDataset(split, eval_transform(detector.preprocessing), detector.class_map)
+        results = predict_dataset(detector.predict, val, detector.class_map, 4)
+        return evaluate_results(val.ground_truth(), results).as_dict()
+
+    before, classes = ap(), detector.class_map
+    order = [5, 2, 0, 4, 1, 3]
+    permuted = ClassMap(tuple(classes.names[i] for i in order), tuple(classes.dataset_ids[i] for i in order))
+    reset_classifier(detector, permuted)
+    assert ap() == pytest.approx(before, abs=1e-9)
+    assert before["ap"] > 0.2
 
 
 @pytest.mark.parametrize("name", ["detr", "deformable_detr_two_stage", "rt_detr_v2", "lw_detr"])

@@ -134,7 +134,7 @@ def test_the_last_map_is_averaged_and_classified():
 
 
 def test_faults_leave_no_folder_behind(images, tmp_path):
-    for backbone, fault in (("resnet81", "did you mean"), ("lw_detr_vit", "whole checkpoints alone")):
+    for backbone, fault in (("resnet81", "did you mean"), ("lw_detr_vit", "cannot be pretrained here")):
         with pytest.raises(UserError, match=fault):
             verbs.pretrain(images, NewBackbone(name=backbone, image_size=(32, 32)), tmp_path / "b")
         assert not (tmp_path / "b").exists()

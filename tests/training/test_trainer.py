@@ -35,6 +35,44 @@ def test_parameter_groups(prepared, short, tmp_path, name):
     assert any("sampling_offsets" in key for key in parameters) == (name != "detr")
 
 
+#: three blocks of a vision transformer, four stages of one block of a ResNet; by hand, with a decay of 0.5
+RATES = {
+    "rf_detr": {
+        "embeddings.cls_token": 1 / 16,
+        "embeddings.position_embeddings": 1 / 16,
+        "embeddings.patch_embeddings.projection.weight": 1 / 16,
+        "encoder.layer.0.norm1.weight": 1 / 8,
+        "encoder.layer.1.attention.q_proj.weight": 1 / 4,
+        "encoder.layer.2.mlp.fc2.bias": 1 / 2,
+        "layernorm.weight": 1,
+    },
+    "rt_detr_v2": {
+        "conv1.0.weight": 1 / 32,
+        "layer1.0.conv1.weight": 1 / 16,
+        "layer2.0.downsample.1.weight": 1 / 8,
+        "layer3.0.conv2.weight": 1 / 4,
+        "layer4.0.conv1.weight": 1 / 2,
+    },
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_layers_of_the_backbone_learn_the_slower_the_nearer_to_the_image(tiny_detector, prepared, short, tmp_path, name):
+    _, train, val = prepared()
+    vit = {"num_hidden_layers": 3, "num_attention_heads": 2, "out_indices": [1, 3], "hidden_size": 32, "num_windows": 1}
+    values = {f"backbone_config.{key}": value for key, value in vit.items()} if name == "rf_detr" else {}
+    detector = tiny_detector(name, None if values else "resnet10t", **values)
+    config = short(lr=1e-3, backbone_lr=0.2, layer_decay=0.5)
+    trainer = DetectionTrainer(detector, train, val, config, tmp_path, [])
+    rates = {p: group["lr"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
+    backbone = detector.family.backbone(detector.model)
+    found = {key.split("_backbone.")[-1]: rates[parameter] for key, parameter in backbone.named_parameters()}
+    for key, factor in RATES[name].items():
+        assert found[key] == pytest.approx(1e-3 * 0.2 * factor), key
+    inside = set(backbone.parameters())
+    assert {round(rates[p], 9) for p in detector.parameters() if p not in inside} == {1e-3, 1e-4}
+
+
 def test_evaluation_is_of_the_average_and_gives_the_weights_back(prepared, short, tmp_path, monkeypatch):
     detector, train, val = prepared()
     trainer = DetectionTrainer(detector, train, val, short(), tmp_path, [])

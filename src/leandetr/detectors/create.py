@@ -85,11 +85,8 @@ def configure(
         if key.startswith("backbone_config.")
     }
     check_size(name, image_size, family.divisor(inner))
-    if family.whole_checkpoints:
-        if weights is not None:
-            raise UserError(f"weights {weights}: {name} has them in whole checkpoints alone; name one of those as the model")
-        if backbone not in (None, model.backbone):
-            raise UserError(f"backbone {backbone}: {name} is made for its own, {model.backbone}; leave the backbone out")
+    if family.one_backbone and backbone not in (None, model.backbone):
+        raise UserError(f"backbone {backbone}: {name} is made for its own, {model.backbone}; leave the backbone out")
     frozen_norm = weights is not None or family.frozen_norm
     described = family.describe_backbone(backbone or model.backbone, image_size, frozen_norm, inner)
     return _config(model, described, class_map, image_size, overrides, frozen_norm), described

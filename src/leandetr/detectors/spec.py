@@ -21,7 +21,8 @@ class NewDetector(Checked):
         model: a short name of `leandetr models`.
         checkpoint: in its place, what `load` takes.
         backbone: of a new model, see `create`.
-        weights: of its backbone, see `create`.
+        weights: of its backbone, see `create`; or a file with a whole detector of its family, in place of `checkpoint`, where
+            no `backbone` is named (`build`).
         image_size: (height, width) in pixels, of a new model or in place of the checkpoint's own.
         queries: number of object queries, in place of the checkpoint's own.
         set: configuration values by name, `{"decoder_layers": 3}`, of a new model, where dots reach into `backbone_config`, or

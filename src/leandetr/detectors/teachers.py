@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
-from leandetr.detectors.checkpoints.key_maps import read_checkpoint
 from leandetr.detectors.checkpoints.published_classes import BACKGROUND, published_classes
+from leandetr.detectors.checkpoints.state_dict import read_checkpoint
 from leandetr.detectors.names import TORCHVISION
 from leandetr.errors import UserError, unknown
 from leandetr.heads import Head

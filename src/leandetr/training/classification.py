@@ -110,10 +110,8 @@ def describe(backbone: NewBackbone) -> Backbone:
     name = backbone.name
     for model_type, family in FAMILIES.items():
         if name in family.own_backbones:
-            if family.whole_checkpoints:
-                raise UserError(
-                    f"backbone {name}: {model_type} has its weights in whole checkpoints alone; name another backbone"
-                )
+            if family.one_backbone:
+                raise UserError(f"backbone {name}: that of {model_type} cannot be pretrained here; name another backbone")
             stages = {"out_features": [f"stage{number}" for number in range(1, STAGES + 1)]}
             return family.describe_backbone(name, backbone.image_size, False, stages | backbone.set)
     return describe_backbone(name, STAGES, frozen_norm=False, overrides=backbone.set)

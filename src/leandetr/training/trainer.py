@@ -27,6 +27,7 @@ from leandetr.errors import UserError
 from leandetr.evaluation.coco import evaluate_results, predict_dataset
 from leandetr.files import errors_of_writing
 from leandetr.losses.at_once import matching_at_once
+from leandetr.training import layer_decay
 from leandetr.training.callbacks import KeepEpochs, UpdateAverage
 from leandetr.training.compiler import check_compiler
 from leandetr.training.config import Training
@@ -274,6 +275,9 @@ class DetectionTrainer(AveragingTrainer):
     ) -> None:
         trained: Any = module
         self.detector: Detector = getattr(trained, "student", trained)
+        backbone = dict(self.detector.family.backbone(self.detector.model).named_parameters())
+        decays = layer_decay.factors(list(backbone), config.layer_decay or 1.0)
+        self._backbone_rates = {parameter: config.backbone_lr * decays[name] for name, parameter in backbone.items()}
         super().__init__(module, self.detector, train, val, config, output, callbacks)
         if self.args.bf16 or self.args.fp16:
             keep_boxes_precise(self.detector)
@@ -283,9 +287,9 @@ class DetectionTrainer(AveragingTrainer):
         self.add_callback(KeepEpochs(self.detector, self.average, config.keep_epochs, output))
 
     def rate_of(self, name: str, parameter: nn.Parameter) -> float:
-        """Smaller for the backbone and for sampling points."""
-        if any(parameter is own for own in self.detector.family.backbone(self.detector.model).parameters()):
-            return self.config.backbone_lr
+        """Smaller for the backbone, by its layers too, and for sampling points."""
+        if parameter in self._backbone_rates:
+            return self._backbone_rates[parameter]
         return 0.1 if any(part in name for part in self.detector.family.slow_layers) else 1.0
 
     def measure(self) -> dict[str, float]:

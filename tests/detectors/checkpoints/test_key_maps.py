@@ -13,11 +13,15 @@ import torchvision
 import transformers as hf
 from torch import nn
 
-from leandetr.detectors.checkpoints.key_maps import fill, read_checkpoint
+from leandetr.detectors.build import build
+from leandetr.detectors.checkpoints.key_maps import fill
 from leandetr.detectors.checkpoints.load import load
+from leandetr.detectors.checkpoints.state_dict import read_checkpoint
 from leandetr.detectors.models.adamixer import AdaMixerConfig, AdaMixerForObjectDetection
 from leandetr.detectors.models.smca_detr import SmcaDetrConfig, SmcaDetrForObjectDetection
+from leandetr.detectors.spec import NewDetector
 from leandetr.errors import UserError
+from leandetr.structures import ClassMap
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
@@ -455,6 +459,17 @@ def test_rt_detrs_file_alone(tmp_path, version):
     assert found.config.model_type == ("rt_detr" if version == 1 else "rt_detr_v2")
     assert (found.class_map.names[0], found.class_map.dataset_ids[-1]) == ("person", 90)
     assert found.preprocessing.size == (640, 640)
+
+
+def test_rt_detrs_file_as_the_weights_of_a_model_is_the_whole_detector(tmp_path):
+    file = tmp_path / "rtdetr.pth"
+    shapes = dict(rt_detr([2, 1, 1, 1], False, layers=2, classes=80, hidden=128, version=2))
+    state = save(file, shapes, lambda state: {"ema": {"module": state}})
+    said = []
+    found = build(NewDetector(model="rt_detr_v2", weights=str(file)), ClassMap(("fox", "dog"), (1, 2)), said.append)
+    assert [line.split(", ")[0] for line in said] == [f"{file} is a whole rt_detr_v2", f"{file}: kept 1 of the classes (dog)"]
+    assert (found.class_map.names, found.preprocessing.size) == (("fox", "dog"), (640, 640))
+    assert torch.equal(found.model.model.enc_score_head.weight[1], state["decoder.enc_score_head.weight"][16])  # COCO's dog
 
 
 @pytest.mark.slow

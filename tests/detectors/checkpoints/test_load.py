@@ -125,6 +125,16 @@ def test_weights_of_older_versions_are_read_without_running_what_is_in_them(save
     assert all(torch.equal(state[key], read[key]) for key in state)
 
 
+def test_the_file_of_weights_in_a_folder_stands_for_the_folder(saved):
+    expected = load(saved).model.state_dict()
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if name == "pytorch_model.bin":
+            (saved / "model.safetensors").unlink()
+            torch.save(expected, saved / name)
+        found = load(saved / name).model.state_dict()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 def test_without_a_preprocessors_file_images_are_prepared_as_the_familys_are(saved, caplog):
     (saved / "preprocessor_config.json").unlink()
     found = load(saved).preprocessing

@@ -278,7 +278,7 @@ def test_a_family_that_transformers_lacks_is_said_to_be_missing(classes, monkeyp
 
 
 def test_weights_of_a_vision_transformer_come_with_a_whole_checkpoint(classes):
-    with pytest.raises(UserError, match="whole checkpoints alone"):
+    with pytest.raises(UserError, match="come with a whole checkpoint"):
         create("lw_detr", classes, (128, 128), weights="hub")
 
 

@@ -16,11 +16,13 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from leandetr.detectors.alignment import class_to_load
 from leandetr.detectors.checkpoints.published import SUFFIXES as PUBLISHED
-from leandetr.detectors.checkpoints.published import load_published
+from leandetr.detectors.checkpoints.published import layout_of, load_published
+from leandetr.detectors.checkpoints.state_dict import SUFFIXES, read_checkpoint
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families.registry import FAMILIES, family_of
 from leandetr.detectors.preprocessing import read_preprocessing
 from leandetr.errors import UserError, unknown
+from leandetr.files import read_json
 from leandetr.structures import ClassMap
 
 logger = logging.getLogger(__name__)
@@ -33,15 +35,18 @@ def load(source: str | Path) -> Detector:
 
     Args:
         source: a folder with `config.json`, `model.safetensors` and `preprocessor_config.json`, a hub id, or a file that the
-            authors of DETR, SMCA-DETR, AdaMixer or RT-DETR published (`.pth`, `.safetensors`, see `load_published`).
-            `pytorch_model.bin` serves where there are no safetensors: nothing but tensors is read of it. Without a
-            preprocessor's file the images are prepared as the family's authors do, and that is said.
+            authors of DETR, SMCA-DETR, AdaMixer or RT-DETR published (`.pth`, `.safetensors`, see `load_published`); the file
+            of weights in such a folder stands for the folder. `pytorch_model.bin` serves where there are no safetensors:
+            nothing but tensors is read of it. Without a preprocessor's file the images are prepared as the family's authors
+            do, and that is said.
 
     Raises:
         UserError: no such folder; a file of another kind; a pickle with code in it; a truncated file; another architecture;
             weights whose names or shapes are not the configuration's (names the first three).
     """
     path = Path(source)
+    if _is_of_folder(path):
+        source = path = path.parent
     if path.suffix in PUBLISHED and path.is_file():
         return load_published(path)
     _check_source(source)
@@ -88,6 +93,26 @@ def _hint_at_names(source: str) -> None:
         "shown and matched with those of --data; trained further, it has the data's names",
         source,
     )
+
+
+def load_whole(file: Path) -> Detector | None:
+    """The whole detector whose weights a file holds, as `load` reads it; None for those of a backbone.
+
+    Raises UserError for the faults of `load`, and where the file alone does not say which detector it is.
+    """
+    if _is_of_folder(file):
+        return load(file) if _model_type(file.parent) in FAMILIES else None
+    if file.suffix not in SUFFIXES:
+        return None
+    state = read_checkpoint(file)
+    if layout_of(state) is not None:
+        return load(file)
+    if any(key.startswith("model.decoder.") for key in state):
+        raise UserError(
+            f"{file} holds a whole detector, and no config.json beside it says which; put that there, or name the --backbone "
+            "that alone is to be taken"
+        )
+    return None
 
 
 def load_class_map(folder: Path) -> ClassMap:
@@ -141,6 +166,18 @@ def _check_folder(folder: Path) -> None:
             safe_open(file, framework="pt").__exit__(None, None, None)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is truncated or no safetensors file; save or copy it again") from error
+
+
+def _is_of_folder(file: Path) -> bool:
+    """Whether it is the weights of a saved folder, those that are read where the folder is named."""
+    folder = file.parent
+    own = "pytorch_model.bin" if _is_pickled(folder) else "model.safetensors"
+    return file.name == own and file.is_file() and (folder / "config.json").is_file()
+
+
+def _model_type(folder: Path) -> str:
+    config = read_json(folder / "config.json")
+    return str(config.get("model_type")) if isinstance(config, dict) else ""
 
 
 def _is_pickled(folder: Path) -> bool:

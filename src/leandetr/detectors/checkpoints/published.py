@@ -3,16 +3,26 @@ its sizes and its number of classes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
 from transformers import AutoModelForObjectDetection
 
-from leandetr.detectors.checkpoints.key_maps import fill, layouts, read_checkpoint
+from leandetr.detectors.checkpoints.key_maps import fill, layouts
 from leandetr.detectors.checkpoints.published_classes import published_classes
+from leandetr.detectors.checkpoints.state_dict import read_checkpoint
 from leandetr.detectors.detector import Detector
+from leandetr.detectors.families.layout import Layout
 from leandetr.errors import UserError
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+def layout_of(state: Mapping[str, Tensor]) -> Layout | None:
+    """The layout of a published state dict; None where its keys are of none."""
+    known = dict.fromkeys(layouts().values())
+    return next((layout for layout in reversed(known) if layout.key in state), None)  # descendants have their elders' keys
 
 
 def load_published(file: Path) -> Detector:
@@ -23,12 +33,12 @@ def load_published(file: Path) -> Detector:
             of other shapes (names the first three); classes that it does not name.
     """
     state = read_checkpoint(file)
-    known = list(dict.fromkeys(layouts().values()))
-    layout = next((layout for layout in reversed(known) if layout.key in state), None)  # descendants have their elders' keys
+    layout = layout_of(state)
     if layout is None:
+        known = ", ".join(dict.fromkeys(layout.name for layout in layouts().values()))
         raise UserError(
-            f"{file} is not a checkpoint of {', '.join(layout.name for layout in known)} as published (its first keys: "
-            f"{', '.join(list(state)[:3])}); give a folder that save_pretrained wrote"
+            f"{file} is not a checkpoint of {known} as published (its first keys: {', '.join(list(state)[:3])}); give a folder "
+            "that save_pretrained wrote"
         )
     try:
         config = layout.config(state, Path(file).stem)

@@ -87,9 +87,9 @@ class Family:
     stages = 1
     #: the norms of a backbone that was not pretrained are frozen too
     frozen_norm = True
-    #: backbones that it alone has; and whether weights of them come in whole checkpoints alone
+    #: backbones that it alone has; and whether it takes no other, and that one is not pretrained as a classifier
     own_backbones: tuple[str, ...] = ()
-    whole_checkpoints = False
+    one_backbone = False
     #: side of the pixel grid that image sizes must be multiples of, where the backbone does not decide it; 1 for any size
     size_divisor = 1
 

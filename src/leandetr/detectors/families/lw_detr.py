@@ -34,7 +34,7 @@ class LwDetr(Family):
 
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
     queries_from_encoder = True
-    whole_checkpoints = True
+    one_backbone = True
     encoder_parts = ("backbone",)  # with the projector that follows the vision transformer
     query_table = None
     output_projection = "output_proj"
