@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from leandetr.distillation.assignment import QueryPriorAssignment, at_every_stage
+from leandetr.distillation.assignment import QueryPriorAssignment
 from leandetr.distillation.query_map import sample
 from leandetr.errors import UserError
-from leandetr.heads import Head
-from leandetr.losses import Assignment, HungarianMatcher, SetCriterion, pad_targets
+from leandetr.heads import ClassLoss
+from leandetr.losses import Assignment, HungarianMatcher, SetCriterion, at_every_layer, pad_targets
 
 FAMILIES = ["detr", "conditional_detr", "deformable_detr", "rt_detr_v2"]
 
@@ -49,7 +49,7 @@ def test_the_group_is_judged_by_the_teachers_assignment_at_every_stage(answers, 
     assert group.logits.shape[:3] == (3, 2, 15)
     matcher = HungarianMatcher.from_config(teacher.config, teacher.head)
     last = matcher(taught.logits[-1:], taught.boxes[-1:], pad_targets(batch["labels"]))
-    criterion = SetCriterion.from_config(student.config, student.head)
+    criterion = SetCriterion.from_config(student.config, student.family.class_loss)
     expected = [criterion(group.logits[i : i + 1], group.boxes[i : i + 1], batch["labels"], last) for i in range(3)]
     expected = {part: sum(stage[part] for stage in expected) for part in ("class", "bbox", "giou")}
     torch.testing.assert_close(term(own, taught, batch), expected)
@@ -82,7 +82,7 @@ def test_rematching_lets_every_stage_choose_the_cheapest_pairs(answers, batch):
     given = QueryPriorAssignment.build(student, teacher)
     given.queries = rematched.queries
     group = student.decode(rematched.queries(taught.queries, own), own.memory)
-    own_choice = SetCriterion.from_config(student.config, Head.SOFTMAX)(group.logits, group.boxes, batch["labels"])
+    own_choice = SetCriterion.from_config(student.config, ClassLoss.CROSS_ENTROPY)(group.logits, group.boxes, batch["labels"])
     found = rematched(own, taught, batch)
     torch.testing.assert_close(found, own_choice)
     assert found["bbox"] + found["giou"] < sum(given(own, taught, batch)[part] for part in ("bbox", "giou"))
@@ -118,7 +118,7 @@ def test_queries_that_mean_something_else_are_refused(tiny_detector, student, te
 
 def test_assignment_is_repeated_for_every_stage():
     single = Assignment(torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([7, 8]), torch.tensor([2, 0]))
-    repeated = at_every_stage(single, 2)
+    repeated = at_every_layer(single, 2)
     assert [index.tolist() for index in repeated] == [[0, 0, 1, 1], [0, 1, 0, 1], [7, 8, 7, 8], [2, 0, 2, 0]]
 
 

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.query_map import QueryMap
 from leandetr.distillation.term import Term
-from leandetr.losses import Assignment, HungarianMatcher, SetCriterion, pad_targets
+from leandetr.losses import HungarianMatcher, SetCriterion, at_every_layer, pad_targets
 from leandetr.structures import Batch, DetectorOutput
 
 
@@ -42,7 +41,7 @@ class QueryPriorAssignment(Term):
         self.queries = queries
         self._student = (student,)  # a tuple hides it from the module's parameters
         self.matcher = matcher
-        self.criterion = SetCriterion.from_config(student.config, student.head)
+        self.criterion = SetCriterion.from_config(student.config, student.family.class_loss)
         self.rematch = rematch
 
     @classmethod
@@ -59,12 +58,5 @@ class QueryPriorAssignment(Term):
         if not self.rematch:
             objects = pad_targets(batch["labels"])
             last = self.matcher(teacher.logits[-1:], teacher.boxes[-1:], objects)
-            assignment = at_every_stage(last, len(group.logits))
+            assignment = at_every_layer(last, len(group.logits))
         return self.criterion(group.logits, group.boxes, batch["labels"], assignment)
-
-
-def at_every_stage(assignment: Assignment, stages: int) -> Assignment:
-    """The pairs of a single layer, for each of `stages` layers."""
-    pairs = len(assignment.layers)
-    layers = torch.arange(stages, device=assignment.layers.device).repeat_interleave(pairs)
-    return Assignment(layers, *(index.repeat(stages) for index in assignment[1:]))

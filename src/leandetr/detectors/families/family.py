@@ -22,7 +22,7 @@ from transformers.loss import loss_for_object_detection
 
 from leandetr.detectors.backbones import Backbone, describe_backbone
 from leandetr.detectors.families.layout import PHOTOGRAPHS, SQUARES, Layout
-from leandetr.heads import Head
+from leandetr.heads import ClassLoss, Head
 from leandetr.structures import DetectionModel, Preprocessing, Queries, Target
 
 
@@ -71,7 +71,8 @@ class Family:
     #: of the files that its authors published, where they can be read
     layout: ClassVar[Layout | None] = None
 
-    head: ClassVar[Head] = Head.SIGMOID
+    #: how its classes are trained, and with that the kind of its class head
+    class_loss: ClassVar[ClassLoss] = ClassLoss.FOCAL
     #: field of `Queries` -> keyword argument of the decoder
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "position": "object_queries_position_embeddings"}
     #: reference points enter the decoder as logits (before the sigmoid)
@@ -107,6 +108,11 @@ class Family:
     delicate_layers: ClassVar[Mapping[str, str]] = {}
     #: in the names of the parameters that are trained ten times slower
     slow_layers: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def head(self) -> Head:
+        """What the columns of its logits mean."""
+        return self.class_loss.head
 
     @property
     def float_layers(self) -> dict[str, str]:

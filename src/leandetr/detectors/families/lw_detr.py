@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from leandetr.detectors.backbones import Backbone, configured
 from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, Rows
 from leandetr.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from leandetr.heads import ClassLoss
 from leandetr.structures import DetectionModel, Preprocessing, Target
 
 
@@ -33,6 +34,7 @@ class LwDetr(Family):
     """
 
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
+    class_loss: ClassVar[ClassLoss] = ClassLoss.IOU_AWARE
     queries_from_encoder = True
     whole_checkpoints = True
     encoder_parts = ("backbone",)  # with the projector that follows the vision transformer

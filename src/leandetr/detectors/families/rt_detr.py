@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from leandetr.detectors.backbones import Backbone
 from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, Rows
 from leandetr.detectors.families.layout import LAYERS, SQUARES, Layout, Rules, State, numbers_after
+from leandetr.heads import ClassLoss
 from leandetr.structures import DetectionModel, Target
 
 _RESNET_VD = "model.backbone.model.encoder.stages."
@@ -94,6 +95,7 @@ class RtDetr(Family):
         no_weights=r"num_batches_tracked$|^decoder\.(anchors|valid_mask)$",
     )
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
+    class_loss: ClassVar[ClassLoss] = ClassLoss.VARIFOCAL
     reference_logits = True
     queries_from_encoder = True
     content_from_memory = True
