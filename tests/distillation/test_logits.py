@@ -1,5 +1,6 @@
 """Hungarian-matching logits distillation promises eq. 2-4 as a plain loop computes them, and nothing to learn from oneself."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import box_convert, generalized_box_iou
 
-from leandetr.distillation.logits import HungarianLogits, teaching_stages
+from leandetr.distillation.logits import MATCHINGS, HungarianLogits, teaching_stages
 from leandetr.errors import UserError
 from leandetr.heads import Head
 from leandetr.losses import HungarianMatcher
@@ -18,7 +19,7 @@ HEADS = [(Head.SIGMOID, Head.SIGMOID), (Head.SOFTMAX, Head.SOFTMAX), (Head.SIGMO
 
 
 def term(student_head: Head = Head.SIGMOID, teacher_head: Head = Head.SIGMOID, **options) -> HungarianLogits:
-    return HungarianLogits(student_head, teacher_head, HungarianMatcher(2.0, 5.0, 2.0, teacher_head), **options)
+    return HungarianLogits(student_head, HungarianMatcher(2.0, 5.0, 2.0, teacher_head), **options)
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
@@ -36,7 +37,22 @@ def class_loss(logits: Tensor, student_head: Head, teacher_logits: Tensor, teach
     return F.binary_cross_entropy(*probabilities, reduction="sum")
 
 
-def plain_loop(student, teacher, labels, student_head, teacher_head, stages) -> dict[str, Tensor]:
+def cheapest_with_all(columns: list[int], cost: Tensor) -> list[tuple[int, int]]:
+    """Of the one-to-one assignments of all N rows to some of M > N columns that leave out as few of these as they must, the
+    cheapest; by trying every choice of the other columns."""
+    others = [column for column in range(cost.shape[1]) if column not in columns]
+    kept = min(len(columns), len(cost))
+    choices = [
+        [*some, *rest]
+        for some in itertools.combinations(columns, kept)
+        for rest in itertools.combinations(others, len(cost) - kept)
+    ]
+    found = [(linear_sum_assignment(cost[:, choice]), choice) for choice in choices]
+    (rows, at), choice = min(found, key=lambda each: cost[:, each[1]][each[0]].sum())
+    return [(i, choice[j]) for i, j in zip(rows, at)]
+
+
+def plain_loop(student, teacher, labels, student_head, teacher_head, stages, matching) -> dict[str, Tensor]:
     """Eq. 2-4, one layer, image and pair at a time."""
     matcher = HungarianMatcher(2.0, 5.0, 2.0, teacher_head)
     total = dict.fromkeys(("positive_class", "positive_box", "negative_box"), torch.zeros(()))
@@ -53,12 +69,19 @@ def plain_loop(student, teacher, labels, student_head, teacher_head, stages) -> 
             class_cost = torch.stack(
                 [torch.stack([class_loss(s, student_head, t, teacher_head) for t in taught]) for s in logits]
             )
-            for kind, queries, cost in (("positive", positive, box_cost + class_cost), ("negative", negative, box_cost)):
-                for i, j in zip(*linear_sum_assignment(cost[:, queries].detach())):
-                    k = queries[j]
-                    pairs[kind].append(
-                        (class_cost[i, k], 5 * (boxes[i] - places[k]).abs().sum() + 2 - 2 * giou(boxes, places)[i, k])
-                    )
+            if matching == "joint" and len(boxes) >= len(taught):
+                chosen = list(zip(*linear_sum_assignment((box_cost + class_cost).detach())))
+            elif matching == "joint":
+                chosen = cheapest_with_all(positive, (box_cost + class_cost).detach())
+            else:
+                first = linear_sum_assignment((box_cost + class_cost)[:, positive].detach())
+                free = [query for query in range(len(boxes)) if query not in first[0]]
+                then = linear_sum_assignment(box_cost[free][:, negative].detach())
+                chosen = [(i, positive[j]) for i, j in zip(*first)] + [(free[i], negative[j]) for i, j in zip(*then)]
+            assert len({i for i, _ in chosen}) == len({k for _, k in chosen}) == len(chosen) == min(len(boxes), len(taught))
+            for i, k in chosen:
+                box = 5 * (boxes[i] - places[k]).abs().sum() + 2 - 2 * giou(boxes, places)[i, k]
+                pairs["positive" if k in positive else "negative"].append((class_cost[i, k], box))
         for kind, found in pairs.items():
             for part, index in (("class", 0), ("box", 1)):
                 if found and f"{kind}_{part}" in total:
@@ -66,18 +89,19 @@ def plain_loop(student, teacher, labels, student_head, teacher_head, stages) -> 
     return total
 
 
-@pytest.mark.parametrize(("student_head", "teacher_head"), HEADS)
+@pytest.mark.parametrize("matching", MATCHINGS)
+@pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize(
     ("depths", "queries", "counts"),
     [((3, 3), (8, 8), (3, 1)), ((3, 6), (6, 9), (2, 0)), ((4, 2), (9, 6), (0, 7)), ((2, 2), (3, 12), (5, 4))],
     ids=["alike", "deeper teacher with more queries", "shallower teacher with fewer", "more objects than student queries"],
 )
-def test_equals_a_plain_loop(output, labels, student_head, teacher_head, depths, queries, counts):
-    student = output(layers=depths[0], queries=queries[0], head=student_head)
-    teacher = output(layers=depths[1], queries=queries[1], head=teacher_head)
+def test_equals_a_plain_loop(output, labels, matching, heads, depths, queries, counts):
+    student = output(layers=depths[0], queries=queries[0], head=heads[0])
+    teacher = output(layers=depths[1], queries=queries[1], head=heads[1])
     objects = labels(*counts)
-    found = term(student_head, teacher_head)(student, teacher, {"labels": objects})
-    expected = plain_loop(student, teacher, objects, student_head, teacher_head, teaching_stages(*depths))
+    found = term(*heads, matching=matching)(student, teacher, {"labels": objects})
+    expected = plain_loop(student, teacher, objects, *heads, teaching_stages(*depths), matching)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -154,6 +178,7 @@ def test_all_matching_leaves_the_device_in_one_copy(output, labels, monkeypatch)
     ("options", "message"),
     [
         ({"stages": "progresive"}, "did you mean 'progressive'"),
+        ({"matching": "jiont"}, "did you mean 'joint'"),
         ({"positive_class": False, "positive_box": False, "negative_box": False}, "switch one on"),
     ],
 )
