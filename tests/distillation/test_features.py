@@ -12,6 +12,7 @@ from leandetr.distillation.levels import Levels
 from leandetr.errors import UserError
 from leandetr.heads import Head
 from leandetr.losses import HungarianMatcher, pad_targets
+from leandetr.structures import DetectorOutput
 
 
 def term(head: Head = Head.SIGMOID, widths: tuple[int, int] = (8, 8), **options) -> TargetAwareFeatures:
@@ -20,6 +21,11 @@ def term(head: Head = Head.SIGMOID, widths: tuple[int, int] = (8, 8), **options)
 
 def batch_of(labels: list, side: int = 32) -> dict:
     return {"labels": labels, "pixel_mask": torch.ones(len(labels), side, side, dtype=torch.int64)}
+
+
+def scaled(answer: DetectorOutput, by: float) -> DetectorOutput:
+    """Its features on another scale than a mean square of 1, as every family has its own."""
+    return replace(answer, features=[level * by for level in answer.features])
 
 
 def responses(queries: Tensor, feature: Tensor, normalised: bool) -> Tensor:
@@ -38,7 +44,7 @@ def responses(queries: Tensor, feature: Tensor, normalised: bool) -> Tensor:
 @pytest.mark.parametrize("response", ["normalised", "raw"])
 @pytest.mark.parametrize("counts", [(3, 1), (0, 2), (9, 1)], ids=["few", "one image without", "more objects than queries"])
 def test_equals_equations_7_and_8_as_a_plain_loop(output, labels, head, response, counts):
-    student, teacher = output(widths=[8, 8]), output(widths=[8, 8], head=head)
+    student, teacher = (scaled(output(widths=[8, 8], head=kind), 3.0) for kind in (Head.SIGMOID, head))
     objects = labels(*counts)
     pairs = HungarianMatcher(2.0, 5.0, 2.0, head)(teacher.logits[-1:], teacher.boxes[-1:], pad_targets(objects))
     expected = torch.zeros(())
@@ -60,13 +66,15 @@ def test_equals_equations_7_and_8_as_a_plain_loop(output, labels, head, response
                 difference = psi[i] * (teacher_map[image] - student_map[image])
                 total = total + quality * difference.square().sum() / 8  # channels
                 mask = mask + quality * psi[i].square().sum()
-        expected = expected + (total / mask if response == "normalised" else total / (8 * height * width) / 2) / 2
+        mean_square = teacher_map.square().mean()
+        of_level = total / mask / mean_square if response == "normalised" else total / (8 * height * width) / 2
+        expected = expected + of_level / 2
     found = term(head, response=response)(student, teacher, batch_of(objects))["imitation"]
     torch.testing.assert_close(found, expected)
 
 
 def test_uniform_mask_equals_equations_5_and_6(output, labels):
-    student, teacher = output(), output()
+    student, teacher = scaled(output(), 0.5), scaled(output(), 0.5)
     expected = torch.zeros(())
     for image in range(2):
         psi = responses(teacher.hidden[-1, image], teacher.features[0][image], normalised=False).mean(0)

@@ -10,10 +10,11 @@ where c_i is the teacher's score for the class of the object that its own assign
 object has q_i = 0. Treating all queries alike, L = 1 / (d H W) * || psi (F_T - phi(F_S)) ||^2 with psi = 1/M sum_i psi_i
 (5, 6), is the paper's failing ablation.
 
-Where the paper is silent: Q are the states after the teacher's last decoder layer; psi_i is divided by its largest absolute
-value in the image, and the mask that the queries make together by its mean over the batch, so that L is a weighted mean of
-squares in place of 1/(M H W) of a sum. Otherwise its size is an accident of the family: with lambda 20, raw products of
-normalised states are some ten times the detection loss, and responses of at most 1 that all M queries share a hundredth of it.
+Where the paper is silent: Q are the states after the teacher's last decoder layer; features are in units of the teacher's root
+mean square; psi_i is divided by its largest absolute value in the image, and the mask that the queries make together by its mean
+over the batch, so that L is a weighted mean of squares in place of 1/(M H W) of a sum. Otherwise its size is an accident of the
+family: with lambda 20, raw products of normalised states are some ten times the detection loss, and responses of at most 1 that
+all M queries share a hundredth of it.
 Padding does not count; several levels are averaged.
 """
 
@@ -48,7 +49,8 @@ class TargetAwareFeatures(Term):
         teacher_head: what the columns of its logits mean.
         matcher: how the teacher's queries are matched with the objects.
         mask: "quality" (eq. 7 and 8) or "uniform" (eq. 5 and 6).
-        response: the mask "normalised" to a mean of 1, of responses of at most 1 in absolute value, or "raw" as in eq. 8.
+        response: the mask "normalised" to a mean of 1, of responses of at most 1 in absolute value, or "raw": eq. 8 as it
+            is written, on the features' own scale.
         floor: the least that a cell counts, in units of the normalised mask's mean. 0 leaves cells where no good query looks
             unconstrained, among them the background from which an RT-DETR must not pick its queries.
         queries: Q are the "states" after the teacher's last decoder layer, or the "embeddings" that enter its decoder.
@@ -97,7 +99,10 @@ class TargetAwareFeatures(Term):
         with torch.no_grad():
             queries, quality = self.chosen_queries(teacher, batch)
         count = teacher.hidden.shape[2]
-        losses = [self.imitation(level, queries, quality, count) for level in self.levels(student, teacher, batch)]
+        levels = self.levels(student, teacher, batch)
+        if self.response == "raw":
+            levels = [level.raw() for level in levels]
+        losses = [self.imitation(level, queries, quality, count) for level in levels]
         return {"imitation": torch.stack(losses).mean()}
 
     def imitation(self, level: Level, queries: Tensor, quality: Tensor, count: int) -> Tensor:
