@@ -11,10 +11,10 @@ object has q_i = 0. Treating all queries alike, L = 1 / (d H W) * || psi (F_T - 
 (5, 6), is the paper's failing ablation.
 
 Where the paper is silent: Q are the states after the teacher's last decoder layer; features are in units of the teacher's root
-mean square; psi_i is divided by its largest absolute value in the image, and the mask that the queries make together by its mean
-over the batch, so that L is a weighted mean of squares in place of 1/(M H W) of a sum. Otherwise its size is an accident of the
-family: with lambda 20, raw products of normalised states are some ten times the detection loss, and responses of at most 1 that
-all M queries share a hundredth of it.
+mean square; psi_i is divided by its largest absolute value in the image, and the mask that the queries make together by its
+mean over the batch, so that L is a weighted mean of squares in place of 1/(M H W) of a sum. Otherwise its size is an accident
+of the family: with lambda 20, raw products of normalised states are some ten times the detection loss, and responses of at most
+1 that all M queries share a hundredth of it.
 Padding does not count; several levels are averaged.
 """
 
