@@ -84,6 +84,22 @@ def test_uniform_mask_equals_equations_5_and_6(output, labels):
     torch.testing.assert_close(found, expected)
 
 
+def test_boxes_cover_cells_as_counted_in_a_fine_raster(output, labels):
+    teacher = output(shapes=[(2, 8, 5, 7)])
+    batch = batch_of(labels(3, 1)) | {"pixel_mask": torch.ones(2, 500, 700, dtype=torch.int64)}
+    batch["pixel_mask"][1, :, 350:] = 0  # half of the frame's width is image
+    (level,) = Levels(8, 8)(teacher, teacher, batch)
+    boxes = teacher.boxes[-1]
+    raster = torch.zeros(2, 8, 500, 700)
+    for image, width in ((0, 700), (1, 350)):
+        for query, box in enumerate(box_convert(boxes[image], "cxcywh", "xyxy")):
+            x0, y0, x1, y1 = (box * torch.tensor([width, 500, width, 500])).round().int().tolist()
+            raster[image, query, max(y0, 0) : y1, max(x0, 0) : x1] = 1
+    share = torch.nn.functional.avg_pool2d(raster, 100) * level.valid
+    found = term(queries="boxes", response="raw").responses(level, boxes)
+    torch.testing.assert_close(found, share, atol=0.02, rtol=0)
+
+
 def test_normalised_responses_reach_one(output):
     teacher = output()
     (level,) = Levels(8, 8)(teacher, teacher, batch_of([{}, {}]))

@@ -14,6 +14,7 @@ from leandetr.distillation.logits import MATCHINGS, HungarianLogits, teaching_st
 from leandetr.errors import UserError
 from leandetr.heads import Head
 from leandetr.losses import HungarianMatcher
+from leandetr.structures import Proposals
 
 HEADS = [(Head.SIGMOID, Head.SIGMOID), (Head.SOFTMAX, Head.SOFTMAX), (Head.SIGMOID, Head.SOFTMAX), (Head.SOFTMAX, Head.SIGMOID)]
 
@@ -149,6 +150,39 @@ def test_switches_leave_the_other_parts_unchanged(output, labels):
     for part, value in whole.items():
         only = {name: name == part for name in whole}
         assert term(**only)(student, teacher, batch) == {part: value}
+
+
+@pytest.mark.parametrize("stages", ["progressive", "last"])
+def test_proposals_of_both_encoders_are_a_stage_before_the_others(output, labels, stages):
+    """As a student and a teacher whose first layer's answers these are."""
+    deep_student, deep_teacher, objects = output(layers=4), output(layers=5), labels(2, 1)
+    student, teacher = (
+        replace(each, logits=each.logits[1:], boxes=each.boxes[1:], proposals=Proposals(each.logits[0], each.boxes[0]))
+        for each in (deep_student, deep_teacher)
+    )
+    taught_by = [0, *(1 + stage for stage in teaching_stages(3, 4))] if stages == "progressive" else [4] * 4
+    found = term(stages=stages)(student, teacher, {"labels": objects})
+    expected = plain_loop(deep_student, deep_teacher, objects, *HEADS[0], taught_by, "joint")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    without = term(stages=stages, proposals=False)(student, teacher, {"labels": objects})
+    assert without == term(stages=stages)(student, replace(teacher, proposals=None), {"labels": objects}) != found
+
+
+@pytest.mark.parametrize("name", ["rt_detr", "rt_detr_v2", "d_fine", "deimv2", "lw_detr", "rf_detr"])
+def test_what_chooses_the_queries_is_taught(tiny_detector, labels, name):
+    student, teacher = tiny_detector(name).train(), tiny_detector(name, decoder_layers=2)
+    images, mask = torch.randn(2, 3, 128, 128), torch.ones(2, 128, 128, dtype=torch.int64)
+    own, taught = student(images, mask, labels(2, 1)), teacher(images, mask)
+    if teacher.family.content_from_memory:  # in the others learned offsets follow
+        torch.testing.assert_close(taught.proposals.boxes, taught.queries.reference)
+    for proposals in (True, False):
+        term = HungarianLogits.build(student, teacher, proposals=proposals)
+        assert ("proposals" in term.needs) == proposals
+        loss = sum(term(own, taught, {"labels": labels(2, 1)}).values())
+        proposed = own.proposals.logits, own.proposals.boxes
+        gradients = torch.autograd.grad(loss, proposed, retain_graph=True, allow_unused=True)
+        assert all((gradient is not None and gradient.abs().sum() > 0) == proposals for gradient in gradients)
+        assert all(values.requires_grad for values in proposed)  # on to the encoder's own heads
 
 
 def test_last_lets_the_last_stage_teach_every_stage(output, labels):

@@ -79,7 +79,9 @@ class Family:
     reference_logits = False
     #: the queries are chosen among the encoder's cells, not learned
     queries_from_encoder = False
-    #: the content of a query is the memory at its place, see `content_of`
+    #: they are chosen by logits that the encoder gives every class, see `proposals`
+    proposes_classes = False
+    #: the content of a query is the memory at its place, see `content_of` and `proposed_boxes`
     content_from_memory = False
     #: keyword arguments of the decoder that say how the main queries and the others of a training call see each other
     group_masks: ClassVar[tuple[str, ...]] = ()
@@ -181,6 +183,16 @@ class Family:
 
     def content_of(self, model: DetectionModel, cells: Tensor) -> Tensor:
         """Cells of the memory (B, N, D) -> the content of queries there, where `content_from_memory`."""
+        raise NotImplementedError
+
+    def proposed_boxes(self, model: DetectionModel, content: Tensor, anchors: Tensor) -> Tensor:
+        """The boxes (B, N, 4) that the encoder proposes at anchors (B, N, 4) whose cells have become this content (B, N, D),
+        where `content_from_memory`."""
+        raise NotImplementedError
+
+    def proposals(self, model: DetectionModel, answer: Any) -> tuple[Tensor, Tensor]:
+        """Logits (B, N, C) and boxes (B, N, 4) of the cells that became the main queries, out of the model's own output, where
+        `proposes_classes`."""
         raise NotImplementedError
 
     def cross_attention(self, layer: Any) -> nn.Module | None:

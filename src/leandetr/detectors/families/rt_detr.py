@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from transformers import AutoConfig, PreTrainedConfig
 
 from leandetr.detectors.backbones import Backbone
-from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, Rows
+from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, Rows, inverse_sigmoid
 from leandetr.detectors.families.layout import LAYERS, SQUARES, Layout, Rules, State, numbers_after
 from leandetr.heads import ClassLoss
 from leandetr.structures import DetectionModel, Target
@@ -98,6 +98,7 @@ class RtDetr(Family):
     class_loss: ClassVar[ClassLoss] = ClassLoss.VARIFOCAL
     reference_logits = True
     queries_from_encoder = True
+    proposes_classes = True
     content_from_memory = True
     group_masks = ("encoder_attention_mask",)  # the denoising queries' mask of the self-attention, whatever its name says
     stages = 3
@@ -134,6 +135,12 @@ class RtDetr(Family):
 
     def content_of(self, model: DetectionModel, cells: Tensor) -> Tensor:
         return model.model.enc_output(cells)
+
+    def proposed_boxes(self, model: DetectionModel, content: Tensor, anchors: Tensor) -> Tensor:
+        return (model.model.enc_bbox_head(content) + inverse_sigmoid(anchors)).sigmoid()
+
+    def proposals(self, model: DetectionModel, answer: Any) -> tuple[Tensor, Tensor]:
+        return answer.enc_topk_logits, answer.enc_topk_bboxes
 
     def layers(self, model: DetectionModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         output = run.output
