@@ -110,7 +110,7 @@ def by_layer(states: States, first: States) -> list[dict[str, float | None]]:
     """Means over the images of (B, L) cosines, and what the mean states say, layer by layer."""
     spread = states.cosines["between"].std(0, correction=0).tolist()
     means = {name: states.cosines[name].mean(0) for name in TITLES}
-    means["of_means"] = F.cosine_similarity(*states.means, dim=-1)
+    means["of_means"] = F.cosine_similarity(states.means[0], states.means[1], dim=-1)
     means["to_first"] = correlations(states.means.mean(0), first.means.mean(0))
     columns = {name: [value if math.isfinite(value) else None for value in values.tolist()] for name, values in means.items()}
     return [

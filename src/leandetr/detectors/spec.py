@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from leandetr.checked import Checked
 from leandetr.detectors.names import MODELS
@@ -22,7 +22,8 @@ class NewDetector(Checked):
         checkpoint: in its place, what `load` takes.
         backbone: of a new model, see `create`.
         weights: of its backbone, see `create`.
-        image_size: (height, width) in pixels, of a new model or in place of the checkpoint's own.
+        image_size: (height, width) in pixels, or the shorter side, of a new model or in place of the checkpoint's own; see
+            `create`.
         queries: number of object queries, in place of the checkpoint's own.
         set: configuration values by name, `{"decoder_layers": 3}`, of a new model, where dots reach into `backbone_config`, or
             in place of the checkpoint's own, whose weights are then selected (`reconfigure`).
@@ -35,7 +36,7 @@ class NewDetector(Checked):
     checkpoint: str | Path | None = None
     backbone: str | None = None
     weights: str | None = None
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[int, int] | PositiveInt | None = None
     queries: int | None = Field(None, ge=1)
     set: dict[str, Any] = Field(default_factory=dict)
 

@@ -57,7 +57,8 @@ def at_every_layer(assignment: Assignment, layers: int) -> Assignment:
 def united(assignment: Assignment) -> Assignment:
     """The pairs of all layers as pairs of one (DEIM's dense one-to-one matching): every query that a layer has matched, with
     the object that most layers give it. An object may have several queries."""
-    places, pairs = torch.stack(assignment[1:], dim=1).cpu(), {}
+    places = torch.stack(assignment[1:], dim=1).cpu()
+    pairs: dict[tuple[int, int], int] = {}
     for image in places[:, 0].unique():
         found, counts = torch.unique(places[places[:, 0] == image], dim=0, return_counts=True)
         for _, query, target in found[counts.argsort(descending=True)].tolist():
