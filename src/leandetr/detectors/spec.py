@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from leandetr.checked import Checked
 from leandetr.detectors.names import MODELS
 from leandetr.errors import unknown
 
 NEW_MODEL = ("backbone", "weights", "set", "image_size", "queries")  # what a new model is built from
+
+
+def _one_sentence(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError("give height and width, or the shorter side, in whole pixels") from None
+
+
+#: (height, width), or the shorter side
+ImageSize = Annotated[tuple[int, int] | PositiveInt, WrapValidator(_one_sentence)]
 
 
 class NewDetector(Checked):
@@ -36,7 +47,7 @@ class NewDetector(Checked):
     checkpoint: str | Path | None = None
     backbone: str | None = None
     weights: str | None = None
-    image_size: tuple[int, int] | PositiveInt | None = None
+    image_size: ImageSize | None = None
     queries: int | None = Field(None, ge=1)
     set: dict[str, Any] = Field(default_factory=dict)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from leandetr.checked import Checked
-from leandetr.detectors.spec import NEW_MODEL
+from leandetr.detectors.spec import NEW_MODEL, ImageSize
 from leandetr.distillation.spec import Distillation
 from leandetr.recipe.parts import Benchmark, Data, Model, Quantization, check_views
 from leandetr.training.config import Seed
@@ -76,7 +76,7 @@ class Recipe(Checked):
     """
 
     data: Data
-    image_size: tuple[int, int] | PositiveInt | None = None
+    image_size: ImageSize | None = None
     calibration: int = Field(64, ge=1)
     seed: Seed | None = None
     seeds: list[Seed] | None = Field(None, min_length=1)
