@@ -65,7 +65,7 @@ def test_changes_by_name_win(recipe):
         ({"data.shapes.trian": 1}, r"unknown key 'data.shapes.trian': did you mean 'data.shapes.train'"),
         ({"quantization": [{"scheme": "static", "option": {}}]}, r"unknown key 'quantization.0.option': did you mean"),
         ({"image_size": [64]}, "image_size"),
-        ({"image_size": "large"}, "image_size: input should be a valid tuple"),
+        ({"image_size": "large"}, "image_size: give height and width, or the shorter side"),
         ({"teacher.training.epochs": 0}, "teacher.training.epochs: input should be greater than or equal to 1"),
         ({"teacher.training.schedule": "linear"}, "teacher.training.schedule: input should be 'cosine' or 'step'"),
         ({"data.folder": "somewhere"}, "data: give either folder or shapes"),

@@ -4,13 +4,20 @@ import copy
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from torchvision.models import get_model
+from transformers import SwinConfig, SwinForImageClassification
 
 from leandetr.data.coco import class_map_of, find_split
 from leandetr.data.shapes import write_shapes
 from leandetr.deployment.runtimes import open_runtime
+from leandetr.detectors import teachers
+from leandetr.detectors.backbones import HUB_SWINS
+from leandetr.detectors.build import build as build_detector
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
+from leandetr.detectors.models.swin_detr import SWINS
 from leandetr.recipe import read_recipe
 from leandetr.runs import compress
 from leandetr.runs.run import Run
@@ -27,20 +34,56 @@ def name(path):
     return str(path.relative_to(RECIPES))
 
 
+#: layers and widths that make a paper's model small and leave its kind, its queries and what it is made of
+DEPTHS = {"encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+CLASSES = ClassMap(("person", "dog", "cat"), (1, 2, 3))  # which detectors of COCO know
+SMALL = {"resnet50": "resnet18", "resnet101": "resnet18", "swin_base": "swin_tiny"}
+
+
+def from_checkpoint(folder, model):
+    """As `Steps.untrained` builds it; what is on a hub has a small stand-in."""
+    if not folder.is_dir():
+        small = {"d_model": 32, "decoder_layers": 2, "num_queries": 12, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+        return create("rt_detr_v2", CLASSES, (64, 64), "resnet18", overrides=small)
+    local = model.model_copy(update={"checkpoint": folder})
+    return build_detector(local, load(folder).class_map) if model.is_trained else load(folder)
+
+
 @pytest.fixture(scope="module")
 def untrained():
-    """As `Steps.untrained`, for three classes, without weights of a backbone, each model built once."""
+    """As `Steps.untrained`, for three classes, each model built once: without weights of a backbone but the hub's, which are
+    another model's; one of a paper's scale with fewer layers, and a small backbone of the same kind."""
     built = {}
 
     def build(steps, model):
         model = model if model.model is not None else steps.recipe.student  # for a checkpoint that others train
-        size = model.image_size or steps.recipe.image_size
-        key = repr((model.model, size, model.backbone, sorted(model.set.items())))
+        if model.model is None:
+            return from_checkpoint(RECIPES.parent / model.checkpoint, model)
+        size, backbone, values = model.image_size or steps.recipe.image_size, model.backbone, dict(model.set)
+        if backbone in SMALL:
+            backbone, shallow = SMALL[backbone], {"decoder_layers": 2} if model.model == "adamixer" else DEPTHS
+            values |= {key: min(value, values.get(key, value)) for key, value in shallow.items()}
+            size = (64, 64) if isinstance(size, tuple) else 64
+        weights = "hub" if model.weights == "hub" else None
+        key = repr((model.model, size, backbone, weights, sorted(values.items())))
         if key not in built:
-            built[key] = create(model.model, ClassMap(("a", "b", "c"), (1, 2, 3)), size, model.backbone, None, model.set)
+            built[key] = create(model.model, CLASSES, size, backbone, weights, values)
         return copy.deepcopy(built[key])
 
     return build
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """Stands for the hubs of timm, transformers and torchvision: their models, untrained."""
+    folder, real = tmp_path_factory.mktemp("hub"), timm.create_model
+    tiny = SwinConfig(**SWINS["swin_tiny"], num_labels=3)
+    SwinForImageClassification(tiny).save_pretrained(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", lambda name, pretrained=False, **others: real(name, **others))
+        patch.setitem(HUB_SWINS, (96, (2, 2, 6, 2)), str(folder))
+        patch.setattr(teachers, "_downloaded", lambda name: get_model(name, weights=None, weights_backbone=None).state_dict())
+        yield
 
 
 def stand_in(folder, class_names, **values):
@@ -78,12 +121,8 @@ def test_every_recipe_is_understood(path, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def runs_here(path):
-    return path.name in ("bccd.yaml", "groceries.yaml") or path.parent.name in ("bccd", "groceries", "coco_person")
-
-
-@pytest.mark.parametrize("path", [path for path in ALL if runs_here(path)], ids=name)
-def test_what_runs_here_fits_together(path, tmp_path, monkeypatch, untrained):
+@pytest.mark.parametrize("path", ALL, ids=name)
+def test_every_recipe_fits_together(path, tmp_path, monkeypatch, untrained, hub):
     recipe = read_recipe(path)
     monkeypatch.setattr(Steps, "untrained", untrained)
     said = Run(recipe, tmp_path)._rehearsal()

@@ -1,4 +1,4 @@
-"""What the columns of a class head mean."""
+"""What the columns of a class head mean, and by which loss they are trained."""
 
 from enum import StrEnum
 
@@ -32,3 +32,17 @@ class Head(StrEnum):
         """(..., C) -> (..., K), of the classes alone."""
         found = self.distribution(logits)
         return found[..., :-1] if self.has_no_object else found
+
+
+class ClassLoss(StrEnum):
+    """How the classes of a family's queries are trained, see `losses/class_losses.py`; cross-entropy with a softmax head."""
+
+    CROSS_ENTROPY = "cross-entropy"
+    FOCAL = "focal"
+    VARIFOCAL = "varifocal"
+    MATCHABILITY_AWARE = "matchability-aware"
+    IOU_AWARE = "iou-aware"
+
+    @property
+    def head(self) -> Head:
+        return Head.SOFTMAX if self is ClassLoss.CROSS_ENTROPY else Head.SIGMOID

@@ -86,6 +86,14 @@ class Memory:
 
 
 @dataclass
+class Proposals:
+    """What an encoder says of the cells that it has chosen as queries: logits (B, N, C), boxes (B, N, 4) in (cx, cy, w, h)."""
+
+    logits: Tensor
+    boxes: Tensor
+
+
+@dataclass
 class DetectorOutput:
     """Every decoder layer's answer for the main queries; the last layer is the prediction.
 
@@ -100,6 +108,7 @@ class DetectorOutput:
         attended: (L, B, N, D) co-attended features, when asked for: what every layer's attention to the memory gathered, before
             its output projection; None in a family without such attention.
         encoder_attended: asked for by the same switch, one (B, S, D) an encoder layer, the answer of its self-attention.
+        proposals: of the encoder, where it chooses the queries by class; they come before the decoder's first layer.
         distillation: the same for the distillation queries, where the detector has such a second set.
     """
 
@@ -112,6 +121,7 @@ class DetectorOutput:
     loss: Tensor | None = None
     attended: Tensor | None = None
     encoder_attended: list[Tensor] = field(default_factory=list)
+    proposals: Proposals | None = None
     distillation: DetectorOutput | None = None
 
 

@@ -2,12 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from leandetr.analysis.similarity import mean_cosines, similarity
+from leandetr.analysis.similarity import States, by_layer, correlations, mean_cosines, similarity
+from leandetr.data.coco import CocoDataset, collate
+from leandetr.data.transforms import eval_transform
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.query_sets import add_distillation_queries
 from leandetr.errors import UserError
 
@@ -26,6 +30,25 @@ def test_means_equal_a_loop_over_all_pairs():
                 pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
                 within = [F.cosine_similarity(states[i], states[j], dim=0).item() for i, j in pairs]
                 assert found[name][layer, image].item() == pytest.approx(sum(within) / len(pairs), abs=1e-6)
+
+
+def test_means_agree_where_pairs_do_not():
+    """States that share one direction and differ in others, each of length 1: pairs are at 1/2, means of n at n / (n + 1)."""
+    eye = torch.eye(9)
+    objects, others = (eye[0] + eye[axes] for axes in (slice(1, 5), slice(5, 9)))
+    assert mean_cosines(objects[None, None], others[None, None])["between"].item() == pytest.approx(1 / 2)
+    pairs = mean_cosines(objects[None, None].expand(1, 3, 4, 9), others[None, None].expand(1, 3, 4, 9))
+    states = States({name: values.T for name, values in pairs.items()}, torch.stack([objects.mean(0), others.mean(0)])[:, None])
+    (layer,) = by_layer(states, states)
+    assert layer["between"] == pytest.approx(1 / 2)
+    assert layer["of_means"] == pytest.approx(4 / 5)
+    assert layer["to_first"] == pytest.approx(1)
+
+
+def test_correlation_is_numpys():
+    a, b = torch.randn(2, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = [np.corrcoef(x, y)[0, 1] for x, y in zip(a.numpy(), b.numpy())]
+    assert correlations(a, b).tolist() == pytest.approx(expected)
 
 
 def test_equal_sets_of_one_direction_are_at_one_and_orthogonal_ones_at_zero():
@@ -50,6 +73,15 @@ def test_every_kept_epoch_gets_its_line(saved, split, tmp_path):
     assert [layer["layer"] for layer in found["models"][0]["layers"]] == [1, 2, 3]
     assert found["models"][0]["layers"] != found["models"][1]["layers"]
     assert all(-1 <= layer["between"] <= 1 for model in found["models"] for layer in model["layers"])
+    first, last = ([layer["to_first"] for layer in model["layers"]] for model in found["models"])
+    assert first == pytest.approx([1, 1, 1])
+    assert all(-1 <= value < 0.999 for value in last)
+    detector = load(run)
+    images = CocoDataset(split, eval_transform(detector.preprocessing))
+    output = detector(collate([images[0], images[2]])["pixel_values"])
+    means = [answer.hidden.mean((1, 2)) for answer in (output, output.distillation)]
+    of_means = [layer["of_means"] for layer in found["models"][-1]["layers"]]
+    assert of_means == pytest.approx(F.cosine_similarity(*means, dim=-1).tolist(), abs=1e-4)
     assert Image.open(tmp_path / "out" / "similarity.png").size[0] > 1000
 
 

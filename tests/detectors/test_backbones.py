@@ -8,8 +8,9 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoBackbone, AutoConfig, AutoModel
+from transformers import AutoBackbone, AutoConfig, AutoModel, SwinConfig, SwinForImageClassification
 
+from leandetr.detectors import backbones
 from leandetr.detectors.backbones import describe_backbone, load_backbone_weights
 from leandetr.detectors.create import create
 from leandetr.errors import UserError
@@ -30,6 +31,21 @@ SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries":
 def test_channels_and_strides(name, stages, channels, strides):
     found = describe_backbone(name, stages, frozen_norm=False, overrides={})
     assert (found.channels, found.strides) == (channels, strides)
+
+
+def test_a_swin_takes_the_weights_of_a_classifier_on_the_hub(classes, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    classifier = SwinForImageClassification(SwinConfig(embed_dim=24, depths=(1, 1, 1, 1), num_heads=(3, 3, 3, 3)))
+    classifier.save_pretrained(tmp_path / "hub")
+    monkeypatch.setitem(backbones.HUB_SWINS, (24, (1, 1, 1, 1)), str(tmp_path / "hub"))
+    tiny = {"backbone_config.embed_dim": 24, "backbone_config.depths": [1] * 4, "backbone_config.num_heads": [3] * 4}
+    detector = create("swin_detr", classes, (64, 64), "swin_tiny", "hub", tiny)
+    given, own = classifier.swin.state_dict(), detector.family.backbone(detector.model).state_dict()
+    taken = [key.removeprefix("swin.") for key in own if key.startswith("swin.")]
+    assert set(taken) == {key for key in given if not key.startswith("layernorm.")}  # the class head's
+    assert all(torch.equal(own[f"swin.{key}"], given[key]) for key in taken)
+    with pytest.raises(UserError, match="weights hub: there is no Swin of embed_dim 48"):
+        create("swin_detr", classes, (64, 64), "swin_tiny", "hub", tiny | {"backbone_config.embed_dim": 48})
 
 
 @pytest.mark.parametrize("name", ["detr", "deformable_detr", "rt_detr_v2"])

@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from PIL import Image
 
+from leandetr.data.transforms import eval_transform
+from leandetr.detectors.build import build
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
 from leandetr.detectors.names import MODELS
+from leandetr.detectors.spec import NewDetector
 from leandetr.errors import UserError
 
 SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 4}
@@ -79,3 +84,20 @@ def test_every_model_has_a_description_and_a_family():
 def test_normalisation_is_the_backbones(classes):
     assert create("rt_detr", classes, (64, 64), "tf_efficientnet_lite0", overrides=SMALL).preprocessing.mean == (0.5, 0.5, 0.5)
     assert create("detr", classes, (64, 64), "resnet10t", overrides=SMALL).preprocessing.mean == (0.485, 0.456, 0.406)
+
+
+def test_the_shorter_side_is_kept_through_saving_and_training_sizes(classes, tmp_path):
+    small = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 4}
+    detector = create("detr", classes, 96, "test_resnet", overrides=small)
+    detector.save(tmp_path)
+    found = load(tmp_path)
+    for size, seen in (((480, 640), (96, 128)), ((640, 480), (128, 96)), ((300, 900), (53, 160))):  # DETR's rule: 800 and 1333
+        photograph = Image.new("RGB", size[::-1])
+        pixels, _, _ = eval_transform(found.preprocessing)(photograph, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0)
+        assert tuple(pixels.shape[-2:]) == seen
+        assert found(pixels[None]).boxes.shape == (1, 1, 4, 4)
+    with pytest.raises(
+        UserError, match="rt_detr takes images of one size, whose sides are multiples of 32; name height and width"
+    ):
+        create("rt_detr", classes, 96)
+    assert build(NewDetector(checkpoint=tmp_path, image_size=64), classes).preprocessing.shortest_edge == 64

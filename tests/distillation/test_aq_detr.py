@@ -66,7 +66,7 @@ def test_loss_is_the_mean_of_the_groups_set_losses(build, batch, name):
     output = detector(batch["pixel_values"], batch["pixel_mask"])
     term = AuxiliaryQueries(detector, groups=3)
     found = term(output, None, batch)
-    criterion = SetCriterion.from_config(detector.config, detector.head)
+    criterion = SetCriterion.from_config(detector.config, detector.family.class_loss)
     total = 0
     for group in range(3):
         rows = term.queries.weight[12 * group : 12 * group + 12]

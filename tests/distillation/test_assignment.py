@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from leandetr.distillation.assignment import QueryPriorAssignment, at_every_stage
-from leandetr.distillation.query_map import sample
+from leandetr.distillation.assignment import QueryPriorAssignment
+from leandetr.distillation.query_map import levels_of, queries_at, sample
 from leandetr.errors import UserError
-from leandetr.heads import Head
-from leandetr.losses import Assignment, HungarianMatcher, SetCriterion, pad_targets
+from leandetr.heads import ClassLoss
+from leandetr.losses import Assignment, HungarianMatcher, SetCriterion, at_every_layer, pad_targets
 
 FAMILIES = ["detr", "conditional_detr", "deformable_detr", "rt_detr_v2"]
 
@@ -49,7 +49,7 @@ def test_the_group_is_judged_by_the_teachers_assignment_at_every_stage(answers, 
     assert group.logits.shape[:3] == (3, 2, 15)
     matcher = HungarianMatcher.from_config(teacher.config, teacher.head)
     last = matcher(taught.logits[-1:], taught.boxes[-1:], pad_targets(batch["labels"]))
-    criterion = SetCriterion.from_config(student.config, student.head)
+    criterion = SetCriterion.from_config(student.config, student.family.class_loss)
     expected = [criterion(group.logits[i : i + 1], group.boxes[i : i + 1], batch["labels"], last) for i in range(3)]
     expected = {part: sum(stage[part] for stage in expected) for part in ("class", "bbox", "giou")}
     torch.testing.assert_close(term(own, taught, batch), expected)
@@ -82,7 +82,7 @@ def test_rematching_lets_every_stage_choose_the_cheapest_pairs(answers, batch):
     given = QueryPriorAssignment.build(student, teacher)
     given.queries = rematched.queries
     group = student.decode(rematched.queries(taught.queries, own), own.memory)
-    own_choice = SetCriterion.from_config(student.config, Head.SOFTMAX)(group.logits, group.boxes, batch["labels"])
+    own_choice = SetCriterion.from_config(student.config, ClassLoss.CROSS_ENTROPY)(group.logits, group.boxes, batch["labels"])
     found = rematched(own, taught, batch)
     torch.testing.assert_close(found, own_choice)
     assert found["bbox"] + found["giou"] < sum(given(own, taught, batch)[part] for part in ("bbox", "giou"))
@@ -116,14 +116,40 @@ def test_queries_that_mean_something_else_are_refused(tiny_detector, student, te
         QueryPriorAssignment.build(tiny_detector(student), tiny_detector(teacher, **overrides))
 
 
+@pytest.mark.parametrize(("boxes", "message"), [("studnet", "did you mean 'student'"), ("student", "proposes none")])
+def test_boxes_that_cannot_be_had_are_refused(tiny_detector, boxes, message):
+    with pytest.raises(UserError, match=message):
+        QueryPriorAssignment.build(tiny_detector("detr"), tiny_detector("detr"), boxes=boxes)
+
+
 def test_assignment_is_repeated_for_every_stage():
     single = Assignment(torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([7, 8]), torch.tensor([2, 0]))
-    repeated = at_every_stage(single, 2)
+    repeated = at_every_layer(single, 2)
     assert [index.tolist() for index in repeated] == [[0, 0, 1, 1], [0, 1, 0, 1], [7, 8, 7, 8], [2, 0, 2, 0]]
+
+
+@pytest.mark.parametrize("family", ["rt_detr", "d_fine"])
+def test_own_boxes_are_what_the_students_encoder_proposes_there(tiny_detector, batch, family):
+    """Asked at every cell of the memory, the queries that its own encoder has chosen are found again, content and box."""
+    student = tiny_detector(family)
+    with torch.no_grad():
+        own = student(*images(batch))
+        cells = []
+        for level, (height, width) in enumerate(own.memory.shapes):
+            y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+            side = torch.full_like(x, 0.05 * 2**level)
+            cells.append(torch.stack([x, y, side, side], -1).flatten(0, 1))
+        every = queries_at(torch.cat(cells).expand(2, -1, -1), student, own, own_boxes=True)
+    for field in ("reference", "content"):
+        chosen, proposed = getattr(own.queries, field), getattr(every, field)
+        assert torch.cdist(chosen, proposed).amin(-1).max() < 1e-3
+    term = QueryPriorAssignment.build(student, tiny_detector(family), boxes="student")
+    assert sum(term(own, own, batch).values()) > 0
 
 
 def test_content_is_read_at_the_centre_on_the_level_of_the_boxs_size():
     fine, coarse = torch.arange(16.0).view(1, 1, 4, 4), 100 + torch.arange(4.0).view(1, 1, 2, 2)
     small, large = [0.375, 0.625, 0.04, 0.05], [0.75, 0.25, 0.6, 0.1]
-    found = sample([fine, coarse], torch.tensor([[small, large]]))
+    boxes = torch.tensor([[small, large]])
+    found = sample([fine, coarse], boxes, levels_of(boxes, 2))
     assert found.flatten().tolist() == [9.0, 101.0]

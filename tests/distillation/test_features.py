@@ -12,6 +12,7 @@ from leandetr.distillation.levels import Levels
 from leandetr.errors import UserError
 from leandetr.heads import Head
 from leandetr.losses import HungarianMatcher, pad_targets
+from leandetr.structures import DetectorOutput
 
 
 def term(head: Head = Head.SIGMOID, widths: tuple[int, int] = (8, 8), **options) -> TargetAwareFeatures:
@@ -20,6 +21,11 @@ def term(head: Head = Head.SIGMOID, widths: tuple[int, int] = (8, 8), **options)
 
 def batch_of(labels: list, side: int = 32) -> dict:
     return {"labels": labels, "pixel_mask": torch.ones(len(labels), side, side, dtype=torch.int64)}
+
+
+def scaled(answer: DetectorOutput, by: float) -> DetectorOutput:
+    """Its features on another scale than a mean square of 1, as every family has its own."""
+    return replace(answer, features=[level * by for level in answer.features])
 
 
 def responses(queries: Tensor, feature: Tensor, normalised: bool) -> Tensor:
@@ -38,7 +44,7 @@ def responses(queries: Tensor, feature: Tensor, normalised: bool) -> Tensor:
 @pytest.mark.parametrize("response", ["normalised", "raw"])
 @pytest.mark.parametrize("counts", [(3, 1), (0, 2), (9, 1)], ids=["few", "one image without", "more objects than queries"])
 def test_equals_equations_7_and_8_as_a_plain_loop(output, labels, head, response, counts):
-    student, teacher = output(widths=[8, 8]), output(widths=[8, 8], head=head)
+    student, teacher = (scaled(output(widths=[8, 8], head=kind), 3.0) for kind in (Head.SIGMOID, head))
     objects = labels(*counts)
     pairs = HungarianMatcher(2.0, 5.0, 2.0, head)(teacher.logits[-1:], teacher.boxes[-1:], pad_targets(objects))
     expected = torch.zeros(())
@@ -60,13 +66,15 @@ def test_equals_equations_7_and_8_as_a_plain_loop(output, labels, head, response
                 difference = psi[i] * (teacher_map[image] - student_map[image])
                 total = total + quality * difference.square().sum() / 8  # channels
                 mask = mask + quality * psi[i].square().sum()
-        expected = expected + (total / mask if response == "normalised" else total / (8 * height * width) / 2) / 2
+        mean_square = teacher_map.square().mean()
+        of_level = total / mask / mean_square if response == "normalised" else total / (8 * height * width) / 2
+        expected = expected + of_level / 2
     found = term(head, response=response)(student, teacher, batch_of(objects))["imitation"]
     torch.testing.assert_close(found, expected)
 
 
 def test_uniform_mask_equals_equations_5_and_6(output, labels):
-    student, teacher = output(), output()
+    student, teacher = scaled(output(), 0.5), scaled(output(), 0.5)
     expected = torch.zeros(())
     for image in range(2):
         psi = responses(teacher.hidden[-1, image], teacher.features[0][image], normalised=False).mean(0)
@@ -74,6 +82,22 @@ def test_uniform_mask_equals_equations_5_and_6(output, labels):
         expected += difference.square().sum() / (8 * 4 * 4) / 2
     found = term(mask="uniform", response="raw")(student, teacher, batch_of(labels(2, 0)))["imitation"]
     torch.testing.assert_close(found, expected)
+
+
+def test_boxes_cover_cells_as_counted_in_a_fine_raster(output, labels):
+    teacher = output(shapes=[(2, 8, 5, 7)])
+    batch = batch_of(labels(3, 1)) | {"pixel_mask": torch.ones(2, 500, 700, dtype=torch.int64)}
+    batch["pixel_mask"][1, :, 350:] = 0  # half of the frame's width is image
+    (level,) = Levels(8, 8)(teacher, teacher, batch)
+    boxes = teacher.boxes[-1]
+    raster = torch.zeros(2, 8, 500, 700)
+    for image, width in ((0, 700), (1, 350)):
+        for query, box in enumerate(box_convert(boxes[image], "cxcywh", "xyxy")):
+            x0, y0, x1, y1 = (box * torch.tensor([width, 500, width, 500])).round().int().tolist()
+            raster[image, query, max(y0, 0) : y1, max(x0, 0) : x1] = 1
+    share = torch.nn.functional.avg_pool2d(raster, 100) * level.valid
+    found = term(queries="boxes", response="raw").responses(level, boxes)
+    torch.testing.assert_close(found, share, atol=0.02, rtol=0)
 
 
 def test_normalised_responses_reach_one(output):

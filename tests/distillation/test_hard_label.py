@@ -58,7 +58,9 @@ def test_loss_is_half_the_objects_and_half_the_pseudo_labels(tiny_detector, batc
     assert all(len(found["boxes"]) > 0 for found in taught)
     answers = own.distillation
     assert answers.logits.shape[2] == 5
-    hard = sum(SetCriterion.from_config(student.config, student.head)(answers.logits, answers.boxes, taught).values())
+    hard = sum(
+        SetCriterion.from_config(student.config, student.family.class_loss)(answers.logits, answers.boxes, taught).values()
+    )
     torch.testing.assert_close(result.loss, 0.5 * own.loss + 0.5 * hard)
     result.loss.backward()
     assert all(p.grad is None for p in teacher.parameters())

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import Identity
 from torchvision.ops import generalized_box_iou
 
 from leandetr.boxes import to_corners
@@ -15,6 +16,8 @@ from leandetr.distillation import Distillation, Distiller, build_terms
 from leandetr.distillation.rectification import DistributionRectification, foreground_queries, partners
 from leandetr.errors import UserError
 from leandetr.losses import pad_targets
+from leandetr.quantization import LowBit
+from leandetr.quantization.passes.operands import operand_settings
 
 
 def giou(a, b):
@@ -104,11 +107,51 @@ def test_loss_is_the_mean_distance_of_the_pairs_and_gradients_reach_the_student_
     for j in sorted(loop_kept(student.boxes[-1, 0].detach(), batch["labels"][0]["boxes"], 0.3)):
         k = loop_partner(student.boxes[-1, 0, j].detach(), teacher.boxes[-1, 0])
         distances.append((student.attended[-1, 0, j] - teacher.attended[-1, 0, k]).square().sum().sqrt())
-    torch.testing.assert_close(loss, torch.stack(distances).mean())
+    unit = torch.stack([row.square().sum() for image in teacher.attended[-1] for row in image]).mean().sqrt()
+    torch.testing.assert_close(loss, torch.stack(distances).mean() / unit)
     loss.backward()
     assert student.attended.grad[-1, 0].abs().sum() > 0
     assert student.attended.grad[0].abs().sum() == student.attended.grad[-1, 1].abs().sum() == 0
     assert student.boxes.grad is None
+
+
+def test_the_scale_of_the_features_does_not_matter_and_gathering_nothing_loses_about_1(pair, detectors):
+    student, teacher, batch = pair
+    term = DistributionRectification(*detectors, tau=0)
+    loss = term(student, teacher, batch)["attended"]
+    small = [replace(answer, attended=answer.attended * 0.02) for answer in (student, teacher)]
+    torch.testing.assert_close(term(*small, batch)["attended"], loss)
+    nothing = replace(student, attended=torch.zeros_like(student.attended))
+    assert term(nothing, teacher, batch)["attended"] == pytest.approx(1, abs=0.2)
+
+
+def test_an_adapter_gives_nothing_to_a_query_that_has_gathered_nothing(tiny_detector):
+    student, teacher = tiny_detector("detr"), tiny_detector("detr", d_model=128)
+    adapter = DistributionRectification(student, teacher).adapter
+    assert adapter(torch.zeros(3, 64)).eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "aligned"),
+    [
+        *(("detr", "cross"), ("conditional_detr", "cross"), ("smca_detr", "cross")),
+        *(("rt_detr_v2", "self"), ("d_fine", "self"), ("deformable_detr", "self"), ("lw_detr", "self")),
+    ],
+)
+def test_every_alignment_feeds_a_quantizer(tiny_detector, name, aligned):
+    student = tiny_detector(name, backbone="test_resnet" if name != "lw_detr" else None)
+    DistributionRectification.prepare(student)
+    assert alignment_of(student.config) == aligned
+    rounded, _, _ = operand_settings(student.model, LowBit())
+    slots = [module for module in student.model.modules() if type(getattr(module, "align", Identity())) is not Identity]
+    assert len(slots) == 3
+    assert all(slot.query in rounded for slot in slots)
+    DistributionRectification.prepare(student)  # what it has is kept
+
+
+def test_an_alignment_that_feeds_no_quantizer_is_said(tiny_detector, caplog):
+    DistributionRectification.prepare(tiny_detector("rt_detr_v2"), alignment="cross")
+    assert "no quantizer sees the aligned queries" in caplog.text
 
 
 def test_nothing_to_imitate_is_a_zero_that_can_be_differentiated(pair, detectors, labels):
@@ -126,13 +169,13 @@ def test_nothing_to_imitate_is_a_zero_that_can_be_differentiated(pair, detectors
     assert same.attended.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("alignment", ["none", "cross"])
+@pytest.mark.parametrize("alignment", ["none", "auto"])
 @pytest.mark.parametrize("tau", [1, 0.6])
 def test_the_four_rows_of_the_table(detectors, labels, alignment, tau):
     student, teacher = detectors
     terms = build_terms(Distillation(method="drd", options={"drd": {"alignment": alignment, "tau": tau}}), student, teacher)
     assert [(term.name, weight) for term, weight in terms] == [("drd", 2.5)]
-    assert alignment_of(student.config) == (None if alignment == "none" else alignment)
+    assert alignment_of(student.config) == (None if alignment == "none" else "cross")
     assert alignment_of(teacher.config) is None
     batch = {"pixel_values": torch.randn(2, 3, 128, 128), "pixel_mask": torch.ones(2, 128, 128).long(), "labels": labels(3, 1)}
     found = Distiller(student.train(), teacher, terms)(**batch)

@@ -20,9 +20,11 @@ def test_cosine_rises_falls_and_ends_at_nothing():
     assert all(later <= earlier for earlier, later in pairwise(factors[10:]))
 
 
-def test_step_falls_to_a_tenth_once():
-    config = Training(schedule="step", step_at=0.8, warmup=0)
+def test_step_falls_to_a_tenth_at_every_drop():
+    config = Training(schedule="step", warmup=0)
     assert [config.factor(step, 10) for step in range(10)] == [1.0] * 8 + [0.1] * 2
+    twice = Training(schedule="step", drops=[8 / 12, 11 / 12], warmup=0)  # after epochs 8 and 11 of 12
+    assert [twice.factor(step, 24) for step in range(24)] == pytest.approx([1.0] * 16 + [0.1] * 6 + [0.01] * 2)
 
 
 def test_passes_are_the_epochs_or_what_the_steps_need():
@@ -52,6 +54,8 @@ def test_the_shortest_trainings_have_a_rate(steps):
         {"ema": 1},
         {"warmup": 1},
         {"schedule": "linear"},
+        {"drops": [0.9, 0.6]},
+        {"drops": [1.0]},
         {"precision": "int8"},
         {"clip": -1},
     ],

@@ -1,8 +1,15 @@
 """How alike the states of object and distillation queries are (SwinDETR, section 4: about 0.99 in every layer).
 
-For two sets of states h_i and g_j of a decoder layer, the mean over all pairs of cos(h_i, g_j). How much that means depends on
-how alike the queries of one set are among themselves, so that mean (over pairs of different queries) stands beside it: the two
-sets have collapsed into one where all three agree, and are apart where the first is well below the others.
+For two sets of states h_i and g_j of a decoder layer, over all images:
+
+    between     the mean over the pairs of an image of cos(h_i, g_j)
+    of_means    cos(mean h, mean g), the means over all images and queries
+    to_first    the correlation over channels of the mean state of both sets with that of the training's first kept epoch
+
+How much `between` means depends on how alike the queries of one set are among themselves, so that mean (over pairs of different
+queries) stands beside it: the two sets have collapsed into one where all three agree, and are apart where the first is well
+below the others. `of_means` is what the paper's 0.99 is: it forgets whatever differs from query to query, and is near 1 as soon
+as states share a direction, which those of an untrained decoder do; see `to_first`.
 """
 
 from __future__ import annotations
@@ -10,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,36 +49,48 @@ def similarity(models: Sequence[str | Path], split: Split, out: Path, images: in
 
     Returns:
         {"images": n, "models": [{"name", "run", "path", "epoch", "layers": [{"layer": 1, "between", "within_object",
-        "within_distillation": cosines in [-1, 1], means over the images, "between_std": their standard deviation}]}]}
+        "within_distillation": cosines in [-1, 1], means over the images, "between_std": their standard deviation,
+        "of_means": a cosine, "to_first": a correlation}]}]}
 
     Raises:
         UserError: a detector without distillation queries.
     """
     snapshots = over_training(models)
-    states = {snapshot: cosines(snapshot, split, images) for snapshot in snapshots}
+    states = {snapshot: measured(snapshot, split, images) for snapshot in snapshots}
+    first = {snapshot.run: states[snapshot] for snapshot in reversed(snapshots)}
     found = {
-        "images": len(next(iter(states.values()))["between"]),
-        "models": [snapshot.as_dict() | {"layers": by_layer(states[snapshot])} for snapshot in snapshots],
+        "images": len(next(iter(states.values())).cosines["between"]),
+        "models": [snapshot.as_dict() | {"layers": by_layer(states[snapshot], first[snapshot.run])} for snapshot in snapshots],
     }
     write_json(Path(out) / "similarity.json", found)
     draw(found, Path(out) / "similarity.png")
     return found
 
 
+class States(NamedTuple):
+    """cosines: the mean cosines of `TITLES`, each (B, L). means: (2, L, D), the mean states of object and of distillation
+    queries."""
+
+    cosines: dict[str, Tensor]
+    means: Tensor
+
+
 @torch.inference_mode()
-def cosines(snapshot: Snapshot, split: Split, images: int | None) -> dict[str, Tensor]:
-    """The mean cosines of `TITLES`, each (B, L) over all images of the split."""
+def measured(snapshot: Snapshot, split: Split, images: int | None) -> States:
+    """Over all images of the split."""
     detector = load(snapshot.path)
     if not has_distillation_queries(detector.config):
         raise UserError(
             f"{snapshot.path} has no distillation queries to compare its object queries with; name a detector that was "
             "distilled with --method hard-label"
         )
-    batches = []
+    batches, means = [], []
     for batch in progress(loader_of(detector, split, images)):
         output = detector(batch["pixel_values"], batch["pixel_mask"])
         batches.append(mean_cosines(output.hidden, output.distillation.hidden))
-    return {name: torch.cat([part[name] for part in batches], 1).T for name in TITLES}
+        means.append(torch.stack([answer.hidden.double().mean(2) for answer in (output, output.distillation)]))
+    together = {name: torch.cat([part[name] for part in batches], 1).T for name in TITLES}
+    return States(together, torch.cat(means, 2).mean(2))
 
 
 def mean_cosines(objects: Tensor, others: Tensor) -> dict[str, Tensor]:
@@ -87,14 +106,22 @@ def mean_cosines(objects: Tensor, others: Tensor) -> dict[str, Tensor]:
     return {"between": between, "within_object": within(objects), "within_distillation": within(others)}
 
 
-def by_layer(states: dict[str, Tensor]) -> list[dict[str, float | None]]:
-    """Means over the images of (B, L) cosines, layer by layer."""
-    spread = states["between"].std(0, correction=0).tolist()
-    columns = {name: [value if math.isfinite(value) else None for value in states[name].mean(0).tolist()] for name in TITLES}
+def by_layer(states: States, first: States) -> list[dict[str, float | None]]:
+    """Means over the images of (B, L) cosines, and what the mean states say, layer by layer."""
+    spread = states.cosines["between"].std(0, correction=0).tolist()
+    means = {name: states.cosines[name].mean(0) for name in TITLES}
+    means["of_means"] = F.cosine_similarity(states.means[0], states.means[1], dim=-1)
+    means["to_first"] = correlations(states.means.mean(0), first.means.mean(0))
+    columns = {name: [value if math.isfinite(value) else None for value in values.tolist()] for name, values in means.items()}
     return [
-        {"layer": index + 1, "between_std": spread[index]} | {name: columns[name][index] for name in TITLES}
+        {"layer": index + 1, "between_std": spread[index]} | {name: columns[name][index] for name in columns}
         for index in range(len(spread))
     ]
+
+
+def correlations(a: Tensor, b: Tensor) -> Tensor:
+    """(L, D), (L, D) -> (L,), Pearson's over the D channels."""
+    return F.cosine_similarity(a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True), dim=-1)
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -102,8 +129,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     title = "How alike object and distillation queries are, layer by layer of the decoder"
     caption = (
         f"Mean cosine similarity of the decoder's states over all pairs of queries and {found['images']} images; bands: one "
-        "standard deviation over the images. Left near 1 and as high as the two others: both sets say the same, and the second "
-        "set teaches nothing of its own. Left well below the others: the sets have specialised."
+        "standard deviation over the images; dashed: the cosine of the two sets' mean states, which tells less. Left near 1 "
+        "and as high as the two others: both sets say the same, and the second set teaches nothing of its own. Left well below "
+        "the others: the sets have specialised."
     )
     figure, axes = figures.panels(title, caption, 1, 3, (11, 4.4), sharex=True, sharey=True)
     shades = figures.colours([model["epoch"] for model in found["models"]])
@@ -115,6 +143,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             panel.plot(x, y, color=colour, marker=marker, label=model["name"])
             if name == "between":
                 low, high = ([v + sign * layer["between_std"] for v, layer in zip(y, layers)] for sign in (-1, 1))
+                panel.plot(x, [layer["of_means"] for layer in layers], color=colour, linestyle="--")
                 panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         figures.label(panel, told, "decoder layer", "cosine similarity" if name == "between" else "")
         panel.set_xticks(range(1, 1 + max(len(model["layers"]) for model in found["models"])))

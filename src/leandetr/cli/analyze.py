@@ -31,7 +31,8 @@ Limit = Annotated[int | None, typer.Option(help="So many images, evenly spread o
 @analyze_app.command()
 @with_groups
 def similarity(models: Trainings, data: OneSplit, out: Out, split: Part = "val", limit: Limit = None) -> None:
-    """Layer by layer, how alike object and distillation queries are.
+    """Layer by layer, how alike object and distillation queries are: the mean cosine of pairs between and within the sets, the
+    cosine of the sets' means, and the correlation of the mean state with that of a training's first kept epoch.
 
     Example: `leandetr analyze similarity runs/student --data DATA --out runs/student-queries`
     """
@@ -39,10 +40,18 @@ def similarity(models: Trainings, data: OneSplit, out: Out, split: Part = "val",
     from leandetr.verbs import split_of
 
     found = analyze(models, split_of(data.source(), split), out, limit)
-    table = Table(Column("model", overflow="fold"), "decoder layer", "between the sets", "object", "distillation")
+    table = Table(
+        Column("model", overflow="fold"),
+        "decoder layer",
+        "between the sets",
+        "of their means",
+        "object",
+        "distillation",
+        "to the first",
+    )
     for model in found["models"]:
         for layer in model["layers"]:
-            cosines = (layer[name] for name in ("between", "within_object", "within_distillation"))
+            cosines = (layer[name] for name in ("between", "of_means", "within_object", "within_distillation", "to_first"))
             shown = ("–" if cosine is None else f"{cosine:.3f}" for cosine in cosines)
             table.add_row(model["name"], str(layer["layer"]), *shown)
     out_console.print(table)

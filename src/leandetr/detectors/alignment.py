@@ -14,7 +14,8 @@ which is a straight line through each channel, gamma = cov(q, n) / var(n) and be
 
 Deformable attention has no product of queries and keys. There a query acts through the sampling offsets and weights that two
 linear layers make of it, content and position added: this sum is aligned, head by head of its channels, and offsets and weights
-come from the aligned one. The residual path keeps the query as it is, as in dense attention.
+come from the aligned one. The residual path keeps the query as it is, as in dense attention. Those layers compute in float
+unless a scheme's overrides say otherwise, so that this alignment feeds no quantizer; the same decoder's self-attention does.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ class HeadNorm(nn.LayerNorm):
 def alignment_of(config: PreTrainedConfig) -> str | None:
     """A key of `ALIGNMENTS`, or None for a detector without alignment."""
     return getattr(config, "query_alignment", None)
+
+
+def quantized_attention(model: DetectionModel) -> str:
+    """Of a decoder's attentions the one whose query meets a quantizer: "cross", or "self" where the former samples."""
+    cross = [family_of(model.config).cross_attention(layer) for layer in model.model.decoder.layers]
+    return "self" if any(hasattr(attention, "sampling_offsets") for attention in cross) else "cross"
 
 
 def align_queries(model: DetectionModel, which: str = "cross") -> None:

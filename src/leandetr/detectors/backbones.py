@@ -11,7 +11,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, TimmBackboneConfig
+from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, SwinBackbone, TimmBackboneConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 from leandetr.detectors.checkpoints.state_dict import SUFFIXES, read_checkpoint
@@ -19,6 +19,11 @@ from leandetr.detectors.packaged_weights import PACKAGES, packaged_state
 from leandetr.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from leandetr.errors import UserError, unknown
 
+HUB_SWINS = {  # (embed_dim, depths) -> trained on ImageNet at 224 x 224
+    (96, (2, 2, 6, 2)): "microsoft/swin-tiny-patch4-window7-224",
+    (96, (2, 2, 18, 2)): "microsoft/swin-small-patch4-window7-224",
+    (128, (2, 2, 18, 2)): "microsoft/swin-base-patch4-window7-224",
+}
 #: where the file of a whole detector keeps it: of transformers, and of the authors of DETR's lineage
 INSIDE = (
     "model.backbone.conv_encoder.model.",
@@ -121,9 +126,9 @@ def load_backbone_weights(module: nn.Module, config: PreTrainedConfig, weights: 
     Args:
         module: the backbone inside the detector.
         config: its configuration.
-        weights: "hub" (timm's pretrained weights, needs the network), a file of a backbone or of a detector with the same
-            backbone (`.safetensors`, `.pth`, `.pt`, `.bin`; of a pickle nothing but tensors is read), or one of `PACKAGES`. The
-            position embeddings of a DINOv2 are resampled to the image size, as the model itself does it.
+        weights: "hub" (pretrained weights of timm, or of a Swin its authors'; needs the network), a file of a backbone or of a
+            detector with the same backbone (`.safetensors`, `.pth`, `.pt`, `.bin`; of a pickle nothing but tensors is read), or
+            one of `PACKAGES`. The position embeddings of a DINOv2 are resampled to the image size, as the model itself does it.
 
     Raises:
         UserError: the weights cannot be had, or do not fit the backbone (names the first keys).
@@ -131,7 +136,7 @@ def load_backbone_weights(module: nn.Module, config: PreTrainedConfig, weights: 
     if weights in PACKAGES:
         state = packaged_state(weights, config)
     elif weights == "hub":
-        state = _hub_state(config)
+        state = _hub_state(module.config if isinstance(module, SwinBackbone) else config)  # it knows the stages that are used
     elif weights.endswith(SUFFIXES):
         state = read_checkpoint(Path(weights))
     else:
@@ -175,11 +180,24 @@ def _resample_positions(fitting: dict[str, Tensor], own: Mapping[str, Tensor], a
 
 def _hub_state(config: PreTrainedConfig) -> dict[str, Tensor]:
     name = getattr(config, "backbone", None)
+    if name is None and config.model_type == "swin":
+        name = _hub_swin(config)
     if name is None:
         raise UserError(
             f"weights hub: {config.model_type} backbones come with a whole checkpoint; give its hub id as the model"
         )
     try:
+        if config.model_type == "swin":  # norms of the maps, which a classifier lacks, begin as they are
+            return SwinBackbone.from_pretrained(name, config=config).state_dict()
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub client raises a dozen kinds, by cause of the failure
         raise UserError(f"weights hub: {name} could not be downloaded ({type(error).__name__}); use a local file") from error
+
+
+def _hub_swin(config: PreTrainedConfig) -> str:
+    """The id of the pretrained Swin of a configuration's size; UserError where there is none of this size."""
+    size = config.embed_dim, tuple(config.depths)
+    if size not in HUB_SWINS:
+        known = "; ".join(f"embed_dim {width} and depths {list(depths)}" for width, depths in HUB_SWINS)
+        raise UserError(f"weights hub: there is no Swin of embed_dim {size[0]} and depths {list(size[1])}; there is {known}")
+    return HUB_SWINS[size]

@@ -40,7 +40,8 @@ def build(new: NewDetector, class_map: ClassMap, say: Callable[[str], None] = la
     change = reset_classifier(detector, class_map)
     if class_map.names != known.names:
         say(f"{new.checkpoint}: {change}")
-    if new.image_size is not None and new.image_size != detector.preprocessing.size:
+    prepared = detector.preprocessing
+    if new.image_size is not None and new.image_size not in (prepared.size, prepared.shortest_edge):
         detector = resize_images(detector, new.image_size)
     return detector if new.queries is None else resize_queries(detector, new.queries)
 

@@ -18,6 +18,7 @@ from leandetr.detectors.backbones import Backbone, load_backbone_weights
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families.registry import FAMILIES, family_of
 from leandetr.detectors.names import MODELS, Model, missing
+from leandetr.detectors.preprocessing import resized_to
 from leandetr.errors import UserError, unknown
 from leandetr.structures import ClassMap, Preprocessing
 
@@ -29,7 +30,7 @@ GIVEN = ("num_labels", "id2label", "label2id", "backbone_config", "model_type") 
 def create(
     name: str,
     class_map: ClassMap,
-    image_size: tuple[int, int],
+    image_size: tuple[int, int] | int,
     backbone: str | None = None,
     weights: str | None = None,
     overrides: dict[str, Any] | None = None,
@@ -39,7 +40,7 @@ def create(
     Args:
         name: one of `MODELS`.
         class_map: its classes.
-        image_size: fixed (height, width) in pixels.
+        image_size: fixed (height, width) in pixels; or the shorter side, see `resized_to`, in families that take any size.
         backbone: a timm or transformers backbone; the family's own by default. SwinDETR takes the names in `SWINS`; LW-DETR
             and RF-DETR are made for one vision transformer, changed by `overrides` alone.
         weights: of the backbone, see `load_backbone_weights`; random by default.
@@ -61,13 +62,14 @@ def create(
     # Some families freeze parts of the backbones they know by name, and others by a name that no longer matches. Here the
     # norms alone are frozen (when pretrained); learning rates decide about the rest.
     family.backbone(model).requires_grad_(True)
-    return Detector(model, Preprocessing(size=image_size, mean=described.mean, std=described.std), class_map)
+    prepared = Preprocessing(**resized_to(image_size), mean=described.mean, std=described.std)
+    return Detector(model, prepared, class_map)
 
 
 def configure(
     name: str,
     class_map: ClassMap,
-    image_size: tuple[int, int],
+    image_size: tuple[int, int] | int,
     backbone: str | None = None,
     weights: str | None = None,
     overrides: dict[str, Any] | None = None,
@@ -84,7 +86,7 @@ def configure(
         for key in list(overrides)
         if key.startswith("backbone_config.")
     }
-    check_size(name, image_size, family.divisor(inner))
+    image_size = check_size(name, image_size, family.divisor(inner))
     if family.one_backbone and backbone not in (None, model.backbone):
         raise UserError(f"backbone {backbone}: {name} is made for its own, {model.backbone}; leave the backbone out")
     frozen_norm = weights is not None or family.frozen_norm
@@ -92,8 +94,18 @@ def configure(
     return _config(model, described, class_map, image_size, overrides, frozen_norm), described
 
 
-def check_size(name: str, size: tuple[int, int], divisor: int) -> None:
-    """Raises UserError for a (height, width) that a model cannot take, with the nearest that it can."""
+def check_size(name: str, size: tuple[int, int] | int, divisor: int) -> tuple[int, int]:
+    """A (height, width) that images have, or for a shorter side the least that they have.
+
+    Raises UserError for one that a model cannot take, with the nearest that it can.
+    """
+    if isinstance(size, int):
+        if divisor > 1:
+            raise UserError(
+                f"image size {size}: {name} takes images of one size, whose sides are multiples of {divisor}; name height and "
+                "width"
+            )
+        size = size, size
     least = math.ceil(COARSEST / divisor) * divisor
     valid = tuple(max(least, round(side / divisor) * divisor) for side in size)
     if valid != tuple(size):
@@ -101,6 +113,7 @@ def check_size(name: str, size: tuple[int, int], divisor: int) -> None:
         raise UserError(
             f"image size {size[0]} {size[1]}: {name} needs {needs}; the nearest valid size is {valid[0]} {valid[1]}"
         )
+    return size
 
 
 def _config(

@@ -28,6 +28,7 @@ from leandetr.structures import (
     DetectorOutput,
     Memory,
     Preprocessing,
+    Proposals,
     Queries,
     Target,
 )
@@ -107,6 +108,8 @@ class Detector(nn.Module):
             output.distillation = part(queries_of(self.config, "distillation"))
         else:
             output = part(self.family.extra_queries(self.model, run))
+        if self.family.proposes_classes:
+            output.proposals = Proposals(*self.family.proposals(self.model, answer))
         if labels is not None:
             output.loss = (
                 answer.loss * self.family.share_of_boxes(labels)

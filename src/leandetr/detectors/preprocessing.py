@@ -122,6 +122,18 @@ def _size(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     raise UserError(f"{place}: size {size} is neither height and width nor shortest_edge; name one")
 
 
+def resized_to(image_size: int | tuple[int, int]) -> dict[str, Any]:
+    """The sizes of a `Preprocessing`: a fixed (height, width), or the shorter side, the longer one at most 5/3 of it as in
+    DETR's lineage.
+
+    >>> resized_to(800)
+    {'size': None, 'shortest_edge': 800, 'longest_edge': 1333}
+    """
+    if isinstance(image_size, int):
+        return {"size": None, "shortest_edge": image_size, "longest_edge": image_size * 5 // 3}
+    return {"size": tuple(image_size), "shortest_edge": None, "longest_edge": None}
+
+
 def write_preprocessing(folder: Path, preprocessing: Preprocessing, head: Head) -> None:
     """Write `folder`/preprocessor_config.json, which transformers' `AutoImageProcessor` reads too."""
     size: dict[str, int | None]

@@ -21,6 +21,7 @@ from leandetr.detectors.create import build_model, check_keys, check_size
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families.registry import family_of
 from leandetr.detectors.image_size import check_answers
+from leandetr.detectors.preprocessing import resized_to
 from leandetr.errors import UserError
 
 ANCHORS = ("anchor_image_size", "eval_size")  # for which RT-DETR's lineage keeps anchors and position embeddings ready
@@ -84,8 +85,8 @@ def resize_queries(detector: Detector, count: int) -> Detector:
     return found
 
 
-def resize_images(detector: Detector, size: tuple[int, int]) -> Detector:
-    """For images squeezed to a fixed (height, width).
+def resize_images(detector: Detector, size: tuple[int, int] | int) -> Detector:
+    """For images squeezed to a fixed (height, width), or resized to a shorter side.
 
     Position embeddings of images are computed, or resampled by the model itself, in every family; what RT-DETR's lineage keeps
     ready for one size is forgotten.
@@ -98,9 +99,9 @@ def resize_images(detector: Detector, size: tuple[int, int]) -> Detector:
     ready = {key: None for key in ANCHORS if getattr(config, key, None) is not None}
     if ready:
         detector, _ = reconfigure(detector, ready)
-    fixed = replace(detector.preprocessing, size=size, shortest_edge=None, longest_edge=None)
-    found = Detector(detector.model, fixed, detector.class_map)
-    check_answers(found, size, f"image size {size[0]} {size[1]}")
+    found = Detector(detector.model, replace(detector.preprocessing, **resized_to(size)), detector.class_map)
+    if isinstance(size, tuple):
+        check_answers(found, size, f"image size {size[0]} {size[1]}")
     return found
 
 

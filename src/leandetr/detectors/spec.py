@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from leandetr.checked import Checked
 from leandetr.detectors.names import MODELS
 from leandetr.errors import unknown
 
 NEW_MODEL = ("backbone", "weights", "set", "image_size", "queries")  # what a new model is built from
+
+
+def _one_sentence(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError("give height and width, or the shorter side, in whole pixels") from None
+
+
+#: (height, width), or the shorter side
+ImageSize = Annotated[tuple[int, int] | PositiveInt, WrapValidator(_one_sentence)]
 
 
 class NewDetector(Checked):
@@ -23,7 +34,8 @@ class NewDetector(Checked):
         backbone: of a new model, see `create`.
         weights: of its backbone, see `create`; or a file with a whole detector of its family, in place of `checkpoint`, where
             no `backbone` is named (`build`).
-        image_size: (height, width) in pixels, of a new model or in place of the checkpoint's own.
+        image_size: (height, width) in pixels, or the shorter side, of a new model or in place of the checkpoint's own; see
+            `create`.
         queries: number of object queries, in place of the checkpoint's own.
         set: configuration values by name, `{"decoder_layers": 3}`, of a new model, where dots reach into `backbone_config`, or
             in place of the checkpoint's own, whose weights are then selected (`reconfigure`).
@@ -36,7 +48,7 @@ class NewDetector(Checked):
     checkpoint: str | Path | None = None
     backbone: str | None = None
     weights: str | None = None
-    image_size: tuple[int, int] | None = None
+    image_size: ImageSize | None = None
     queries: int | None = Field(None, ge=1)
     set: dict[str, Any] = Field(default_factory=dict)
 

@@ -7,21 +7,25 @@ instead of a new one:
     L = sum over stages of L_match(y, y_S(Q_T) ordered by sigma_T)
 
 The group is another call of the decoder over the same memory: the student's own queries do not see it, and inference does
-without. Where the paper is silent: the assignment of the teacher's last stage supervises every stage of the group.
+without. Where the paper is silent: the assignment of the teacher's last stage supervises every stage of the group. Where the
+encoder chooses the queries, a teacher's query is a box, and its content the student's memory there; but inference starts from
+the student's proposals, never from a teacher's box. `boxes="student"` takes the student's proposals at the teacher's places.
 """
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.query_map import QueryMap
 from leandetr.distillation.term import Term
-from leandetr.losses import Assignment, HungarianMatcher, SetCriterion, pad_targets
+from leandetr.errors import UserError, unknown
+from leandetr.losses import HungarianMatcher, SetCriterion, at_every_layer, pad_targets
 from leandetr.structures import Batch, DetectorOutput
+
+BOXES = ("teacher", "student")
 
 
 class QueryPriorAssignment(Term):
@@ -32,21 +36,40 @@ class QueryPriorAssignment(Term):
         queries: brings the teacher's queries to the student.
         matcher: how the teacher's queries are matched with the objects.
         rematch: let the group find its own assignment at every stage instead (what the released code does).
+        boxes: where the encoder chooses the queries, the "teacher"'s boxes, or those that the "student" proposes there.
+
+    Raises:
+        UserError: unknown `boxes`, or the student's of a student that proposes none.
     """
 
     name = "assignment"
     needs = frozenset({"logits", "boxes", "queries"})
 
-    def __init__(self, student: Detector, queries: QueryMap, matcher: HungarianMatcher, *, rematch: bool = False) -> None:
+    def __init__(
+        self,
+        student: Detector,
+        queries: QueryMap,
+        matcher: HungarianMatcher,
+        *,
+        rematch: bool = False,
+        boxes: str = "teacher",
+    ) -> None:
         super().__init__()
+        if boxes not in BOXES:
+            raise unknown("boxes of the assignment term", boxes, BOXES)
+        if boxes == "student" and not student.family.content_from_memory:
+            raise UserError(
+                f"boxes of the assignment term is student, and this {student.config.model_type} student proposes none for the "
+                "teacher's queries; leave boxes out"
+            )
         self.queries = queries
         self._student = (student,)  # a tuple hides it from the module's parameters
         self.matcher = matcher
-        self.criterion = SetCriterion.from_config(student.config, student.head)
-        self.rematch = rematch
+        self.criterion = SetCriterion.from_config(student.config, student.family.class_loss)
+        self.rematch, self.boxes = rematch, boxes
 
     @classmethod
-    def build(cls, student: Detector, teacher: Detector, **options: bool) -> Self:
+    def build(cls, student: Detector, teacher: Detector, **options: Any) -> Self:
         """Raises UserError where the two detectors mean different things by a query."""
         matcher = HungarianMatcher.from_config(teacher.config, teacher.head)
         return cls(student, QueryMap.build(cls.name, student, teacher), matcher, **options)
@@ -54,17 +77,10 @@ class QueryPriorAssignment(Term):
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         """The student's memory, the teacher's queries and predictions -> "class", "bbox" and "giou" of the group's set loss."""
         (detector,) = self._student
-        group = detector.decode(self.queries(teacher.queries, student), student.memory)
+        group = detector.decode(self.queries(teacher.queries, student, self.boxes == "student"), student.memory)
         assignment = None
         if not self.rematch:
             objects = pad_targets(batch["labels"])
             last = self.matcher(teacher.logits[-1:], teacher.boxes[-1:], objects)
-            assignment = at_every_stage(last, len(group.logits))
+            assignment = at_every_layer(last, len(group.logits))
         return self.criterion(group.logits, group.boxes, batch["labels"], assignment)
-
-
-def at_every_stage(assignment: Assignment, stages: int) -> Assignment:
-    """The pairs of a single layer, for each of `stages` layers."""
-    pairs = len(assignment.layers)
-    layers = torch.arange(stages, device=assignment.layers.device).repeat_interleave(pairs)
-    return Assignment(layers, *(index.repeat(stages) for index in assignment[1:]))

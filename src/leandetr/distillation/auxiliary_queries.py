@@ -68,7 +68,7 @@ class AuxiliaryQueries(Term):
                 f"the auxiliary-queries term cannot add groups to this {config.model_type} student, whose queries are proposed "
                 "by its encoder or come in groups or patterns already; take a family with learned queries"
             )
-        self.criterion = SetCriterion.from_config(config, student.head)
+        self.criterion = SetCriterion.from_config(config, student.family.class_loss)
 
     @classmethod
     def build(cls, student: Detector, teacher: Detector | None, **options: int) -> Self:

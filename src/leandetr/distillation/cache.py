@@ -37,7 +37,7 @@ from leandetr.data.coco import CocoDataset
 from leandetr.distillation.teacher import DetectorTeacher, Teacher
 from leandetr.errors import UserError
 from leandetr.files import MARKER, claim_folder, read_json, writing
-from leandetr.structures import Batch, DetectorOutput, Queries
+from leandetr.structures import Batch, DetectorOutput, Proposals, Queries
 
 ANSWERS = ("logits", "boxes", "hidden", "attended")  # one value a decoder layer, image and query
 EXACT = ("logits", "boxes", "reference")
@@ -65,7 +65,7 @@ class TeacherCache(Teacher):
         UserError: views that do not come again, images of several sizes, or a folder of another teacher, data or views.
     """
 
-    gives = frozenset({"logits", "boxes", "hidden", "attended", "features", "queries"})
+    gives = frozenset({"logits", "boxes", "hidden", "attended", "features", "queries", "proposals"})
 
     def __init__(self, folder: Path, teacher: DetectorTeacher, dataset: CocoDataset, needs: Iterable[str]) -> None:
         self.folder, self.teacher, self.dataset, self.fields = Path(folder), teacher, dataset, sorted(needs)
@@ -95,6 +95,7 @@ class TeacherCache(Teacher):
             **{field: layered.get(field, unasked) for field in ANSWERS},
             queries=Queries(**found["queries"]) if "queries" in found else unasked,
             memory=unasked,
+            proposals=Proposals(**found["proposals"]) if "proposals" in found else None,
             features=[found["features"][str(level)] for level in range(len(found.get("features", {})))],
         )
         return answer, batch
@@ -170,6 +171,7 @@ class TeacherCache(Teacher):
             "attended": {"attended": cast(Tensor, answer.attended)[-1:].transpose(0, 1)} if "attended" in self.fields else {},
             "features": {str(level): values for level, values in enumerate(answer.features)},
             "queries": {name: values for name, values in queries.items() if values is not None},
+            "proposals": {} if answer.proposals is None else vars(answer.proposals),
         }
 
         def kept(field: str, name: str, values: Tensor) -> Tensor:

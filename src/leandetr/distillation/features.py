@@ -10,10 +10,11 @@ where c_i is the teacher's score for the class of the object that its own assign
 object has q_i = 0. Treating all queries alike, L = 1 / (d H W) * || psi (F_T - phi(F_S)) ||^2 with psi = 1/M sum_i psi_i
 (5, 6), is the paper's failing ablation.
 
-Where the paper is silent: Q are the states after the teacher's last decoder layer; psi_i is divided by its largest absolute
-value in the image, and the mask that the queries make together by its mean over the batch, so that L is a weighted mean of
-squares in place of 1/(M H W) of a sum. Otherwise its size is an accident of the family: with lambda 20, raw products of
-normalised states are some ten times the detection loss, and responses of at most 1 that all M queries share a hundredth of it.
+Where the paper is silent: Q are the states after the teacher's last decoder layer; features are in units of the teacher's root
+mean square; psi_i is divided by its largest absolute value in the image, and the mask that the queries make together by its
+mean over the batch, so that L is a weighted mean of squares in place of 1/(M H W) of a sum. Otherwise its size is an accident
+of the family: with lambda 20, raw products of normalised states are some ten times the detection loss, and responses of at most
+1 that all M queries share a hundredth of it.
 Padding does not count; several levels are averaged.
 """
 
@@ -37,7 +38,7 @@ from leandetr.structures import Batch, DetectorOutput
 
 MASKS = ("quality", "uniform")
 RESPONSES = ("normalised", "raw")
-QUERIES = ("states", "embeddings")
+QUERIES = ("states", "embeddings", "boxes")
 
 
 class TargetAwareFeatures(Term):
@@ -48,10 +49,13 @@ class TargetAwareFeatures(Term):
         teacher_head: what the columns of its logits mean.
         matcher: how the teacher's queries are matched with the objects.
         mask: "quality" (eq. 7 and 8) or "uniform" (eq. 5 and 6).
-        response: the mask "normalised" to a mean of 1, of responses of at most 1 in absolute value, or "raw" as in eq. 8.
+        response: the mask "normalised" to a mean of 1, of responses of at most 1 in absolute value, or "raw": eq. 8 as it
+            is written, on the features' own scale.
         floor: the least that a cell counts, in units of the normalised mask's mean. 0 leaves cells where no good query looks
             unconstrained, among them the background from which an RT-DETR must not pick its queries.
-        queries: Q are the "states" after the teacher's last decoder layer, or the "embeddings" that enter its decoder.
+        queries: Q are the "states" after the teacher's last decoder layer, or the "embeddings" that enter its decoder. "boxes",
+            ours: no product, psi_i is how much of a cell the teacher's box i covers. Deformable attention never trains the
+            product of queries and features, which then hardly knows the objects.
         gamma: in [0, 1], how much the score counts against the IoU in eq. 7.
 
     Raises:
@@ -84,8 +88,8 @@ class TargetAwareFeatures(Term):
         self.levels = levels
         self.teacher_head, self.matcher, self.floor = teacher_head, matcher, floor
         self.mask, self.response, self.queries, self.gamma = mask, response, queries, gamma
-        if queries == "states":
-            self.needs = self.needs - {"queries"}
+        unread: dict[str, set[str]] = {"states": {"queries"}, "embeddings": set(), "boxes": {"queries", "hidden"}}
+        self.needs = self.needs - unread[queries]
 
     @classmethod
     def build(cls, student: Detector, teacher: Detector, **options: Any) -> Self:
@@ -96,12 +100,15 @@ class TargetAwareFeatures(Term):
         """Features of both and the teacher's last decoder layer -> {"imitation": scalar}."""
         with torch.no_grad():
             queries, quality = self.chosen_queries(teacher, batch)
-        count = teacher.hidden.shape[2]
-        losses = [self.imitation(level, queries, quality, count) for level in self.levels(student, teacher, batch)]
+        count = teacher.boxes.shape[2]
+        levels = self.levels(student, teacher, batch)
+        if self.response == "raw":
+            levels = [level.raw() for level in levels]
+        losses = [self.imitation(level, queries, quality, count) for level in levels]
         return {"imitation": torch.stack(losses).mean()}
 
     def imitation(self, level: Level, queries: Tensor, quality: Tensor, count: int) -> Tensor:
-        """One level, queries (B, G, D) that make the mask, their quality (B, G), M = count -> scalar."""
+        """One level, queries (B, G, D), or boxes (B, G, 4), that make the mask, their quality (B, G), M = count -> scalar."""
         with torch.no_grad():
             weight = self.weights(self.responses(level, queries), quality, count)
         squares = (level.teacher - level.student).square().mean(1)
@@ -118,17 +125,21 @@ class TargetAwareFeatures(Term):
         return psi.mean(1).square() if self.mask == "uniform" else torch.einsum("bg,bghw->bhw", quality, psi**2) / count
 
     def responses(self, level: Level, queries: Tensor) -> Tensor:
-        """psi: (B, G, D) queries -> (B, G, h, w), zero in padding."""
-        psi = torch.einsum("bgd,bdhw->bghw", queries, level.teacher) * level.valid
+        """psi: (B, G, D) queries, or (B, G, 4) boxes -> (B, G, h, w), zero in padding."""
+        if self.queries == "boxes":
+            psi = covered(queries, level) * level.valid
+        else:
+            psi = torch.einsum("bgd,bdhw->bghw", queries, level.teacher) * level.valid
         return psi / psi.abs().amax((2, 3), keepdim=True).clamp(min=1e-6) if self.response == "normalised" else psi
 
     def chosen_queries(self, teacher: DetectorOutput, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The teacher's queries (B, G, D) that make the mask, and their quality (B, G) by eq. 7.
+        """The teacher's queries (B, G, D), or boxes (B, G, 4), that make the mask, and their quality (B, G) by eq. 7.
 
         By quality: for every object, padded to the batch's largest count G, the query that the teacher assigns to it; other
         queries have quality 0. Uniform: all M, and the quality is not used.
         """
-        queries = teacher.hidden[-1] if self.queries == "states" else embeddings(teacher)
+        sources = {"states": lambda: teacher.hidden[-1], "boxes": lambda: teacher.boxes[-1]}
+        queries = sources.get(self.queries, lambda: embeddings(teacher))()
         if self.mask == "uniform":
             return queries, queries.new_ones(queries.shape[:2])
         pairs, of_pairs = self.assigned(teacher, batch)
@@ -154,3 +165,15 @@ def embeddings(teacher: DetectorOutput) -> Tensor:
     """(B, M, D): the learned queries, which some families keep as positions and others as content."""
     entering = (teacher.queries.position, teacher.queries.content)
     return next(q for q in entering if q is not None and q.shape == teacher.hidden.shape[1:]).float()
+
+
+def covered(boxes: Tensor, level: Level) -> Tensor:
+    """(B, G, 4) in (cx, cy, w, h) -> (B, G, h, w) in [0, 1], the share of each cell that a box covers."""
+    x0, y0, x1, y1 = (to_corners(boxes) * level.extent.repeat(1, 2)[:, None]).unbind(-1)
+
+    def along(first: Tensor, last: Tensor, cells: int) -> Tensor:
+        start = torch.arange(cells, device=boxes.device)
+        return (torch.minimum(last[..., None], start + 1) - torch.maximum(first[..., None], start)).clamp(0, 1)
+
+    height, width = level.teacher.shape[-2:]
+    return along(y0, y1, height)[..., :, None] * along(x0, x1, width)[..., None, :]

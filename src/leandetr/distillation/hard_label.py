@@ -48,7 +48,7 @@ class HardLabel(Term):
         super().__init__()
         if not 0 <= threshold < 1:
             raise UserError(f"threshold of the hard-label term is {threshold}; give a score of at least 0 and below 1")
-        self.criterion = SetCriterion.from_config(student.config, student.head)
+        self.criterion = SetCriterion.from_config(student.config, student.family.class_loss)
         self.teacher_head, self.threshold = teacher_head, threshold
 
     @classmethod

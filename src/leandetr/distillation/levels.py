@@ -20,12 +20,17 @@ from leandetr.structures import Batch, DetectorOutput, Target
 class Level(NamedTuple):
     """student, teacher: (B, D, h, w), with the teacher's D, h and w, in units of the teacher's root mean square. valid:
     (B, 1, h, w), 1 where there is image, 0 in padding. extent: (B, 2), the image's width and height in cells, from the top left
-    corner on."""
+    corner on. unit: scalar, that root mean square."""
 
     student: Tensor
     teacher: Tensor
     valid: Tensor
     extent: Tensor
+    unit: Tensor
+
+    def raw(self) -> Level:
+        """With the maps in the detectors' own units."""
+        return self._replace(student=self.student * self.unit, teacher=self.teacher * self.unit)
 
     def objects(self, labels: Sequence[Target]) -> tuple[Tensor, Tensor]:
         """The B images' boxes as (x0, y0, x1, y1) in cells, (B, G, 4), with G the largest count, and which are real, (B, G)."""
@@ -82,7 +87,7 @@ class Levels(nn.Module):
 def _in_units(student: Tensor, teacher: Tensor, valid: Tensor, extent: Tensor) -> Level:
     mean_square = (teacher.square().mean(1, keepdim=True) * valid).sum() / valid.sum()
     unit = mean_square.sqrt().clamp(min=1e-6)
-    return Level(student / unit, teacher / unit, valid, extent)
+    return Level(student / unit, teacher / unit, valid, extent, unit)
 
 
 def pair_levels(student: list[Tensor], teacher: list[Tensor]) -> list[tuple[Tensor, Tensor]]:

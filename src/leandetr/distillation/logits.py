@@ -1,13 +1,20 @@
 """Hungarian-matching logits distillation (DETRDistill, Chang et al., ICCV 2023, section 4.1, eq. 2-4).
 
-The teacher's queries split into positives, which its own assignment matches with an object, and negatives, all the others. Each
-part is matched with the student's queries on its own, at every decoder stage k:
+The teacher's queries split into positives, which its own assignment matches with an object, and negatives, all the others. They
+are matched one to one with the student's queries, at every decoder stage k:
 
     L = sum_k  1/n_pos sum_positives [ class + 5 * |b_S - b_T|_1 + 2 * (1 - GIoU(b_S, b_T)) ]
              + 1/n_neg sum_negatives [         5 * |b_S - b_T|_1 + 2 * (1 - GIoU(b_S, b_T)) ]
 
 Negatives teach boxes alone, because their class need not be background (footnote 1). The class part compares distributions:
 binary cross-entropy between sigmoid heads, KL divergence over K + 1 classes between softmax heads.
+
+The paper matches the two parts apart from each other. Read literally, most queries that are matched with a positive get a
+negative's box as well, and are taught two places at once. Here no query has two partners: one matching of all queries by class
+and box, as in the authors' published code, or negatives by box among the queries that positives leave.
+
+Where both encoders choose their detector's queries by class, what they say of these cells is stage 0, which the paper's
+families do not have: otherwise nothing of the teacher would reach what decides where the student looks.
 """
 
 from __future__ import annotations
@@ -24,24 +31,30 @@ from leandetr.distillation.term import Term
 from leandetr.errors import UserError, unknown
 from leandetr.heads import Head
 from leandetr.losses import Assignment, HungarianMatcher, box_cost, box_losses, mean_over_ranks, pad_targets, solve, to_host
-from leandetr.structures import Batch, DetectorOutput
+from leandetr.losses.matcher import UNUSABLE, PaddedTargets
+from leandetr.structures import Batch, DetectorOutput, Proposals
 
 BBOX_WEIGHT, GIOU_WEIGHT = 5.0, 2.0
 STAGES = ("progressive", "last")
+MATCHINGS = ("joint", "positives-first")
+AHEAD = 1e5  # what a positive costs less than a negative: more than any pair does, far less than `UNUSABLE`
 
 
 class HungarianLogits(Term):
     """Makes the student's set of predictions like the teacher's. Their numbers of queries and of decoder stages may differ.
 
     Args:
-        student_head, teacher_head: what the columns of their logits mean.
-        matcher: how the teacher's queries are matched with the objects.
+        student_head: what the columns of its logits mean.
+        matcher: how the teacher's queries are matched with the objects; its head is the teacher's.
         stages: "progressive": a teacher's stage teaches the student's stage of the same depth. "last": the teacher's last stage
             teaches all (DETRDistill, table 7).
+        matching: "joint": one matching of all queries; where the student has fewer, negatives are left out. "positives-first":
+            the positives choose among all of the student's queries, the negatives among the others.
+        proposals: whether the encoders' proposals are a stage, where both detectors have them.
         positive_class, positive_box, negative_box: the three parts of table 6.
 
     Raises:
-        UserError: unknown `stages`, or all three parts switched off.
+        UserError: unknown `stages` or `matching`, or all three parts switched off.
     """
 
     name = "logits"
@@ -50,10 +63,11 @@ class HungarianLogits(Term):
     def __init__(
         self,
         student_head: Head,
-        teacher_head: Head,
         matcher: HungarianMatcher,
         *,
         stages: str = "progressive",
+        matching: str = "joint",
+        proposals: bool = True,
         positive_class: bool = True,
         positive_box: bool = True,
         negative_box: bool = True,
@@ -61,35 +75,45 @@ class HungarianLogits(Term):
         super().__init__()
         if stages not in STAGES:
             raise unknown("stages of the logits term", stages, STAGES)
+        if matching not in MATCHINGS:
+            raise unknown("matching of the logits term", matching, MATCHINGS)
         if not (positive_class or positive_box or negative_box):
             raise UserError("positive_class, positive_box and negative_box of the logits term are all off; switch one on")
-        self.classes = SoftClasses(student_head, teacher_head)
+        self.classes = SoftClasses(student_head, matcher.head)
         self.matcher = matcher
-        self.stages = stages
+        self.stages, self.matching, self.proposals = stages, matching, proposals
         self.positive_class, self.positive_box, self.negative_box = positive_class, positive_box, negative_box
 
     @classmethod
     def build(cls, student: Detector, teacher: Detector, **options: Any) -> Self:
-        return cls(student.head, teacher.head, HungarianMatcher.from_config(teacher.config, teacher.head), **options)
+        term = cls(student.head, HungarianMatcher.from_config(teacher.config, teacher.head), **options)
+        if term.proposals and student.family.proposes_classes and teacher.family.proposes_classes:
+            term.needs = term.needs | {"proposals"}
+        return term
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         """Student (L, B, N, ...), teacher (K, B, M, ...) -> the parts that are switched on, each summed over the L stages."""
-        depth = len(student.logits)
-        stages = teaching_stages(depth, len(teacher.logits)) if self.stages == "progressive" else [-1] * depth
+        logits, answered = student.logits, student.boxes
+        stages = teaching_stages(len(logits), len(teacher.logits)) if self.stages == "progressive" else [-1] * len(logits)
         teacher_logits, teacher_boxes = teacher.logits[stages], teacher.boxes[stages]
-        positives, negatives = self.match(student, teacher_logits, teacher_boxes, batch)
+        if self.proposals and student.proposals is not None and teacher.proposals is not None:
+            own, taught = student.proposals, Proposals(teacher.logits[-1], teacher.boxes[-1])
+            taught = teacher.proposals if self.stages == "progressive" else taught
+            logits, answered = before(own.logits, logits), before(own.boxes, answered)
+            teacher_logits, teacher_boxes = before(taught.logits, teacher_logits), before(taught.boxes, teacher_boxes)
+        positives, negatives = self.match(logits, answered, teacher_logits, teacher_boxes, pad_targets(batch["labels"]))
 
         def boxes(pairs: Assignment) -> Tensor:
-            l1, giou = box_losses(pairs.of_queries(student.boxes), teacher_boxes[pairs.layers, pairs.images, pairs.targets])
+            l1, giou = box_losses(pairs.of_queries(answered), teacher_boxes[pairs.layers, pairs.images, pairs.targets])
             return (BBOX_WEIGHT * l1 + GIOU_WEIGHT * giou).sum() / count(pairs)
 
         def count(pairs: Assignment) -> Tensor:  # of one stage: every stage has as many
-            return mean_over_ranks(len(pairs.layers) // depth, student.boxes.device)
+            return mean_over_ranks(len(pairs.layers) // len(logits), logits.device)
 
         parts = {}
         if self.positive_class:
             targets = self.classes.targets(teacher_logits[positives.layers, positives.images, positives.targets])
-            losses = self.classes.losses(positives.of_queries(student.logits), targets)
+            losses = self.classes.losses(positives.of_queries(logits), targets)
             parts["positive_class"] = losses.sum() / count(positives)
         if self.positive_box:
             parts["positive_box"] = boxes(positives)
@@ -99,29 +123,48 @@ class HungarianLogits(Term):
 
     @torch.no_grad()
     def match(
-        self, student: DetectorOutput, teacher_logits: Tensor, teacher_boxes: Tensor, batch: Batch
+        self, logits: Tensor, boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor, objects: PaddedTargets
     ) -> tuple[Assignment, Assignment]:
-        """Student queries for the teacher's positives and, apart from that, for its negatives; targets are teacher queries.
+        """Student queries for the teacher's positives and for its negatives; targets are teacher queries.
 
-        teacher_logits (L, B, M, C) and teacher_boxes (L, B, M, 4) hold the teacher's stage for every student's stage. All three
-        matchings (the teacher's own, positives, negatives) share one device-to-host copy.
+        logits (L, B, N, C) and boxes (L, B, N, 4) are the student's stages, teacher_logits (L, B, M, C) and teacher_boxes
+        (L, B, M, 4) hold the teacher's stage for each of them. All
+        matchings, the teacher's own among them, share one device-to-host copy.
         """
-        objects = pad_targets(batch["labels"])
-        by_box = box_cost(student.boxes, teacher_boxes, BBOX_WEIGHT, GIOU_WEIGHT)
         own, box_costs, class_costs = to_host(
             self.matcher.cost(teacher_logits, teacher_boxes, objects),
-            by_box,
-            self.classes.pairwise_losses(student.logits, self.classes.targets(teacher_logits)),
+            box_cost(boxes, teacher_boxes, BBOX_WEIGHT, GIOU_WEIGHT),
+            self.classes.pairwise_losses(logits, self.classes.targets(teacher_logits)),
         )
         layers, images, queries, _ = solve(own, [[np.arange(size) for size in objects.sizes]] * len(own))
         positive = np.zeros((len(own), len(objects.sizes), own.shape[2]), bool)
         positive[layers, images, queries] = True
-        device = student.boxes.device
-        positives = solve(class_costs + box_costs, indices(positive))
-        negatives = solve(box_costs, indices(~positive)) if self.negative_box else np.empty((4, 0), np.int64)
-        both = torch.from_numpy(np.concatenate([positives, negatives], axis=1)).to(device)
-        split = both.split([positives.shape[1], negatives.shape[1]], dim=1)
-        return Assignment(*split[0]), Assignment(*split[1])
+        split = (joint if self.matching == "joint" else positives_first)(class_costs + box_costs, box_costs, positive)
+        both = torch.from_numpy(np.concatenate(split, axis=1)).to(boxes.device)
+        positives, negatives = both.split([part.shape[1] for part in split], dim=1)
+        return Assignment(*positives), Assignment(*negatives)
+
+
+def before(stage: Tensor, stages: Tensor) -> Tensor:
+    """(B, ...) and (L, B, ...) -> (L + 1, B, ...)."""
+    return torch.cat([stage[None], stages])
+
+
+def joint(costs: np.ndarray, box_costs: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(L, B, N, M) costs, (L, B, M) bool -> (4, P) pairs with positives and with negatives, of one matching of all."""
+    pairs = solve(costs - AHEAD * positive[:, :, None], indices(np.ones_like(positive)))
+    layers, images, _, taught = pairs
+    of_positives = positive[layers, images, taught]
+    return pairs[:, of_positives], pairs[:, ~of_positives]
+
+
+def positives_first(costs: np.ndarray, box_costs: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `joint`, but the negatives choose after the positives have, and by their boxes alone."""
+    positives = solve(costs, indices(positive))
+    taken = np.zeros(costs.shape[:3], bool)
+    taken[tuple(positives[:3])] = True
+    negatives = solve(np.where(taken[..., None], UNUSABLE, box_costs), indices(~positive))
+    return positives, negatives[:, ~taken[tuple(negatives[:3])]]
 
 
 def indices(chosen: np.ndarray) -> list[list[np.ndarray]]:

@@ -47,11 +47,14 @@ class QueryMap(nn.Module):
             )
         return cls(student, width_of(teacher))
 
-    def forward(self, queries: Queries, student: DetectorOutput) -> Queries:
-        """The teacher's M queries and the student's answer to the same batch -> queries of the student's width (B, M, D_S)."""
+    def forward(self, queries: Queries, student: DetectorOutput, own_boxes: bool = False) -> Queries:
+        """The teacher's M queries and the student's answer to the same batch -> queries of the student's width (B, M, D_S).
+
+        own_boxes: see `queries_at`.
+        """
         (detector,) = self._student
         if detector.family.content_from_memory:
-            return queries_at(cast(Tensor, queries.reference).float(), detector, student)
+            return queries_at(cast(Tensor, queries.reference).float(), detector, student, own_boxes)
         given = {name: getattr(queries, name) for name in ("content", "position", "reference")}
         given = {name: value.float() for name, value in given.items() if value is not None}
         return Queries(**{name: value if is_place(value) else self.adapter(value) for name, value in given.items()})
@@ -63,17 +66,29 @@ def is_place(values: Tensor) -> bool:
 
 
 @torch.no_grad()  # RT-DETR trains what its encoder proposes by the encoder's own loss alone
-def queries_at(boxes: Tensor, detector: Detector, output: DetectorOutput) -> Queries:
-    """Queries (B, M, ...) at boxes (B, M, 4) as an RT-DETR's encoder would have chosen them, out of its answer to a batch."""
-    return Queries(content=detector.family.content_of(detector.model, sample(output.features, boxes)), reference=boxes)
+def queries_at(boxes: Tensor, detector: Detector, output: DetectorOutput, own_boxes: bool = False) -> Queries:
+    """Queries (B, M, ...) at boxes (B, M, 4) as an RT-DETR's encoder would have chosen them, out of its answer to a batch.
+
+    own_boxes: not these boxes, but those that the encoder itself proposes where they are.
+    """
+    family, model, levels = detector.family, detector.model, levels_of(boxes, len(output.features))
+    content = family.content_of(model, sample(output.features, boxes, levels))
+    if own_boxes:
+        sides = (FINEST_SIDE * 2.0**levels)[..., None].expand(-1, -1, 2)
+        boxes = family.proposed_boxes(model, content, torch.cat([boxes[..., :2], sides], -1))
+    return Queries(content=content, reference=boxes)
 
 
-def sample(features: list[Tensor], boxes: Tensor) -> Tensor:
-    """(B, D, h, w) a level, finest first, and boxes (B, M, 4) in (cx, cy, w, h) -> (B, M, D).
+def levels_of(boxes: Tensor, count: int) -> Tensor:
+    """(B, M, 4) in (cx, cy, w, h) -> (B, M) int64, of `count` levels the one where RT-DETR proposes boxes of that size."""
+    return torch.log2(boxes[..., 2:].amax(-1) / FINEST_SIDE).round().clamp(0, count - 1).long()
 
-    The features at the boxes' centres, from the level where RT-DETR's encoder would propose boxes of that size.
+
+def sample(features: list[Tensor], boxes: Tensor, levels: Tensor) -> Tensor:
+    """(B, D, h, w) a level, finest first, boxes (B, M, 4) in (cx, cy, w, h), their levels (B, M) -> (B, M, D).
+
+    The features at the boxes' centres.
     """
     at = 2 * boxes[:, :, None, :2] - 1  # grid_sample's coordinates run from -1 to 1
     found = [F.grid_sample(level, at.to(level), align_corners=False)[..., 0].mT for level in features]
-    wanted = torch.log2(boxes[..., 2:].amax(-1) / FINEST_SIDE).round().clamp(0, len(features) - 1).long()
-    return torch.stack(found).gather(0, wanted[None, ..., None].expand(1, -1, -1, found[0].shape[-1]))[0]
+    return torch.stack(found).gather(0, levels[None, ..., None].expand(1, -1, -1, found[0].shape[-1]))[0]

@@ -18,7 +18,7 @@ from leandetr.detectors.detector import Detector
 from leandetr.distillation.frames import cut_out
 from leandetr.errors import UserError
 from leandetr.heads import Head
-from leandetr.structures import Batch, ClassMap, Detections, DetectorOutput, Memory, Preprocessing, Queries
+from leandetr.structures import Batch, ClassMap, Detections, DetectorOutput, Memory, Preprocessing, Proposals, Queries
 
 
 class Teacher:
@@ -90,7 +90,14 @@ class DetectorTeacher(Teacher):
 
     def _for_student(self, output: DetectorOutput) -> DetectorOutput:
         output = single_precision(output)
-        return output if self.columns is None else replace(output, logits=output.logits[..., self.columns])
+        if self.columns is None:
+            return output
+        proposed = output.proposals
+        return replace(
+            output,
+            logits=output.logits[..., self.columns],
+            proposals=None if proposed is None else replace(proposed, logits=proposed.logits[..., self.columns]),
+        )
 
 
 def class_columns(student: ClassMap, teacher: ClassMap, teacher_head: Head) -> list[int] | None:
@@ -121,6 +128,9 @@ def single_precision(output: DetectorOutput) -> DetectorOutput:
         features=[level.float() for level in output.features],
         attended=None if output.attended is None else output.attended.float(),
         encoder_attended=[layer.float() for layer in output.encoder_attended],
+        proposals=None
+        if output.proposals is None
+        else Proposals(output.proposals.logits.float(), output.proposals.boxes.float()),
         distillation=None if output.distillation is None else single_precision(output.distillation),
     )
 

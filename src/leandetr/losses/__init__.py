@@ -1,6 +1,6 @@
 """Matching predictions with targets and the set loss, for query groups and distillation terms."""
 
-from leandetr.losses.criterion import SetCriterion, box_losses, mean_over_ranks
+from leandetr.losses.criterion import SetCriterion, at_every_layer, box_losses, mean_over_ranks
 from leandetr.losses.matcher import Assignment, HungarianMatcher, PaddedTargets, assign, box_cost, pad_targets, solve, to_host
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "PaddedTargets",
     "SetCriterion",
     "assign",
+    "at_every_layer",
     "box_cost",
     "box_losses",
     "mean_over_ranks",

@@ -46,6 +46,11 @@ def symmetric(bits: int) -> tuple[int, int]:
     return -top, top
 
 
+def has_negatives(low: float) -> bool:
+    """Whether a tensor whose least value this is has negative ones, beyond rounding noise."""
+    return low < NONE_NEGATIVE
+
+
 def grid_of(low: float, high: float, bits: int) -> tuple[Tensor, Tensor]:
     """Scale () float32 and zero point () uint8 of the unsigned grid over [low, high], widened to hold 0:
 
@@ -54,7 +59,7 @@ def grid_of(low: float, high: float, bits: int) -> tuple[Tensor, Tensor]:
     A tensor without negative values gets zero point 0. An empty range gets scale 1.
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    if low >= NONE_NEGATIVE:
+    if not has_negatives(low):
         low = 0.0
     _, levels = unsigned(bits)
     scale = torch.tensor((high - low) / levels, dtype=torch.float32)

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from leandetr.checked import Checked
-from leandetr.detectors.spec import NEW_MODEL
+from leandetr.detectors.spec import NEW_MODEL, ImageSize
 from leandetr.distillation.spec import Distillation
 from leandetr.recipe.parts import Benchmark, Data, Model, Quantization, check_views
 from leandetr.training.config import Seed
@@ -62,8 +62,8 @@ class Recipe(Checked):
 
     Attributes:
         data: a `folder`, or the embedded `shapes`.
-        image_size: (height, width) of every model that is trained and names no other; without it each new model names its own,
-            and checkpoints that are trained further keep theirs.
+        image_size: (height, width), or the shorter side, of every model that is trained and names no other; without it each new
+            model names its own, and checkpoints that are trained further keep theirs.
         calibration: training images for the static schemes.
         teacher: shared by all variants and seeds, trained once, with the first seed; needed where a variant distils. For
             methods that learn from detections alone, `checkpoint` may also be a JSON of detections or a detector of
@@ -76,7 +76,7 @@ class Recipe(Checked):
     """
 
     data: Data
-    image_size: tuple[int, int] | None = None
+    image_size: ImageSize | None = None
     calibration: int = Field(64, ge=1)
     seed: Seed | None = None
     seeds: list[Seed] | None = Field(None, min_length=1)

@@ -243,7 +243,7 @@ class Steps:
             return asked
         return min(asked, len(read_json(self.data.split("train").annotations)["images"]))
 
-    def _size(self, model: Model) -> tuple[int, int] | None:
+    def _size(self, model: Model) -> tuple[int, int] | int | None:
         return model.image_size or self.recipe.image_size
 
 

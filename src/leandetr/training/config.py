@@ -29,8 +29,8 @@ class Training(Checked):
         weight_decay: of AdamW; norms, biases and grids have none.
         grid_lr: factor on the rate for the steps and zero points of low-bit grids.
         grid_frozen: fraction of the training during which they keep what calibration gave them.
-        schedule: "cosine" down to zero, or "step": times 0.1 at the fraction `step_at` of the training.
-        step_at: see `schedule`.
+        schedule: "cosine" down to zero, or "step": times 0.1 at each of the `drops`.
+        drops: fractions of the training, increasing; see `schedule`.
         warmup: fraction of the training during which the rate rises linearly from zero.
         clip: largest norm of the gradient.
         ema: decay of the weights' moving average, which is what is evaluated and kept; 0 is off.
@@ -61,7 +61,7 @@ class Training(Checked):
     grid_lr: float = Field(10.0, ge=0)
     grid_frozen: float = Field(0.0, ge=0, le=1)
     schedule: Literal["cosine", "step"] = "cosine"
-    step_at: float = Field(0.8, gt=0, lt=1)
+    drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.8,)
     warmup: float = Field(0.05, ge=0, lt=1)
     clip: float = Field(0.1, gt=0)
     ema: float = Field(0.999, ge=0, lt=1)
@@ -74,6 +74,12 @@ class Training(Checked):
     workers: int | None = Field(None, ge=0)
     tensorboard: bool = False
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _increase(self) -> Training:
+        if list(self.drops) != sorted(set(self.drops)):
+            raise ValueError(f"drops: {', '.join(map(str, self.drops))} do not increase; name each fraction once, in order")
+        return self
 
     @model_validator(mode="after")
     def _are_reached(self) -> Training:
@@ -98,5 +104,5 @@ class Training(Checked):
             return (step + 1) / warm
         progress = min(1.0, (step - warm) / max(1, steps - warm))
         if self.schedule == "step":
-            return 0.1 if step >= self.step_at * steps else 1.0
+            return 0.1 ** sum(step >= drop * steps for drop in self.drops)
         return 0.5 * (1 + math.cos(math.pi * progress))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from leandetr.detectors.families.family import DecoderRun
 from leandetr.detectors.families.rt_detr import RtDetr
+from leandetr.heads import ClassLoss
 from leandetr.structures import DetectionModel
 
 
@@ -50,6 +51,7 @@ class Deimv2(DFine):
     """DEIMv2: D-FINE with its backbone at another place."""
 
     source = "https://github.com/Intellindust-AI-Lab/DEIMv2"
+    class_loss = ClassLoss.MATCHABILITY_AWARE
     encoder_parts = ("conv_encoder", *DFine.encoder_parts)  # whose projections differ by the backbone
 
     def backbone(self, model: DetectionModel) -> nn.Module:

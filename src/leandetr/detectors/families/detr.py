@@ -20,7 +20,7 @@ from leandetr.detectors.families.layout import (
     sizes_of_transformer,
     timm_resnet,
 )
-from leandetr.heads import Head
+from leandetr.heads import ClassLoss
 from leandetr.structures import DetectionModel
 
 RULES: Rules = (
@@ -46,7 +46,7 @@ class Detr(Family):
 
     source = "https://github.com/facebookresearch/detr"
     layout = Layout("DETR", "transformer.decoder.layers.0.multihead_attn.in_proj_weight", RULES, published_config, PHOTOGRAPHS)
-    head = Head.SOFTMAX
+    class_loss = ClassLoss.CROSS_ENTROPY
 
     @torch.no_grad()
     def initialise(self, model: DetectionModel) -> None:

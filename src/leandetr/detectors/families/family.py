@@ -22,7 +22,7 @@ from transformers.loss import loss_for_object_detection
 
 from leandetr.detectors.backbones import Backbone, describe_backbone
 from leandetr.detectors.families.layout import PHOTOGRAPHS, SQUARES, Layout
-from leandetr.heads import Head
+from leandetr.heads import ClassLoss, Head
 from leandetr.structures import DetectionModel, Preprocessing, Queries, Target
 
 
@@ -71,14 +71,17 @@ class Family:
     #: of the files that its authors published, where they can be read
     layout: ClassVar[Layout | None] = None
 
-    head: ClassVar[Head] = Head.SIGMOID
+    #: how its classes are trained, and with that the kind of its class head
+    class_loss: ClassVar[ClassLoss] = ClassLoss.FOCAL
     #: field of `Queries` -> keyword argument of the decoder
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "position": "object_queries_position_embeddings"}
     #: reference points enter the decoder as logits (before the sigmoid)
     reference_logits = False
     #: the queries are chosen among the encoder's cells, not learned
     queries_from_encoder = False
-    #: the content of a query is the memory at its place, see `content_of`
+    #: they are chosen by logits that the encoder gives every class, see `proposals`
+    proposes_classes = False
+    #: the content of a query is the memory at its place, see `content_of` and `proposed_boxes`
     content_from_memory = False
     #: keyword arguments of the decoder that say how the main queries and the others of a training call see each other
     group_masks: ClassVar[tuple[str, ...]] = ()
@@ -107,6 +110,11 @@ class Family:
     delicate_layers: ClassVar[Mapping[str, str]] = {}
     #: in the names of the parameters that are trained ten times slower
     slow_layers: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def head(self) -> Head:
+        """What the columns of its logits mean."""
+        return self.class_loss.head
 
     @property
     def float_layers(self) -> dict[str, str]:
@@ -175,6 +183,16 @@ class Family:
 
     def content_of(self, model: DetectionModel, cells: Tensor) -> Tensor:
         """Cells of the memory (B, N, D) -> the content of queries there, where `content_from_memory`."""
+        raise NotImplementedError
+
+    def proposed_boxes(self, model: DetectionModel, content: Tensor, anchors: Tensor) -> Tensor:
+        """The boxes (B, N, 4) that the encoder proposes at anchors (B, N, 4) whose cells have become this content (B, N, D),
+        where `content_from_memory`."""
+        raise NotImplementedError
+
+    def proposals(self, model: DetectionModel, answer: Any) -> tuple[Tensor, Tensor]:
+        """Logits (B, N, C) and boxes (B, N, 4) of the cells that became the main queries, out of the model's own output, where
+        `proposes_classes`."""
         raise NotImplementedError
 
     def cross_attention(self, layer: Any) -> nn.Module | None:

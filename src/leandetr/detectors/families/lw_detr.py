@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from leandetr.detectors.backbones import Backbone, configured
 from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, Rows
 from leandetr.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from leandetr.heads import ClassLoss
 from leandetr.structures import DetectionModel, Preprocessing, Target
 
 
@@ -33,7 +34,9 @@ class LwDetr(Family):
     """
 
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
+    class_loss: ClassVar[ClassLoss] = ClassLoss.IOU_AWARE
     queries_from_encoder = True
+    proposes_classes = True
     one_backbone = True
     encoder_parts = ("backbone",)  # with the projector that follows the vision transformer
     query_table = None
@@ -110,6 +113,11 @@ class LwDetr(Family):
         raw, sides = model.bbox_embed(hidden), reference[..., 2:]
         boxes = torch.cat([raw[..., :2] * sides + reference[..., :2], raw[..., 2:].exp() * sides], -1)
         return model.class_embed(hidden), boxes, hidden
+
+    def proposals(self, model: DetectionModel, answer: Any) -> tuple[Tensor, Tensor]:
+        """Those of the first group; what transformers calls logits of coordinates are boxes."""
+        main = slice(model.config.num_queries)
+        return answer.enc_outputs_class[:, main], answer.enc_outputs_coord_logits[:, main]
 
     def extra_queries(self, model: DetectionModel, run: DecoderRun) -> slice:
         return slice(model.config.num_queries)

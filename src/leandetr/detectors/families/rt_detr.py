@@ -11,8 +11,9 @@ from torch import Tensor, distributed
 from transformers import AutoConfig, PreTrainedConfig
 
 from leandetr.detectors.backbones import Backbone
-from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, Rows
+from leandetr.detectors.families.family import SAMPLING, DecoderRun, Family, Rows, inverse_sigmoid
 from leandetr.detectors.families.layout import LAYERS, SQUARES, Layout, Rules, State, numbers_after
+from leandetr.heads import ClassLoss
 from leandetr.structures import DetectionModel, Target
 
 _RESNET_VD = "model.backbone.model.encoder.stages."
@@ -94,8 +95,10 @@ class RtDetr(Family):
         no_weights=r"num_batches_tracked$|^decoder\.(anchors|valid_mask)$",
     )
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
+    class_loss: ClassVar[ClassLoss] = ClassLoss.VARIFOCAL
     reference_logits = True
     queries_from_encoder = True
+    proposes_classes = True
     content_from_memory = True
     group_masks = ("encoder_attention_mask",)  # the denoising queries' mask of the self-attention, whatever its name says
     stages = 3
@@ -132,6 +135,12 @@ class RtDetr(Family):
 
     def content_of(self, model: DetectionModel, cells: Tensor) -> Tensor:
         return model.model.enc_output(cells)
+
+    def proposed_boxes(self, model: DetectionModel, content: Tensor, anchors: Tensor) -> Tensor:
+        return (model.model.enc_bbox_head(content) + inverse_sigmoid(anchors)).sigmoid()
+
+    def proposals(self, model: DetectionModel, answer: Any) -> tuple[Tensor, Tensor]:
+        return answer.enc_topk_logits, answer.enc_topk_bboxes
 
     def layers(self, model: DetectionModel, run: DecoderRun) -> tuple[Tensor, Tensor, Tensor]:
         output = run.output

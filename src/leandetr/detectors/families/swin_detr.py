@@ -12,7 +12,7 @@ from leandetr.detectors.families.family import DecoderRun, Family
 from leandetr.detectors.models.swin_detr import SWINS, SwinDetrConfig
 from leandetr.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from leandetr.errors import unknown
-from leandetr.heads import Head
+from leandetr.heads import ClassLoss
 from leandetr.structures import DetectionModel, Preprocessing
 
 
@@ -22,7 +22,7 @@ class SwinDetr(Family):
 
     source = "Efficient SwinDETR (Lee et al.), section 2"
     published_size = (224, 224)
-    head = Head.SOFTMAX
+    class_loss = ClassLoss.CROSS_ENTROPY
     own_backbones = tuple(SWINS)
     encoder_parts = ("input_projections", "level_embeddings", "encoder")
 

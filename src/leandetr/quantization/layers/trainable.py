@@ -97,14 +97,19 @@ class ActivationGrid(LearnedGrid):
 
     @property
     def zero_point(self) -> Tensor:
-        return self.raw_zero_point.clamp(self.low, self.high) * self.signed
+        """Within the grid; the gradient passes as it is, or a zero point at an end of the grid would stay there."""
+        beyond = self.raw_zero_point - self.raw_zero_point.clamp(self.low, self.high)
+        return (self.raw_zero_point - beyond.detach()) * self.signed
 
     @torch.no_grad()
     def set(self, scale: Tensor, zero_point: Tensor) -> None:
         """Take over a calibrated grid: scale () and zero point () uint8."""
         self.set_step(scale)
         self.raw_zero_point.copy_(zero_point)
-        self.signed.fill_(zero_point > 0)
+
+    def train_zero_point(self, negative: bool) -> None:
+        """Let it move where calibration saw a negative value, even one so small that the zero point begins at 0."""
+        self.signed.fill_(negative)
 
 
 class TrainableLayer(nn.Module):

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
-from leandetr.quantization.grids import GridSetting, grid_of
+from leandetr.quantization.grids import GridSetting, grid_of, has_negatives
 from leandetr.quantization.layers.rounding import InputMoment
+from leandetr.quantization.layers.trainable import ActivationGrid
 from leandetr.quantization.passes.observers import Observer, observer_of
 from leandetr.quantization.passes.placement import Placement
 from leandetr.structures import Batch
@@ -74,7 +76,16 @@ def _has_content(pixels: Tensor, mask: Tensor) -> bool:
     return bool((real.amax((2, 3)) > real.amin((2, 3))).any())
 
 
-Found = dict[nn.Module, tuple[Tensor, Tensor]]  # scale and zero point
+class Grid(NamedTuple):
+    """scale () float32, zero_point () uint8. negative: whether the tensor has negative values, which a zero point of 0 does
+    not tell: they may be smaller than half a step."""
+
+    scale: Tensor
+    zero_point: Tensor
+    negative: bool
+
+
+Found = dict[nn.Module, Grid]
 
 
 @dataclass
@@ -87,8 +98,11 @@ class Grids:
     def fill(self, replaced: dict[nn.Module, nn.Module]) -> None:
         """Set the grids of the modules that have replaced the float ones."""
         for side, grids in (("input", self.inputs), ("output", self.outputs)):
-            for module, (scale, zero_point) in grids.items():
-                getattr(replaced[module], side).set(scale, zero_point)
+            for module, found in grids.items():
+                grid = getattr(replaced[module], side)
+                grid.set(found.scale, found.zero_point)
+                if isinstance(grid, ActivationGrid):
+                    grid.train_zero_point(found.negative)
 
 
 def calibrate(model: nn.Module, placement: Placement, moments: dict[nn.Module, InputMoment], images: Iterable[Images]) -> Grids:
@@ -122,4 +136,7 @@ def _reader(observers: Mapping[nn.Module, Observer | InputMoment]) -> Callable[.
 
 
 def _chosen(observers: dict[nn.Module, Observer], settings: dict[nn.Module, GridSetting]) -> Found:
-    return {module: grid_of(*observer.range(), settings[module].bits) for module, observer in observers.items()}
+    ranges = {module: observer.range() for module, observer in observers.items()}
+    return {
+        module: Grid(*grid_of(low, high, settings[module].bits), has_negatives(low)) for module, (low, high) in ranges.items()
+    }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from leandetr.errors import UserError
 from leandetr.quantization.config import LowBit
-from leandetr.quantization.grids import grid_of
+from leandetr.quantization.grids import grid_of, has_negatives
 from leandetr.quantization.layers.modules import GRID_INPUT, LayerPlan, is_quantizable, replace_modules
 from leandetr.quantization.layers.trainable import trainable_layer
 from leandetr.quantization.passes.observers import Observer, observer_of
@@ -61,7 +61,9 @@ def round_backbone(backbone: nn.Module, config: LowBit, batches: Iterable[Tensor
     for layer in order:
         replaced[layer] = trained = trainable_layer(layer, plans[layer])
         observer, bits = observers[layer]
-        trained.input.set(*grid_of(*observer.range(), bits))
+        low, high = observer.range()
+        trained.input.set(*grid_of(low, high, bits))
+        trained.input.train_zero_point(has_negatives(low))
         trained.fill(layer)
     replace_modules(backbone, replaced)
     return len(order)
