@@ -14,7 +14,10 @@ from leandetr.verbs import LowBitTraining
     ("build", "sentence"),
     [
         (lambda: NewDetector(model="detr", bacbone="resnet18"), "NewDetector: unknown key 'bacbone': did you mean 'backbone'"),
-        (lambda: NewDetector(model="detr", image_size=(64,)), "NewDetector: image_size.1: field required; mend that key"),
+        (
+            lambda: NewDetector(model="detr", image_size=(64,)),
+            "NewDetector: image_size: give height and width, or the shorter side, in whole pixels",
+        ),
         (NewDetector, "NewDetector: give either checkpoint or model"),
         (
             lambda: NewDetector.named("runs/a", backbone="resnet18"),

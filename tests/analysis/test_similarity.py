@@ -9,7 +9,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from leandetr.analysis.similarity import States, by_layer, correlations, mean_cosines, similarity
-from leandetr.data.coco import CocoDataset, collate
+from leandetr.data.batches import collate
+from leandetr.data.coco import CocoDataset
 from leandetr.data.transforms import eval_transform
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.query_sets import add_distillation_queries

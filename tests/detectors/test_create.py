@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from PIL import Image
 
-from leandetr.data.transforms import eval_transform
+from leandetr.data.transforms import eval_transform, normalised
 from leandetr.detectors.build import build
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
@@ -92,10 +91,10 @@ def test_the_shorter_side_is_kept_through_saving_and_training_sizes(classes, tmp
     detector.save(tmp_path)
     found = load(tmp_path)
     for size, seen in (((480, 640), (96, 128)), ((640, 480), (128, 96)), ((300, 900), (53, 160))):  # DETR's rule: 800 and 1333
-        photograph = Image.new("RGB", size[::-1])
+        photograph = torch.zeros(3, *size, dtype=torch.uint8)
         pixels, _, _ = eval_transform(found.preprocessing)(photograph, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 0)
         assert tuple(pixels.shape[-2:]) == seen
-        assert found(pixels[None]).boxes.shape == (1, 1, 4, 4)
+        assert found(normalised(pixels[None], found.preprocessing)).boxes.shape == (1, 1, 4, 4)
     with pytest.raises(
         UserError, match="rt_detr takes images of one size, whose sides are multiples of 32; name height and width"
     ):
