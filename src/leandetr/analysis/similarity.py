@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leandetr.analysis import figures
-from leandetr.analysis.snapshots import Snapshot, loader_of, over_training, progress
+from leandetr.analysis.snapshots import Snapshot, answer, loader_of, opened, over_training, progress
 from leandetr.data.coco import Split
-from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.query_sets import has_distillation_queries
 from leandetr.errors import UserError
 from leandetr.files import write_json
@@ -61,7 +60,7 @@ def similarity(models: Sequence[str | Path], split: Split, out: Path, images: in
 @torch.inference_mode()
 def cosines(snapshot: Snapshot, split: Split, images: int | None) -> dict[str, Tensor]:
     """The mean cosines of `TITLES`, each (B, L) over all images of the split."""
-    detector = load(snapshot.path)
+    detector = opened(snapshot.path)
     if not has_distillation_queries(detector.config):
         raise UserError(
             f"{snapshot.path} has no distillation queries to compare its object queries with; name a detector that was "
@@ -69,7 +68,7 @@ def cosines(snapshot: Snapshot, split: Split, images: int | None) -> dict[str, T
         )
     batches = []
     for batch in progress(loader_of(detector, split, images)):
-        output = detector(batch["pixel_values"], batch["pixel_mask"])
+        output = answer(detector, batch)
         batches.append(mean_cosines(output.hidden, output.distillation.hidden))
     return {name: torch.cat([part[name] for part in batches], 1).T for name in TITLES}
 

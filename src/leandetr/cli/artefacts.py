@@ -9,7 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from leandetr.cli.main import app, out_console
-from leandetr.cli.options import Engine, Json, OneSplit, Queries, Threads, with_groups
+from leandetr.cli.options import Device, Engine, Json, OneSplit, Queries, Threads, take_device, with_groups
 
 
 @app.command()
@@ -24,12 +24,14 @@ def evaluate(
     engine: Engine = None,
     voc: Annotated[bool, typer.Option("--voc", help="Also Pascal VOC's AP at IoU 0.5, all points interpolated.")] = False,
     queries: Queries = None,
+    device: Device = "auto",
     json: Json = None,
 ) -> None:
     """COCO's twelve numbers and the AP of every class. Of a JSON of results, `--annotations FILE` is enough: no image is read.
 
     Example: `leandetr evaluate runs/student --data DATA --json student.json`
     """
+    take_device(device)
     from leandetr import verbs
     from leandetr.evaluation import evaluate_results, voc_metrics
     from leandetr.files import write_json
@@ -98,11 +100,13 @@ def predict(
     annotations: Annotated[Path | None, typer.Option(help="COCO JSON whose image ids the coco format uses.")] = None,
     engine: Engine = None,
     queries: Queries = None,
+    device: Device = "auto",
 ) -> None:
     """Draw the boxes found on photographs and videos and write them down; a video's frame by frame, as JSON lines.
 
     Example: `leandetr predict student.onnx PHOTOS clip.mp4 --out pictures`
     """
+    take_device(device)
     from leandetr import verbs
     from leandetr.deployment.predict import check_format
     from leandetr.files import read_json
@@ -133,18 +137,22 @@ def benchmark(
     engine: Engine = None,
     repeats: Annotated[int, typer.Option(help="Interleaved rounds.", min=5)] = 50,
     threads: Threads = None,
+    device: Device = "cpu",
     json: Json = None,
 ) -> None:
     """Latency of one photograph for several models, measured in turn on the same photographs.
 
     Example: `leandetr benchmark runs/student student.onnx --data DATA --json latency.json`
     """
+    if device != "cpu":
+        take_device(device)
     from leandetr import verbs
     from leandetr.deployment.benchmark import environment
     from leandetr.files import write_json
+    from leandetr.machine import chosen_device
     from leandetr.report.rows import surely_slower
 
-    found = verbs.benchmark(models, data.source(), engine, repeats, threads)
+    found = verbs.benchmark(models, data.source(), engine, repeats, threads, "cpu" if device == "cpu" else chosen_device())
     if json:
         write_json(json, {"environment": environment(), "rows": found})
     table = Table(Column("artifact", overflow="fold"), "runtime", "latency ms", "p90 ms", "speed-up", "MB")

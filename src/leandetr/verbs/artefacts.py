@@ -7,18 +7,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from leandetr.data.annotations import Split, read_annotations
 from leandetr.data.coco import CocoDataset
 from leandetr.deployment.benchmark import Measurement, measure
 from leandetr.deployment.onnx import check_onnx, export_onnx
 from leandetr.deployment.openvino import check_xml, convert_openvino
 from leandetr.deployment.predict import predict_sources
+from leandetr.deployment.progress import counting
 from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.runtimes import load_answering, open_runtime
 from leandetr.errors import UserError, unknown
 from leandetr.evaluation import coco
 from leandetr.evaluation.coco import CocoMetrics
 from leandetr.files import claiming, read_json
+from leandetr.machine import chosen_device, reading_processes
 from leandetr.verbs.data import Data, annotations_of, split_of
 
 
@@ -46,15 +50,24 @@ def detections_of(
             raise UserError(f"{model} is not a list of detections in COCO's results format; name the file of results")
         return known.ground_truth(), results
     chosen = split_of(data, split)
-    runtime = open_runtime(model, engine=engine, queries=queries)
+    runtime = open_runtime(model, engine=engine, queries=queries, device=chosen_device())
     dataset = CocoDataset(chosen, runtime.transform, runtime.class_map)
-    return dataset.ground_truth(), coco.predict_dataset(runtime, dataset, dataset.class_map)
+    return dataset.ground_truth(), _found(runtime, dataset)
 
 
 def evaluate_runtime(runtime: Runtime, split: Split) -> tuple[CocoMetrics, list[dict[str, Any]]]:
     """The numbers and the detections (COCO's results format) of a runtime on a split."""
     dataset = CocoDataset(split, runtime.transform, runtime.class_map)
-    return coco.evaluate(runtime, dataset)
+    results = _found(runtime, dataset)
+    return coco.evaluate_results(dataset.ground_truth(), results), results
+
+
+def _found(runtime: Runtime, dataset: CocoDataset) -> list[dict[str, Any]]:
+    """The detections on all images, which other processes read where there are cores for it."""
+    with counting("images", len(dataset)) as step:
+        return coco.predict_dataset(
+            runtime, dataset, dataset.class_map, workers=reading_processes(), progress=lambda done, _: step(done)
+        )
 
 
 def export(
@@ -103,14 +116,22 @@ def predict(
     form = "plain" if annotations is None else "coco"
     if isinstance(sources, str | Path | int):
         sources = [sources]
-    runtime = open_runtime(model, engine=engine, queries=queries)
+    runtime = open_runtime(model, engine=engine, queries=queries, device=chosen_device())
     with claiming(out, ["predict", model, form, queries]):
         return predict_sources(runtime, sources, Path(out), threshold, form, annotations)
 
 
 def benchmark(
-    models: Sequence[str | Path], data: Data, engine: str | None = None, repeats: int = 50, threads: int | None = None
+    models: Sequence[str | Path],
+    data: Data,
+    engine: str | None = None,
+    repeats: int = 50,
+    threads: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> list[Measurement]:
-    """Latency of one photograph for each model, measured in turn on the same images; ratios are to the first model."""
-    runtimes = [open_runtime(model, threads=threads, engine=engine) for model in models]
+    """Latency of one photograph for each model, measured in turn on the same images; ratios are to the first model.
+
+    device: of PyTorch.
+    """
+    runtimes = [open_runtime(model, threads=threads, engine=engine, device=device) for model in models]
     return measure(runtimes, split_of(data, "val"), repeats=repeats)
