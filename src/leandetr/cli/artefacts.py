@@ -138,9 +138,10 @@ def benchmark(
     repeats: Annotated[int, typer.Option(help="Interleaved rounds.", min=5)] = 50,
     threads: Threads = None,
     device: Device = "cpu",
+    batch: Annotated[list[int] | None, typer.Option(help="Photographs in a call, 1 by default; repeatable.", min=1)] = None,
     json: Json = None,
 ) -> None:
-    """Latency of one photograph for several models, measured in turn on the same photographs.
+    """Latency and throughput of several models, measured in turn on the same photographs.
 
     Example: `leandetr benchmark runs/student student.onnx --data DATA --json latency.json`
     """
@@ -152,19 +153,21 @@ def benchmark(
     from leandetr.machine import chosen_device
     from leandetr.report.rows import surely_slower
 
-    found = verbs.benchmark(models, data.source(), engine, repeats, threads, "cpu" if device == "cpu" else chosen_device())
+    taken = "cpu" if device == "cpu" else chosen_device()
+    found = verbs.benchmark(models, data.source(), engine, repeats, threads, taken, batch or (1,))
     if json:
         write_json(json, {"environment": environment(), "rows": found})
-    table = Table(Column("artifact", overflow="fold"), "runtime", "latency ms", "p90 ms", "speed-up", "MB")
+    table = Table(
+        Column("artifact", overflow="fold"), "runtime", "device", "batch", "latency ms", "p90 ms", "images/s", "speed-up", "MB"
+    )
     for row in found:
         ratio = "–"
         if row["speedup"] is not None:
             ratio = f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
-        slower = f", slower than {row['reference']}" if surely_slower(row) and row is not found[0] else ""
+        slower = f", slower than {row['reference']}" if surely_slower(row) and row["artifact"] != models[0] else ""
         size = f"{row['size_bytes'] / 1e6:.2f}"
-        table.add_row(
-            row["artifact"], row["runtime"], f"{row['latency_ms']:.1f}", f"{row['latency_p90_ms']:.1f}", ratio + slower, size
-        )
+        times = (f"{row[key]:.1f}" for key in ("latency_ms", "latency_p90_ms", "images_per_second"))
+        table.add_row(row["artifact"], row["runtime"], row["device"], str(row["batch"]), *times, ratio + slower, size)
     out_console.print(table)
     for row in found:
         if row["unpacked"]:

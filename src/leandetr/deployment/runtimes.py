@@ -75,7 +75,7 @@ class TorchvisionRuntime(Runtime):
             provenance={"source": detector.source},
         )
         super().__init__(detector.source, sum(tensor.nbytes for tensor in weights), metadata)
-        self.detector = detector
+        self.detector, self.device = detector, next(detector.parameters()).device
 
     def __call__(self, batch: Batch) -> list[Detections]:
         found = self.detector.predict(batch)

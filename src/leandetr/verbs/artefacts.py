@@ -128,10 +128,12 @@ def benchmark(
     repeats: int = 50,
     threads: int | None = None,
     device: torch.device | str = "cpu",
+    batches: Sequence[int] = (1,),
 ) -> list[Measurement]:
     """Latency of one photograph for each model, measured in turn on the same images; ratios are to the first model.
 
-    device: of PyTorch.
+    device: of PyTorch. batches: so many photographs in a call, one after the other; a row a model and batch.
     """
     runtimes = [open_runtime(model, threads=threads, engine=engine, device=device) for model in models]
-    return measure(runtimes, split_of(data, "val"), repeats=repeats)
+    split = split_of(data, "val")
+    return [row for batch in batches for row in measure(runtimes, split, repeats=repeats, batch=batch)]
