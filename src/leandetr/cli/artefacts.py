@@ -71,6 +71,9 @@ def export(
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="uint8 photographs of any size in; scores, labels and boxes out.")
     ] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="Of a float detector's .onnx: products in float16, boxes in float32.")
+    ] = False,
     opset: Annotated[int, typer.Option(help="Of ONNX; integer weights need 21.")] = 21,
 ) -> None:
     """Write one file that works alone: graph, weights, classes, preprocessing.
@@ -79,7 +82,7 @@ def export(
     """
     from leandetr import verbs
 
-    path = verbs.export(model, out, to, image_size, queries, end_to_end, opset)
+    path = verbs.export(model, out, to, image_size, queries, end_to_end, opset, half)
     files = [path] if to == "onnx" else [path, path.with_suffix(".bin")]
     out_console.print(f"{path}  {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
 

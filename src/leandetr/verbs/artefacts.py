@@ -70,7 +70,7 @@ def _found(runtime: Runtime, dataset: CocoDataset) -> list[dict[str, Any]]:
         )
 
 
-def export(
+def export(  # noqa: PLR0913 - what a file can be is what is asked
     model: str | Path,
     out: Path,
     to: str = "onnx",
@@ -78,17 +78,21 @@ def export(
     queries: str | None = None,
     end_to_end: bool = False,
     opset: int = 21,
+    half: bool = False,
 ) -> Path:
     """Write a saved detector as an .onnx file, or as OpenVINO's .xml and .bin.
 
     queries: as in `evaluate`. end_to_end: from the bytes of a photograph to detections in one graph. opset: of ONNX.
+    half: products in float16, of a float detector's .onnx.
     """
     out = Path(out)
     if to not in ("onnx", "openvino"):
         raise unknown("format", to, ("onnx", "openvino"))
     if to == "onnx":
         check_onnx(out)
-        return export_onnx(load_answering(model, queries), out, image_size, opset=opset, end_to_end=end_to_end)
+        return export_onnx(load_answering(model, queries), out, image_size, opset=opset, end_to_end=end_to_end, half=half)
+    if half:
+        raise UserError(f"{out}: OpenVINO chooses its precision itself; leave out --half, or write an .onnx")
     check_xml(out)
     with TemporaryDirectory() as folder:
         file = export_onnx(
