@@ -53,7 +53,7 @@ def repeat_the_first_stage(detector):
 def test_a_perfectly_stable_model_is_at_zero(saved, split, tmp_path, monkeypatch):
     from leandetr.analysis import stability as module
 
-    path, load = saved("stable"), module.load
+    path, load = saved("stable"), module.opened
 
     def load_stable(source):
         detector = load(source)
@@ -61,7 +61,7 @@ def test_a_perfectly_stable_model_is_at_zero(saved, split, tmp_path, monkeypatch
         return detector
 
     moving = stability([path], split, tmp_path / "moving")["models"][0]["stages"]
-    monkeypatch.setattr(module, "load", load_stable)
+    monkeypatch.setattr(module, "opened", load_stable)
     stages = stability([path], split, tmp_path / "stable-out")["models"][0]["stages"]
     assert [(s["instability"], s["objects_moved"]) for s in stages] == [(0, 0), (0, 0)]
     assert any(s["instability"] > 0 for s in moving)

@@ -31,6 +31,7 @@ class Pretended:
 
     preprocessing, class_map = Preprocessing(size=None, shortest_edge=16, longest_edge=64), ClassMap(("cat",), (1,))
     size_bytes, parameters, theoretical_speedup, unpacked, unpack_seconds = 12, 3, None, 0, 0.0
+    device = torch.device("cpu")
     metadata = SimpleNamespace(scheme=None)
     transform = eval_transform(preprocessing)
 
@@ -72,6 +73,15 @@ def test_there_is_no_ratio_between_two_engines_unless_asked_for(split, clock):
     assert first["speedup"] == 1
     assert second["latency_ms"] > 0
     assert {second[key] for key in ("speedup", "speedup_low", "speedup_high", "reference")} == {None}
+
+
+def test_a_batch_has_that_many_photographs_and_its_own_throughput(split, clock):
+    calls = []
+    (row,) = measure([Pretended("a", 4e-3, clock, calls)], split, repeats=30, batch=32)
+    assert {shape[0] for _, shape in calls} == {32}
+    assert (row["batch"], row["device"]) == (32, "cpu")
+    assert row["latency_ms"] == pytest.approx(4, rel=0.05)
+    assert row["images_per_second"] == pytest.approx(8000, rel=0.05)
 
 
 def test_everyone_has_a_turn_in_every_round_on_the_same_photograph(split, clock):

@@ -37,9 +37,8 @@ from leandetr.analysis.mutual_information import (
     principal,
 )
 from leandetr.analysis.query_distributions import Distributions, distributions, listening
-from leandetr.analysis.snapshots import loader_of, over_training, progress, spread
+from leandetr.analysis.snapshots import answer, loader_of, opened, over_training, progress, spread
 from leandetr.data.coco import Split
-from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.files import write_json
@@ -86,7 +85,7 @@ def information(models: Sequence[str | Path], split: Split, out: Path, images: i
     heard: dict[str, Distributions] = {}
     samples: Samples | None = None
     for snapshot in over_training(models):
-        samples, queries = collect(load(snapshot.path), split, images)
+        samples, queries = collect(opened(snapshot.path), split, images)
         if len(samples.classes) < FEWEST:
             raise UserError(
                 f"the images of {split.annotations} hold {len(samples.classes)} objects, too few to estimate information from; "
@@ -121,7 +120,7 @@ def collect(detector: Detector, split: Split, images: int | None) -> tuple[Sampl
     cells, objects = [], []
     with listening(detector) as heard:
         for number, batch in enumerate(progress(loader)):
-            output = detector(batch["pixel_values"], batch["pixel_mask"])
+            output = answer(detector, batch)
             generator = torch.Generator().manual_seed(number)
             cells.append(
                 [pick(level, batch["pixel_values"], math.ceil(SAMPLES / count), generator) for level in output.features]

@@ -23,12 +23,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leandetr.analysis.mask_figure import Seen, draw
-from leandetr.analysis.snapshots import progress, single, spread
+from leandetr.analysis.snapshots import answer, opened, progress, single, spread
 from leandetr.boxes import to_corners
 from leandetr.data.batches import collate
 from leandetr.data.coco import CocoDataset, Split
 from leandetr.data.transforms import eval_transform
-from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.features import TargetAwareFeatures
 from leandetr.errors import unknown
@@ -62,7 +61,7 @@ def masks(
         UserError: a name in `files` that the annotations do not have.
     """
     snapshots = single(models)
-    detectors = [load(snapshot.path) for snapshot in snapshots]
+    detectors = [opened(snapshot.path) for snapshot in snapshots]
     datasets = [CocoDataset(split, eval_transform(d.preprocessing), d.class_map) for d in detectors]
     names = [datasets[0].annotations.file_name(index) for index in range(len(datasets[0]))]
     strange = next((file for file in files if file not in names), None)
@@ -106,7 +105,7 @@ def look(detector: Detector, dataset: CocoDataset, index: int) -> Seen:
     """A detector's view of an image alone, and so without padding."""
     batch = collate([dataset[index]])
     term = TargetAwareFeatures.build(detector, detector)
-    output = detector(batch["pixel_values"], batch["pixel_mask"])
+    output = answer(detector, batch)
     pairs, quality = term.assigned(output, batch)
     psi = [term.responses(level, output.hidden[-1][:, pairs.queries])[0] for level in term.levels(output, output, batch)]
     masks = [term.weights(responses[None], quality[None], output.hidden.shape[2])[0] for responses in psi]

@@ -103,7 +103,7 @@ def _listen(attention: nn.Module, found: list[tuple[Tensor, Tensor]]) -> Any:
 
     def add(before: Tensor, after: Tensor) -> None:
         if sum(query.numel() for query, _ in found) < VALUES:
-            found.append((heads(before), heads(after)))
+            found.append((heads(before).cpu(), heads(after).cpu()))
 
     def unaligned(_module: nn.Module, _arguments: tuple, named: dict[str, Any]) -> None:
         query, position = named["hidden_states"], named.get("position_embeddings")

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from leandetr.analysis import figures
-from leandetr.analysis.snapshots import loader_of, progress
+from leandetr.analysis.snapshots import loader_of, opened, progress
 from leandetr.data.coco import Split
-from leandetr.detectors.checkpoints.load import load
 from leandetr.files import write_json
 from leandetr.quantization.choice.sensitivity import measure_layers
 from leandetr.quantization.config import Scheme, Static, WeightOnly
@@ -40,7 +39,7 @@ def sensitivity(model: str | Path, split: Split, out: Path, images: int | None =
     Raises:
         UserError: as `quantize`; the model is quantized already.
     """
-    detector = load(model)
+    detector = opened(model)
     batches = list(progress(loader_of(detector, split, images)))
     count = sum(len(batch["pixel_values"]) for batch in batches)
     candidates: dict[str, Scheme] = {

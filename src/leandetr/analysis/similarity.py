@@ -24,9 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leandetr.analysis import figures
-from leandetr.analysis.snapshots import Snapshot, loader_of, over_training, progress
+from leandetr.analysis.snapshots import Snapshot, answer, loader_of, opened, over_training, progress
 from leandetr.data.coco import Split
-from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.query_sets import has_distillation_queries
 from leandetr.errors import UserError
 from leandetr.files import write_json
@@ -78,7 +77,7 @@ class States(NamedTuple):
 @torch.inference_mode()
 def measured(snapshot: Snapshot, split: Split, images: int | None) -> States:
     """Over all images of the split."""
-    detector = load(snapshot.path)
+    detector = opened(snapshot.path)
     if not has_distillation_queries(detector.config):
         raise UserError(
             f"{snapshot.path} has no distillation queries to compare its object queries with; name a detector that was "
@@ -86,9 +85,10 @@ def measured(snapshot: Snapshot, split: Split, images: int | None) -> States:
         )
     batches, means = [], []
     for batch in progress(loader_of(detector, split, images)):
-        output = detector(batch["pixel_values"], batch["pixel_mask"])
+        output = answer(detector, batch)
+        assert output.distillation is not None  # the detector has such queries
         batches.append(mean_cosines(output.hidden, output.distillation.hidden))
-        means.append(torch.stack([answer.hidden.double().mean(2) for answer in (output, output.distillation)]))
+        means.append(torch.stack([each.hidden.double().mean(2) for each in (output, output.distillation)]))
     together = {name: torch.cat([part[name] for part in batches], 1).T for name in TITLES}
     return States(together, torch.cat(means, 2).mean(2))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from torch.utils.data import Subset
 from leandetr.data.batches import Loader
 from leandetr.data.coco import CocoDataset, Split
 from leandetr.data.transforms import eval_transform
+from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
+from leandetr.machine import chosen_device
+from leandetr.structures import Batch, DetectorOutput
 
 EPOCH = re.compile(r"epoch-(\d+)")
 
@@ -84,6 +87,27 @@ def loader_of(detector: Detector, split: Split, images: int | None, batch_size: 
     """
     dataset = CocoDataset(split, eval_transform(detector.preprocessing), detector.class_map)
     return Loader(Subset(dataset, spread(len(dataset), images)), batch_size)
+
+
+def opened(path: str | Path) -> Detector:
+    """A saved detector, where detectors run."""
+    return load(path).to(chosen_device())
+
+
+def answer(detector: Detector, batch: Batch) -> DetectorOutput:
+    """All that the detector, wherever it is, says of a batch; on the CPU, where the analyses count."""
+    device = next(detector.parameters()).device
+    return _on_cpu(detector(batch["pixel_values"].to(device), batch["pixel_mask"].to(device)))
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: _on_cpu(getattr(value, field.name)) for field in fields(value)})
+    if isinstance(value, dict):
+        return {name: _on_cpu(each) for name, each in value.items()}
+    return type(value)(map(_on_cpu, value)) if type(value) in (list, tuple) else value
 
 
 def progress(steps: Iterable[Any]) -> Iterator[Any]:

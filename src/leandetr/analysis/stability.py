@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from leandetr.analysis import figures
-from leandetr.analysis.snapshots import Snapshot, loader_of, progress, single
+from leandetr.analysis.snapshots import Snapshot, answer, loader_of, opened, progress, single
 from leandetr.data.coco import Split
-from leandetr.detectors.checkpoints.load import load
 from leandetr.errors import UserError
 from leandetr.files import write_json
 from leandetr.losses import HungarianMatcher, pad_targets
@@ -59,11 +58,11 @@ def stability(models: Sequence[str | Path], split: Split, out: Path, images: int
 @torch.inference_mode()
 def measured(snapshot: Snapshot, split: Split, images: int | None) -> tuple[dict[str, Any], list[int]]:
     """A detector's row of the result, and the number of objects of every image."""
-    detector = load(snapshot.path)
+    detector = opened(snapshot.path)
     matcher = HungarianMatcher.from_config(detector.config, detector.head)
     changed, moved, counts = [], [], []
     for batch in progress(loader_of(detector, split, images)):
-        output = detector(batch["pixel_values"], batch["pixel_mask"])
+        output = answer(detector, batch)
         stages, _, queries, _ = output.logits.shape
         if stages < 2:
             raise UserError(f"{snapshot.path} has one decoder stage, and its matching nothing to change to; name another model")

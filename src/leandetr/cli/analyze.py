@@ -9,7 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from leandetr.cli.main import app, out_console
-from leandetr.cli.options import OneSplit, with_groups
+from leandetr.cli.options import Device, OneSplit, take_device, with_groups
 
 analyze_app = typer.Typer(
     help="Look inside detectors: numbers as JSON, and pictures that explain them.",
@@ -30,12 +30,15 @@ Limit = Annotated[int | None, typer.Option(help="So many images, evenly spread o
 
 @analyze_app.command()
 @with_groups
-def similarity(models: Trainings, data: OneSplit, out: Out, split: Part = "val", limit: Limit = None) -> None:
+def similarity(
+    models: Trainings, data: OneSplit, out: Out, split: Part = "val", limit: Limit = None, device: Device = "auto"
+) -> None:
     """Layer by layer, how alike object and distillation queries are: the mean cosine of pairs between and within the sets, the
     cosine of the sets' means, and the correlation of the mean state with that of a training's first kept epoch.
 
     Example: `leandetr analyze similarity runs/student --data DATA --out runs/student-queries`
     """
+    take_device(device)
     from leandetr.analysis.similarity import similarity as analyze
     from leandetr.verbs import split_of
 
@@ -60,11 +63,14 @@ def similarity(models: Trainings, data: OneSplit, out: Out, split: Part = "val",
 
 @analyze_app.command()
 @with_groups
-def stability(models: Models, data: OneSplit, out: Out, split: Part = "val", limit: Limit = None) -> None:
+def stability(
+    models: Models, data: OneSplit, out: Out, split: Part = "val", limit: Limit = None, device: Device = "auto"
+) -> None:
     """How much the matching of queries with objects changes between decoder stages (instability IS).
 
     Example: `leandetr analyze stability runs/teacher runs/student/training/epoch-1 --data DATA --out runs/stability`
     """
+    take_device(device)
     from leandetr.analysis.stability import stability as analyze
     from leandetr.verbs import split_of
 
@@ -87,11 +93,13 @@ def masks(
     image: Annotated[list[str] | None, typer.Option(help="File name of an image to draw; repeatable.")] = None,
     split: Part = "val",
     limit: Limit = None,
+    device: Device = "auto",
 ) -> None:
     """Where features are active and queries look, drawn over photographs; the first model is the one compared with.
 
     Example: `leandetr analyze masks runs/teacher runs/student --data DATA --image 000001.jpg --out runs/masks`
     """
+    take_device(device)
     from leandetr.analysis.masks import masks as analyze
     from leandetr.verbs import split_of
 
@@ -116,11 +124,14 @@ def masks(
 
 @analyze_app.command()
 @with_groups
-def information(models: Trainings, data: OneSplit, out: Out, split: Part = "val", limit: Limit = None) -> None:
+def information(
+    models: Trainings, data: OneSplit, out: Out, split: Part = "val", limit: Limit = None, device: Device = "auto"
+) -> None:
     """The information plane along a training, and how the queries are distributed.
 
     Example: `leandetr analyze information runs/teacher runs/student --data DATA --out runs/information`
     """
+    take_device(device)
     from leandetr.analysis.information import information as analyze
     from leandetr.verbs import split_of
 
@@ -143,11 +154,13 @@ def sensitivity(
     out: Out,
     split: Part = "train",
     limit: Annotated[int, typer.Option(help="So many images, evenly spread over the split.", min=1)] = 32,
+    device: Device = "auto",
 ) -> None:
     """Which layers suffer most from integers: the error of every layer's output, alone.
 
     Example: `leandetr analyze sensitivity runs/student --data DATA --out runs/sensitivity`
     """
+    take_device(device)
     from leandetr.analysis.sensitivity import sensitivity as analyze
     from leandetr.verbs import split_of
 

@@ -9,7 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from leandetr.cli.main import app, out_console
-from leandetr.cli.options import Engine, Json, OneSplit, Queries, Threads, with_groups
+from leandetr.cli.options import Device, Engine, Json, OneSplit, Queries, Threads, take_device, with_groups
 
 
 @app.command()
@@ -24,12 +24,14 @@ def evaluate(
     engine: Engine = None,
     voc: Annotated[bool, typer.Option("--voc", help="Also Pascal VOC's AP at IoU 0.5, all points interpolated.")] = False,
     queries: Queries = None,
+    device: Device = "auto",
     json: Json = None,
 ) -> None:
     """COCO's twelve numbers and the AP of every class. Of a JSON of results, `--annotations FILE` is enough: no image is read.
 
     Example: `leandetr evaluate runs/student --data DATA --json student.json`
     """
+    take_device(device)
     from leandetr import verbs
     from leandetr.evaluation import evaluate_results, voc_metrics
     from leandetr.files import write_json
@@ -69,6 +71,9 @@ def export(
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="uint8 photographs of any size in; scores, labels and boxes out.")
     ] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="Of a float detector's .onnx: products in float16, boxes in float32.")
+    ] = False,
     opset: Annotated[int, typer.Option(help="Of ONNX; integer weights need 21.")] = 21,
 ) -> None:
     """Write one file that works alone: graph, weights, classes, preprocessing.
@@ -77,7 +82,7 @@ def export(
     """
     from leandetr import verbs
 
-    path = verbs.export(model, out, to, image_size, queries, end_to_end, opset)
+    path = verbs.export(model, out, to, image_size, queries, end_to_end, opset, half)
     files = [path] if to == "onnx" else [path, path.with_suffix(".bin")]
     out_console.print(f"{path}  {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
 
@@ -98,11 +103,13 @@ def predict(
     annotations: Annotated[Path | None, typer.Option(help="COCO JSON whose image ids the coco format uses.")] = None,
     engine: Engine = None,
     queries: Queries = None,
+    device: Device = "auto",
 ) -> None:
     """Draw the boxes found on photographs and videos and write them down; a video's frame by frame, as JSON lines.
 
     Example: `leandetr predict student.onnx PHOTOS clip.mp4 --out pictures`
     """
+    take_device(device)
     from leandetr import verbs
     from leandetr.deployment.predict import check_format
     from leandetr.files import read_json
@@ -133,30 +140,37 @@ def benchmark(
     engine: Engine = None,
     repeats: Annotated[int, typer.Option(help="Interleaved rounds.", min=5)] = 50,
     threads: Threads = None,
+    device: Device = "cpu",
+    batch: Annotated[list[int] | None, typer.Option(help="Photographs in a call, 1 by default; repeatable.", min=1)] = None,
     json: Json = None,
 ) -> None:
-    """Latency of one photograph for several models, measured in turn on the same photographs.
+    """Latency and throughput of several models, measured in turn on the same photographs.
 
     Example: `leandetr benchmark runs/student student.onnx --data DATA --json latency.json`
     """
+    if device != "cpu":
+        take_device(device)
     from leandetr import verbs
     from leandetr.deployment.benchmark import environment
     from leandetr.files import write_json
+    from leandetr.machine import chosen_device
     from leandetr.report.rows import surely_slower
 
-    found = verbs.benchmark(models, data.source(), engine, repeats, threads)
+    taken = "cpu" if device == "cpu" else chosen_device()
+    found = verbs.benchmark(models, data.source(), engine, repeats, threads, taken, batch or (1,))
     if json:
         write_json(json, {"environment": environment(), "rows": found})
-    table = Table(Column("artifact", overflow="fold"), "runtime", "latency ms", "p90 ms", "speed-up", "MB")
+    table = Table(
+        Column("artifact", overflow="fold"), "runtime", "device", "batch", "latency ms", "p90 ms", "images/s", "speed-up", "MB"
+    )
     for row in found:
         ratio = "–"
         if row["speedup"] is not None:
             ratio = f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
-        slower = f", slower than {row['reference']}" if surely_slower(row) and row is not found[0] else ""
+        slower = f", slower than {row['reference']}" if surely_slower(row) and row["artifact"] != models[0] else ""
         size = f"{row['size_bytes'] / 1e6:.2f}"
-        table.add_row(
-            row["artifact"], row["runtime"], f"{row['latency_ms']:.1f}", f"{row['latency_p90_ms']:.1f}", ratio + slower, size
-        )
+        times = (f"{row[key]:.1f}" for key in ("latency_ms", "latency_p90_ms", "images_per_second"))
+        table.add_row(row["artifact"], row["runtime"], row["device"], str(row["batch"]), *times, ratio + slower, size)
     out_console.print(table)
     for row in found:
         if row["unpacked"]:

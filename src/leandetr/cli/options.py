@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 import yaml
 
+from leandetr.cli.main import err_console
 from leandetr.errors import UserError
 
 Json = Annotated[Path | None, typer.Option("--json", help="Also write every number there.")]
@@ -22,6 +24,7 @@ Queries = Annotated[
     typer.Option(help="object, distillation or both: which queries answer, where a detector has both; object by default."),
 ]
 Threads = Annotated[int | None, typer.Option(help="Processor threads; all by default.", min=1)]
+Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, or cuda:N with a GPU's number.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="model.KEY=VALUE of the model's configuration, training.KEY=VALUE of the schedule; repeatable."),
@@ -64,6 +67,15 @@ def with_groups(command: Callable) -> Callable:
     signed.__signature__ = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters])
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
+
+
+def take_device(asked: str) -> None:
+    """Let the command compute on a device; says which where it is a GPU or was asked for."""
+    from leandetr.machine import name_of, use_device
+
+    device = use_device(asked)
+    if (asked != "auto" or device.type != "cpu") and os.environ.get("RANK", "0") == "0":
+        err_console.print(f"device: {name_of(device)}", markup=False)
 
 
 def changed(group: Any) -> list[str]:

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from leandetr.cli.main import app, out_console
-from leandetr.cli.options import BothSplits, Out, Schedule, changed, nested, numbers, read_settings, with_groups
+from leandetr.cli.options import (
+    BothSplits,
+    Device,
+    Out,
+    Schedule,
+    changed,
+    nested,
+    numbers,
+    read_settings,
+    take_device,
+    with_groups,
+)
 from leandetr.errors import UserError
 
 
@@ -86,6 +97,7 @@ def quantize(
     bits: Annotated[str | None, typer.Option(help="2 to 8 of a weight (weight-only), or as 4-4-8 (low-bit).")] = None,
     group_size: Annotated[int | None, typer.Option(help="Weights that share a scale, 32, 64 or 128, for weight-only.")] = None,
     calibration: Annotated[int | None, typer.Option(help="Training images to choose grids and round with.", min=1)] = None,
+    device: Device = "auto",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="OPTION=VALUE of the scheme, or training.KEY=VALUE of the schedule; repeatable."),
@@ -101,6 +113,7 @@ def quantize(
     trained on its grids, `leandetr quantize runs/student --data DATA --scheme low-bit --bits 4-4-8 --teacher runs/student
     --out runs/student-4-4-8`
     """
+    take_device(device)
     from leandetr import verbs
     from leandetr.quantization.config import Static, scheme_config
     from leandetr.quantization.theoretical_cost import theoretical_cost

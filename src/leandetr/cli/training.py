@@ -11,6 +11,7 @@ from leandetr.cli.main import app, out_console
 from leandetr.cli.options import (
     BothSplits,
     DetectorSchedule,
+    Device,
     NewModel,
     Out,
     PretrainingSchedule,
@@ -19,6 +20,7 @@ from leandetr.cli.options import (
     numbers,
     read_settings,
     section,
+    take_device,
     with_groups,
 )
 
@@ -31,12 +33,14 @@ def train(
     data: BothSplits,
     new: NewModel,
     schedule: DetectorSchedule,
+    device: Device = "auto",
     set_: Set = None,
 ) -> None:
     """Train a detector and keep the best by AP. A saved one gets the classes of the data, and keeps what it knows of them.
 
     Example: `leandetr train --data DATA --model rt_detr_v2 --backbone resnet18 --image-size 256 256 --out runs/teacher`
     """
+    take_device(device)
     from leandetr import verbs
 
     settings = read_settings(set_, ("model", "training"))
@@ -65,6 +69,7 @@ def distill(
             help="Folder that keeps the teacher's answers for every later epoch and run; needs --set training.views=N."
         ),
     ] = None,
+    device: Device = "auto",
     set_: Set = None,
 ) -> None:
     """Train a student that also learns from a teacher.
@@ -72,6 +77,7 @@ def distill(
     Example: `leandetr distill --data DATA --teacher runs/teacher --student rt_detr_v2 --backbone resnet18 --image-size 256 256
     --method logits --out runs/student`
     """
+    take_device(device)
     from leandetr import verbs
     from leandetr.distillation.spec import Teaching
 
@@ -95,6 +101,7 @@ def pretrain(
     ),
     weights: Annotated[str | None, typer.Option(help="To start from: a file, hub, or a package that carries some.")] = None,
     bits: Annotated[str | None, typer.Option(help="Train rounded to these, as of the scheme low-bit (4, 4-4-8).")] = None,
+    device: Device = "auto",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="backbone_config.KEY=VALUE or training.KEY=VALUE; repeatable.")
     ] = None,
@@ -103,6 +110,7 @@ def pretrain(
 
     Example: `leandetr pretrain --backbone resnet18 --data groceries --image-size 64 64 --epochs 30 --out runs/resnet18`
     """
+    take_device(device)
     from leandetr import verbs
     from leandetr.detectors.spec import NewBackbone
 

@@ -1,8 +1,9 @@
 """Latency of artefacts on their engines, measured so that a ratio between two of them means something.
 
-One photograph at a time, already decoded and resized, to its detections: inference and post-processing, which all engines
-need. The candidates take turns, in a new order every round, so that what else the machine does falls on all of them alike. A
-ratio is the median over rounds of two latencies of the same round, with a bootstrap interval.
+A batch of photographs, one unless told otherwise, already decoded and resized, to its detections: copies to the device and
+back, inference and post-processing, which all engines need. The candidates take turns, in a new order every round, so that what
+else the machine does falls on all of them alike. A ratio is the median over rounds of two latencies of the same round, with a
+bootstrap interval.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from leandetr.data.batches import collate
 from leandetr.data.coco import CocoDataset, Split
 from leandetr.deployment.runtime import Runtime
+from leandetr.machine import name_of
 from leandetr.structures import Batch
 
 PHOTOGRAPHS = 8  # different ones, in turn
@@ -46,7 +48,8 @@ NO_RATIO = Ratio(speedup=None, speedup_low=None, speedup_high=None)
 class Measurement(TypedDict):
     """What one artefact costs on one engine.
 
-    latency_ms, latency_p90_ms: median and 90th percentile of one photograph, in milliseconds. speedup: the reference's latency
+    device: where the engine computes. batch: photographs in a call. latency_ms, latency_p90_ms: median and 90th percentile of a
+    call, in milliseconds. images_per_second: the batch over the median. speedup: the reference's latency
     over this one's, with the ends of its 95 % interval. reference: what the speed-up is against, "float" where that is a float
     artefact, else its name. All four are None without a reference. size_bytes: of the written artefact. parameters: their
     number. theoretical_speedup: over float by the bits of its products alone, not measured; None for float.
@@ -55,6 +58,9 @@ class Measurement(TypedDict):
 
     artifact: str
     runtime: str
+    device: str
+    batch: int
+    images_per_second: float
     latency_ms: float
     latency_p90_ms: float
     speedup: float | None
@@ -69,7 +75,12 @@ class Measurement(TypedDict):
 
 
 def measure(
-    runtimes: Sequence[Runtime], split: Split, repeats: int = 50, against: Sequence[int | None] | None = None, seed: int = 0
+    runtimes: Sequence[Runtime],
+    split: Split,
+    repeats: int = 50,
+    against: Sequence[int | None] | None = None,
+    seed: int = 0,
+    batch: int = 1,
 ) -> list[Measurement]:
     """Measure all runtimes in one interleaved run.
 
@@ -80,22 +91,26 @@ def measure(
         against: for every runtime the index of the one its speed-up is relative to, None for none; by default the first, for
             those on its engine.
         seed: of the order in the rounds and of the bootstrap.
+        batch: photographs in a call.
     """
     against = against or [0 if runtime.name == runtimes[0].name else None for runtime in runtimes]
-    batches = [_photographs(runtime, split) for runtime in runtimes]
+    batches = [_photographs(runtime, split, batch) for runtime in runtimes]
     rng = np.random.default_rng(seed)
     seconds = np.zeros((repeats, len(runtimes)))
     for turn in range(-WARM_UP, repeats):
         for index in rng.permutation(len(runtimes)):
-            batch = batches[index][turn % len(batches[index])]
+            photographs = batches[index][turn % len(batches[index])]
             start = time.perf_counter()
-            runtimes[index](batch)
+            runtimes[index](photographs)
             if turn >= 0:
                 seconds[turn, index] = time.perf_counter() - start
     return [
         Measurement(
             artifact=runtime.artifact,
             runtime=runtime.name,
+            device=name_of(runtime.device),
+            batch=batch,
+            images_per_second=float(batch / np.median(taken)),
             latency_ms=float(np.median(taken) * 1e3),
             latency_p90_ms=float(np.percentile(taken, 90) * 1e3),
             **(NO_RATIO if reference is None else _ratio(seconds[:, reference], taken, rng)),
@@ -129,10 +144,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _photographs(runtime: Runtime, split: Split) -> list[Batch]:
-    """Batches of one photograph, prepared as the runtime wants them."""
+def _photographs(runtime: Runtime, split: Split, batch: int) -> list[Batch]:
+    """Batches of photographs, prepared as the runtime wants them; these come again where there are fewer."""
     dataset = CocoDataset(split, runtime.transform, runtime.class_map)
-    return [collate([dataset[index]]) for index in range(min(PHOTOGRAPHS, len(dataset)))]
+    items = [dataset[index] for index in range(min(max(PHOTOGRAPHS, batch), len(dataset)))]
+    return [
+        collate([items[place % len(items)] for place in range(start, start + batch)]) for start in range(0, len(items), batch)
+    ]
 
 
 def _called(reference: Runtime) -> str:

@@ -16,6 +16,7 @@ ten objects allow for 0.005 AP more.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,7 +105,7 @@ class _Passes:
         self.plain = quantize(detector, WeightOnly(overrides={"*": FLOAT}))
         self.known: dict[tuple[str, ...], float] = {}
         candidates = {FLOAT: self.plain, INTEGERS: quantize(detector, self.scheme, self.batches)}
-        costs = layer_costs(candidates, self.batches[0]["pixel_values"][:1], budget.engine)
+        costs = layer_costs(_on_cpu(candidates), self.batches[0]["pixel_values"][:1], budget.engine)
         self.costs = {layer: found for layer, found in costs.items() if not scheme.overridden(layer)}
         given_ap = self.ap(dict.fromkeys(self.costs, FLOAT))
         self.float_ap = self._measured_ap(self.plain) if scheme.overrides else given_ap
@@ -217,9 +218,14 @@ def _truth(dataset: CocoDataset, images: Subset) -> dict[str, Any]:
     }
 
 
+def _on_cpu(detectors: Mapping[str, Detector]) -> dict[str, Detector]:
+    """Copies where the engines run."""
+    return {name: copy.deepcopy(detector).cpu() for name, detector in detectors.items()}
+
+
 def whole_latencies(detectors: Mapping[str, Detector], split: Split, engine: str) -> dict[str, Measurement]:
     """What each detector's exported file takes on the engine, measured in turn; speed-ups are over the first."""
     with TemporaryDirectory() as folder:
-        files = [export_onnx(detector, Path(folder) / f"{name}.onnx") for name, detector in detectors.items()]
+        files = [export_onnx(each, Path(folder) / f"{name}.onnx") for name, each in _on_cpu(detectors).items()]
         measured = measure([open_runtime(file, engine=engine) for file in files], split, repeats=30)
     return dict(zip(detectors, measured, strict=True))

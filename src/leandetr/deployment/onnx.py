@@ -31,6 +31,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from leandetr.deployment.end_to_end import EndToEnd
+from leandetr.deployment.half import to_half, without_norms
 from leandetr.deployment.metadata import KEY, Metadata, describe, scheme_of
 from leandetr.deployment.rewrites import forget_types, name_axes, own_zero_points, pad_in_convolutions, select_tokens
 from leandetr.deployment.runtimes import OnnxRuntime, PlainDetector
@@ -52,7 +53,7 @@ CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 # Of the queries, below which a warning is given: where two encoder scores nearly tie, either engine may choose another query.
 AGREEING = 0.95
 # Largest difference of a class probability or box coordinate: of float arithmetic in another order; of values that such a
-# difference puts on the next step of an integer grid, and of ONNX Runtime's own 8-bit arithmetic behind integer weights.
+# difference puts on the next step of an integer grid, of ONNX Runtime's 8-bit arithmetic behind integer weights; of halves.
 FLOAT_TOLERANCE, INTEGER_TOLERANCE = 1e-3, 1e-2
 
 
@@ -63,6 +64,7 @@ def export_onnx(
     dynamic_batch: bool = True,
     opset: int = OPSET,
     end_to_end: bool = False,
+    half: bool = False,
 ) -> Path:
     """Write a detector, float or quantized, as an ONNX file that carries all that is needed to use it.
 
@@ -74,6 +76,7 @@ def export_onnx(
         dynamic_batch: any number of images in a call, else always one.
         opset: of ONNX, 18 or newer; graphs with integer weights need 21.
         end_to_end: with pre- and post-processing in the graph; needs a fixed size, to which it resizes photographs of any.
+        half: with products in float16, see `half.py`; inputs and outputs stay as they are. Of float detectors.
 
     Before the file gets its name, ONNX Runtime and PyTorch answer the same random pixels. A warning says when fewer than 95 %
     of the queries agree, as happens with untrained weights, whose scores tie: which of them become queries is then arbitrary.
@@ -85,8 +88,12 @@ def export_onnx(
     path = Path(path)
     check_onnx(path)
     _check_opset(path, detector, opset)
+    if half and scheme_of(detector) is not None:
+        raise UserError(f"{path}: half precision is of float detectors, this one is quantized; leave out --half")
     if in_training(detector):
         detector = finish(detector)
+    if half:
+        detector = without_norms(detector)
     preprocessing = detector.preprocessing
     if image_size is not None:
         backbone = detector.config.to_dict().get("backbone_config") or {}
@@ -108,11 +115,12 @@ def export_onnx(
     try:
         with quiet_export(), torch.no_grad(), writing(path) as temporary:
             graph = _to_onnx(model, _sample(2 if dynamic_batch else 1, metadata), dynamic_batch, opset)
+            if half:
+                to_half(graph)
             graph.metadata_props[KEY] = metadata.to_json()
             onnx_ir.save(graph, temporary)
-            share = _check(
-                model, temporary, dynamic_batch, FLOAT_TOLERANCE if scheme_of(detector) is None else INTEGER_TOLERANCE
-            )
+            exact = scheme_of(detector) is None and not half
+            share = _check(model, temporary, dynamic_batch, FLOAT_TOLERANCE if exact else INTEGER_TOLERANCE)
     except _ExportError as error:
         raise UserError(f"{path}: {detector.config.model_type} {error}") from error
     finally:

@@ -13,17 +13,17 @@ SECONDS = 10.0  # between two lines
 
 
 @contextmanager
-def counting(what: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """A function to be called after each of `total` steps, or of a number that nobody knows."""
+def counting(what: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """A function to be called after each of `total` steps, or of a number that nobody knows; or with how many are done."""
     console = Console(stderr=True, highlight=False)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left")
     bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True)
     task = bar.add_task(what, total=total)
     done, said = 0, time.monotonic()
 
-    def step() -> None:
+    def step(by_now: int | None = None) -> None:
         nonlocal done, said
-        done += 1
+        done = done + 1 if by_now is None else by_now
         bar.update(task, completed=done)
         if not console.is_terminal and time.monotonic() - said >= SECONDS:
             said = time.monotonic()

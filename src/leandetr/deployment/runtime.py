@@ -32,10 +32,12 @@ class Runtime:
         artifact: the file, folder or hub id that it runs.
         size_bytes: of the artefact's weights and graph, as written.
         metadata: what the artefact says about itself.
+        device: where it computes.
         unpacked, unpack_seconds: how many integer weights were made floats when it was loaded, and how long that took.
     """
 
     name: str
+    device: torch.device = torch.device("cpu")
     unpacked: int = 0
     unpack_seconds: float = 0.0
 

@@ -75,7 +75,7 @@ class TorchvisionRuntime(Runtime):
             provenance={"source": detector.source},
         )
         super().__init__(detector.source, sum(tensor.nbytes for tensor in weights), metadata)
-        self.detector = detector
+        self.detector, self.device = detector, next(detector.parameters()).device
 
     def __call__(self, batch: Batch) -> list[Detections]:
         found = self.detector.predict(batch)
@@ -218,7 +218,11 @@ ENGINES = ("pytorch", "onnxruntime", "openvino")
 
 
 def open_runtime(
-    source: str | Path, threads: int | None = None, engine: str | None = None, queries: str | None = None
+    source: str | Path,
+    threads: int | None = None,
+    engine: str | None = None,
+    queries: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> Runtime:
     """The runtime for an artefact: an `.onnx` on ONNX Runtime, an `.xml` on OpenVINO, a folder, hub id or detector of
     torchvision on PyTorch.
@@ -228,6 +232,7 @@ def open_runtime(
         threads: of one call, and of PyTorch in this process, which does the post-processing for all; by default PyTorch's own.
         engine: one of `ENGINES`; an `.onnx` also runs on "openvino".
         queries: which set of a saved detector answers, see `query_sets.answer_with`; by default the one it was saved with.
+        device: of PyTorch.
 
     Raises:
         UserError: an unknown engine, one that does not run such a file, a file that cannot be read, or a choice of queries
@@ -249,9 +254,9 @@ def open_runtime(
         case "openvino":
             return OpenVinoRuntime(Path(source), threads)
         case _ if names_torchvision(source):
-            return TorchvisionRuntime(load_torchvision(str(source)))
+            return TorchvisionRuntime(load_torchvision(str(source)).to(device))
         case _:
-            return PyTorchRuntime(load_answering(source, queries), source)
+            return PyTorchRuntime(load_answering(source, queries).to(device), source)
 
 
 def load_answering(source: str | Path, queries: str | None) -> Detector:

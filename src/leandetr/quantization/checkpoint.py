@@ -112,9 +112,9 @@ def build(model: PreTrainedModel, record: QuantizationRecord) -> dict[nn.Module,
     for name, bits in record.activations.items():
         activation = model.get_submodule(name)
         if not isinstance(activation, TrainableActivation):
-            replacements[activation] = new_activation(activation, bits)
+            replacements[activation] = new_activation(activation, bits).to(model.device)
         elif not record.trainable:
-            replacements[activation] = new_activation(activation.activation, bits)
+            replacements[activation] = new_activation(activation.activation, bits).to(model.device)
     replace_modules(model, replacements)
     return replacements
 

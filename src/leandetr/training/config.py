@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from leandetr.checked import Checked
+from leandetr.machine import reading_processes
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's generator takes
 
@@ -95,7 +95,7 @@ class Training(Checked):
 
     def loader_workers(self) -> int:
         """All cores but two, at most eight, where no number is given: on a small CPU the training needs them itself."""
-        return self.workers if self.workers is not None else max(0, min(8, (os.cpu_count() or 1) - 2))
+        return reading_processes() if self.workers is None else self.workers
 
     def factor(self, step: int, steps: int) -> float:
         """The learning rate at `step` of `steps`, as a factor on the peak."""

@@ -7,18 +7,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from leandetr.data.annotations import Split, read_annotations
 from leandetr.data.coco import CocoDataset
 from leandetr.deployment.benchmark import Measurement, measure
 from leandetr.deployment.onnx import check_onnx, export_onnx
 from leandetr.deployment.openvino import check_xml, convert_openvino
 from leandetr.deployment.predict import predict_sources
+from leandetr.deployment.progress import counting
 from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.runtimes import load_answering, open_runtime
 from leandetr.errors import UserError, unknown
 from leandetr.evaluation import coco
 from leandetr.evaluation.coco import CocoMetrics
 from leandetr.files import claiming, read_json
+from leandetr.machine import chosen_device, reading_processes
 from leandetr.verbs.data import Data, annotations_of, split_of
 
 
@@ -46,18 +50,27 @@ def detections_of(
             raise UserError(f"{model} is not a list of detections in COCO's results format; name the file of results")
         return known.ground_truth(), results
     chosen = split_of(data, split)
-    runtime = open_runtime(model, engine=engine, queries=queries)
+    runtime = open_runtime(model, engine=engine, queries=queries, device=chosen_device())
     dataset = CocoDataset(chosen, runtime.transform, runtime.class_map)
-    return dataset.ground_truth(), coco.predict_dataset(runtime, dataset, dataset.class_map)
+    return dataset.ground_truth(), _found(runtime, dataset)
 
 
 def evaluate_runtime(runtime: Runtime, split: Split) -> tuple[CocoMetrics, list[dict[str, Any]]]:
     """The numbers and the detections (COCO's results format) of a runtime on a split."""
     dataset = CocoDataset(split, runtime.transform, runtime.class_map)
-    return coco.evaluate(runtime, dataset)
+    results = _found(runtime, dataset)
+    return coco.evaluate_results(dataset.ground_truth(), results), results
 
 
-def export(
+def _found(runtime: Runtime, dataset: CocoDataset) -> list[dict[str, Any]]:
+    """The detections on all images, which other processes read where there are cores for it."""
+    with counting("images", len(dataset)) as step:
+        return coco.predict_dataset(
+            runtime, dataset, dataset.class_map, workers=reading_processes(), progress=lambda done, _: step(done)
+        )
+
+
+def export(  # noqa: PLR0913 - what a file can be is what is asked
     model: str | Path,
     out: Path,
     to: str = "onnx",
@@ -65,17 +78,21 @@ def export(
     queries: str | None = None,
     end_to_end: bool = False,
     opset: int = 21,
+    half: bool = False,
 ) -> Path:
     """Write a saved detector as an .onnx file, or as OpenVINO's .xml and .bin.
 
     queries: as in `evaluate`. end_to_end: from the bytes of a photograph to detections in one graph. opset: of ONNX.
+    half: products in float16, of a float detector's .onnx.
     """
     out = Path(out)
     if to not in ("onnx", "openvino"):
         raise unknown("format", to, ("onnx", "openvino"))
     if to == "onnx":
         check_onnx(out)
-        return export_onnx(load_answering(model, queries), out, image_size, opset=opset, end_to_end=end_to_end)
+        return export_onnx(load_answering(model, queries), out, image_size, opset=opset, end_to_end=end_to_end, half=half)
+    if half:
+        raise UserError(f"{out}: OpenVINO chooses its precision itself; leave out --half, or write an .onnx")
     check_xml(out)
     with TemporaryDirectory() as folder:
         file = export_onnx(
@@ -103,14 +120,24 @@ def predict(
     form = "plain" if annotations is None else "coco"
     if isinstance(sources, str | Path | int):
         sources = [sources]
-    runtime = open_runtime(model, engine=engine, queries=queries)
+    runtime = open_runtime(model, engine=engine, queries=queries, device=chosen_device())
     with claiming(out, ["predict", model, form, queries]):
         return predict_sources(runtime, sources, Path(out), threshold, form, annotations)
 
 
 def benchmark(
-    models: Sequence[str | Path], data: Data, engine: str | None = None, repeats: int = 50, threads: int | None = None
+    models: Sequence[str | Path],
+    data: Data,
+    engine: str | None = None,
+    repeats: int = 50,
+    threads: int | None = None,
+    device: torch.device | str = "cpu",
+    batches: Sequence[int] = (1,),
 ) -> list[Measurement]:
-    """Latency of one photograph for each model, measured in turn on the same images; ratios are to the first model."""
-    runtimes = [open_runtime(model, threads=threads, engine=engine) for model in models]
-    return measure(runtimes, split_of(data, "val"), repeats=repeats)
+    """Latency of one photograph for each model, measured in turn on the same images; ratios are to the first model.
+
+    device: of PyTorch. batches: so many photographs in a call, one after the other; a row a model and batch.
+    """
+    runtimes = [open_runtime(model, threads=threads, engine=engine, device=device) for model in models]
+    split = split_of(data, "val")
+    return [row for batch in batches for row in measure(runtimes, split, repeats=repeats, batch=batch)]

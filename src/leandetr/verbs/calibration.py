@@ -16,6 +16,7 @@ from leandetr.data.transforms import eval_transform
 from leandetr.detectors.alignment import fit_alignment
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
+from leandetr.machine import chosen_device
 from leandetr.quantization.config import Scheme, calibration_images
 from leandetr.quantization.quantize import quantize as quantize_detector
 from leandetr.structures import Batch, Preprocessing
@@ -25,14 +26,17 @@ SchemeT = TypeVar("SchemeT", bound=Scheme)
 
 
 def calibrated(detector: Detector, data: Data, config: Scheme) -> Detector:
-    """The detector quantized, with images of `train` where the scheme needs them, all of them where there are fewer."""
+    """The detector quantized, with images of `train` where the scheme needs them, all of them where there are fewer.
+
+    It is calibrated on the chosen device, and is on the CPU afterwards.
+    """
     asked = calibration_images(config)
     batches: Iterable[Batch] = ()
     if asked:
         dataset = CocoDataset(split_of(data, "train"), eval_transform(detector.preprocessing), detector.class_map)
         config = with_calibration(config, lambda own: min(own, len(dataset)))
         batches = spread_batches(dataset, min(asked, len(dataset)))
-    return quantize_detector(detector, config, batches)
+    return quantize_detector(detector.to(chosen_device()), config, batches).cpu()
 
 
 def asking(config: SchemeT, images: int, data: Data) -> SchemeT:
@@ -50,7 +54,8 @@ def calibrate_alignment(detector: Detector, data: Data, images: int) -> None:
     """Choose scale and shift of a trained detector's new query alignment from images of `train`, see `fit_alignment`."""
     dataset = CocoDataset(split_of(data, "train"), eval_transform(detector.preprocessing), detector.class_map)
     batches = spread_batches(dataset, min(images, len(dataset)))
-    device, training = next(detector.parameters()).device, detector.training
+    device, training = chosen_device(), detector.training
+    detector.to(device)
 
     def run() -> None:
         for batch in batches:

@@ -13,6 +13,7 @@ from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.files import claiming, write_json
+from leandetr.machine import chosen_device
 from leandetr.quantization.config import LowBit, Scheme, Static, scheme_config
 from leandetr.quantization.training.finish import finish
 from leandetr.verbs.calibration import asking, calibrated
@@ -70,7 +71,7 @@ def quantize_within(
     if calibration is not None:
         scheme = asking(scheme, calibration, data)
     with claiming(out, ["quantize", model, data, scheme.to_dict(), asdict(budget)]):
-        detector, found = budgeted(load(model), scheme, split_of(data, "train"), budget)
+        detector, found = budgeted(load(model).to(chosen_device()), scheme, split_of(data, "train"), budget)
         detector.save(Path(out))
         write_json(Path(out) / "search.json", found)
         return detector, found
