@@ -80,6 +80,12 @@ def test_one_photograph_in_any_form_has_one_answer(saved, photograph):
             runtime.predict(wrong)
 
 
+def test_a_file_says_that_no_gpu_computes_it(saved, caplog):
+    _, sources = saved
+    leandetr.open_runtime(sources["onnxruntime"], device="cuda")
+    assert "runs on the CPU: only detectors of PyTorch compute on cuda here" in caplog.text
+
+
 def test_size_is_what_was_written(saved):
     _, sources = saved
     bytes_of = {name: open_runtime(source).size_bytes for name, source in sources.items()}

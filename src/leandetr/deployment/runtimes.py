@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from leandetr.detectors.query_sets import answer_with
 from leandetr.detectors.teachers import TorchvisionDetector, load_torchvision, names_torchvision
 from leandetr.errors import UserError, unknown
 from leandetr.structures import Batch, Detections
+
+logger = logging.getLogger(__name__)
 
 
 class PlainDetector(nn.Module):
@@ -232,7 +235,7 @@ def open_runtime(
         threads: of one call, and of PyTorch in this process, which does the post-processing for all; by default PyTorch's own.
         engine: one of `ENGINES`; an `.onnx` also runs on "openvino".
         queries: which set of a saved detector answers, see `query_sets.answer_with`; by default the one it was saved with.
-        device: of PyTorch.
+        device: of PyTorch; files run on the CPU, and a warning says so where another device is given.
 
     Raises:
         UserError: an unknown engine, one that does not run such a file, a file that cannot be read, or a choice of queries
@@ -248,6 +251,8 @@ def open_runtime(
         raise UserError(f"{source} offers no choice of queries; name a saved detector, or export one again with --queries")
     if threads is not None:
         torch.set_num_threads(threads)
+    if possible != ("pytorch",) and torch.device(device).type != "cpu":
+        logger.warning("%s runs on the CPU: only detectors of PyTorch compute on %s here", source, device)
     match engine or possible[0]:
         case "onnxruntime":
             return OnnxRuntime(Path(source), threads)

@@ -66,7 +66,12 @@ def _found(runtime: Runtime, dataset: CocoDataset) -> list[dict[str, Any]]:
     """The detections on all images, which other processes read where there are cores for it."""
     with counting("images", len(dataset)) as step:
         return coco.predict_dataset(
-            runtime, dataset, dataset.class_map, workers=reading_processes(), progress=lambda done, _: step(done)
+            runtime,
+            dataset,
+            dataset.class_map,
+            workers=reading_processes(),
+            progress=lambda done, _: step(done),
+            device=runtime.device,
         )
 
 
