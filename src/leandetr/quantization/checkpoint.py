@@ -112,11 +112,17 @@ def build(model: PreTrainedModel, record: QuantizationRecord) -> dict[nn.Module,
     for name, bits in record.activations.items():
         activation = model.get_submodule(name)
         if not isinstance(activation, TrainableActivation):
-            replacements[activation] = new_activation(activation, bits).to(model.device)
+            replacements[activation] = _beside(model, new_activation(activation, bits))
         elif not record.trainable:
-            replacements[activation] = new_activation(activation.activation, bits).to(model.device)
+            replacements[activation] = _beside(model, new_activation(activation.activation, bits))
     replace_modules(model, replacements)
     return replacements
+
+
+def _beside(model: PreTrainedModel, activation: nn.Module) -> nn.Module:
+    """On the model's device; while a model is being loaded both are without data, and stay so."""
+    without_data = any(value.is_meta for value in activation.state_dict().values())
+    return activation if without_data else activation.to(model.device)
 
 
 def weights_left_float(model: PreTrainedModel, record: QuantizationRecord) -> list[nn.Parameter]:
