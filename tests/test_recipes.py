@@ -28,10 +28,18 @@ from leandetr.verbs import export
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 PARTS = ("scales", "rows")  # what recipes extend, no recipes by themselves
 ALL = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name not in PARTS)
+LONG = ("bccd-tau-lambda.yaml", "supplement.yaml")  # a dozen variants each
 
 
 def name(path):
     return str(path.relative_to(RECIPES))
+
+
+def rehearsed(path):
+    """Those of many variants, and of the papers' scale on COCO and VOC, with the slow tests."""
+    scale = name(path).replace("coco_person", "")
+    slow = path.name in LONG or "coco" in scale or "voc" in scale
+    return pytest.param(path, marks=pytest.mark.slow if slow else ())
 
 
 #: layers and widths that make a paper's model small and leave its kind, its queries and what it is made of
@@ -121,7 +129,7 @@ def test_every_recipe_is_understood(path, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("path", ALL, ids=name)
+@pytest.mark.parametrize("path", map(rehearsed, ALL), ids=[name(path) for path in ALL])
 def test_every_recipe_fits_together(path, tmp_path, monkeypatch, untrained, hub):
     recipe = read_recipe(path)
     monkeypatch.setattr(Steps, "untrained", untrained)
