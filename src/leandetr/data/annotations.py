@@ -165,15 +165,15 @@ def read_coco(file: Path) -> dict[str, Any]:
     what else a user should know of that. Raises UserError where a list is missing or holds anything but dictionaries, and
     where what it was made from is not to be trusted."""
     coco = read_json(file)
-    if (refused := left_out(coco).refused) is not None:
-        raise UserError(refused)
+    made = left_out(coco)
+    if made.refused is not None:
+        raise UserError(made.refused)
     for section in SECTIONS:
         entries = coco.get(section) if isinstance(coco, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError(
                 f"{file} is not COCO: it has no list of {section!r}; write it in COCO's format or name another file"
             )
-    made = left_out(coco)
     skipped = sum(fault.count for fault in made.skipped if not fault.image)
     said = [*made.said, *filter(None, [images_left_out(made.skipped)])]
     return {section: coco[section] for section in SECTIONS} | {"skipped": skipped, "said": said}

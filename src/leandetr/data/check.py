@@ -95,12 +95,12 @@ def check(split: Split, examples: int = 3) -> list[Fault]:
 def notes(split: Split) -> list[str]:
     """What is no fault but good to know: where images are read that are not where the JSON says, what else was made of it."""
     coco = _read(split)
-    images = _sound(coco, "images")
+    images, made = _sound(coco, "images"), left_out(coco)
     names = [image["file_name"] for image in images]
     unsized = sum(0 in size_of(image) for image in images)
     said = [
-        *left_out(coco).said,
-        left_out(coco).refused or "",
+        *made.said,
+        made.refused or "",
         difference(names, split.located(names)),
         f"{unsized} images have no size in the JSON; the files' own are taken" if unsized else "",
     ]

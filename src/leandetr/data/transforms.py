@@ -116,6 +116,7 @@ def train_transform(preprocessing: Preprocessing, augment: str = "flip") -> Dete
 
 
 def resampling(preprocessing: Preprocessing) -> Resampling:
+    """How a preprocessing interpolates."""
     return Resampling(preprocessing.resample, preprocessing.antialias)
 
 

@@ -109,6 +109,7 @@ class Step(Protocol):
 
 
 def chance(probability: float) -> bool:
+    """Whether something of this probability happens, as torchvision draws it."""
     return bool(torch.rand(1) < probability)
 
 

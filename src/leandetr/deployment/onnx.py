@@ -38,6 +38,7 @@ from leandetr.deployment.runtimes import OnnxRuntime, PlainDetector
 from leandetr.detectors.create import check_size
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.image_size import check_answers
+from leandetr.detectors.preprocessing import resized_to
 from leandetr.errors import UserError
 from leandetr.files import writing
 from leandetr.heads import Head
@@ -98,7 +99,7 @@ def export_onnx(
     if image_size is not None:
         backbone = detector.config.to_dict().get("backbone_config") or {}
         check_size(detector.config.model_type, image_size, detector.family.divisor(backbone))
-        preprocessing = replace(preprocessing, size=(image_size[0], image_size[1]), shortest_edge=None, longest_edge=None)
+        preprocessing = replace(preprocessing, **resized_to((image_size[0], image_size[1])))
     if end_to_end and preprocessing.size is None:
         raise UserError(f"{path}: an end-to-end file resizes to one size, which this detector has not; add --image-size")
     if end_to_end and preprocessing.resample != "bilinear":

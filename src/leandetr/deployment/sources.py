@@ -24,6 +24,8 @@ WILD = re.compile(r"[*?[]")
 
 
 class Kind(Enum):
+    """What a source is."""
+
     IMAGE = "image"
     VIDEO = "video"
     CAMERA = "camera"

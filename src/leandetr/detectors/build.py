@@ -24,37 +24,37 @@ def build(new: NewDetector, class_map: ClassMap, say: Callable[[str], None] = la
 
     Randomness comes from torch's global generator. Raises UserError for every fault of the spec and of what it names.
     """
-    if new.checkpoint is None and _is_whole(new, say):
-        new = NewDetector(checkpoint=new.weights, image_size=new.image_size, queries=new.queries, set=new.set)
-    if new.checkpoint is None:
+    source = new.checkpoint or new.weights
+    detector = load(new.checkpoint) if new.checkpoint is not None else _whole(new, say)
+    if detector is None:
         if new.image_size is None:
             raise UserError(f"a new {new.model} needs a size: add --image-size HEIGHT WIDTH")
         counted = {} if new.queries is None else {"num_queries": new.queries}
         return create(str(new.model), class_map, new.image_size, new.backbone, new.weights, counted | new.set)
-    detector = load(new.checkpoint)
     if new.set:
         detector, weights = reconfigure(detector, new.set)
         if weights.selected or weights.new or weights.dropped:
-            say(f"{new.checkpoint}: {weights}")
+            say(f"{source}: {weights}")
     known = detector.class_map
     change = reset_classifier(detector, class_map)
     if class_map.names != known.names:
-        say(f"{new.checkpoint}: {change}")
+        say(f"{source}: {change}")
     prepared = detector.preprocessing
     if new.image_size is not None and new.image_size not in (prepared.size, prepared.shortest_edge):
         detector = resize_images(detector, new.image_size)
     return detector if new.queries is None else resize_queries(detector, new.queries)
 
 
-def _is_whole(new: NewDetector, say: Callable[[str], None]) -> bool:
-    """Whether the weights of a new model are a whole detector of its family, and not for a backbone that was named."""
+def _whole(new: NewDetector, say: Callable[[str], None]) -> Detector | None:
+    """The detector that the weights of a new model are; None where they are no whole one of its family, or are for a backbone
+    that was named."""
     file = Path(str(new.weights))
     if new.weights is None or new.backbone is not None or not file.is_file() or new.model not in MODELS:
-        return False
+        return None
     whole, own = load_whole(file), MODELS[new.model].model_type
     if whole is not None and whole.config.model_type != own:
         say(f"{file} is a {whole.config.model_type}, and the model a {own}: its backbone alone is taken")
-        return False
+        return None
     if whole is not None:
         say(f"{file} is a whole {own}, which is trained further; name its --backbone to take that alone")
-    return whole is not None
+    return whole
