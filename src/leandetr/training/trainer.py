@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import shutil
 from collections import defaultdict
@@ -78,6 +79,7 @@ class AveragingTrainer(Trainer):
         leave_out_cudnn_attention()  # a backbone alone has attention too
         if torch.cuda.is_available():
             module.to(memory_format=torch.channels_last)  # cuDNN's fastest layout of convolutions
+            os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")  # each of its checks waits for the device
         super().__init__(
             model=module,
             args=_arguments(config, output, len(train)),
