@@ -2,15 +2,16 @@
 
     python benchmarks/gpu.py --out runs/gpu           # RT-DETRv2 with a ResNet-50, 640 px, batch 16, in bfloat16
     python benchmarks/gpu.py --out runs/quick --quick # the same at a tiny size, on a CPU too; its numbers say nothing
+    git worktree add ../before REVISION               # and with --before ../before, ratios to that state
 
 Measured, on synthetic shapes that it draws itself and with untrained weights:
 
+    steps         of training (`training_steps.py`): on one batch that is there, in `train`, in float32, of DETRDistill, of
+                  4-4-8 training; the parts of one, its memory, its kernels and the operators that take most
     reading       images a second from files to batches on the device, with all the workers that `train` takes
-    step          milliseconds of a training step on one batch that is there, and of the same in `train`, which reads its images
-    DETRDistill   a step with a teacher of the same size, over a step without
-    low-bit       a step of 4-4-8 training, over a step of float training
     evaluation    images a second of `evaluate`, PyTorch
     engines       latency and throughput by batch of every engine that is installed
+    compiled      a step with `training.compile`
 
 What fails is a row with its error, and the rest is measured all the same. What there is no time for is said to be left out.
 """
@@ -19,158 +20,91 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from torch import nn
-from transformers import TrainerCallback
-
-from leandetr.data.coco import CocoDataset, class_map_of, find_split
-from leandetr.data.shapes import write_shapes
-from leandetr.data.transforms import eval_transform, train_transform
+from leandetr.data.coco import find_split
 from leandetr.deployment.benchmark import environment, measure
 from leandetr.deployment.onnx import export_onnx
 from leandetr.deployment.runtimes import ENGINES, PyTorchRuntime, open_runtime
-from leandetr.detectors.create import create
-from leandetr.detectors.detector import Detector
-from leandetr.distillation.distiller import Distiller
-from leandetr.distillation.methods import build_terms
-from leandetr.distillation.teacher import DetectorTeacher
 from leandetr.files import write_json, write_text
 from leandetr.machine import chosen_device, name_of
-from leandetr.quantization import LowBit
-from leandetr.training.config import Training
 from leandetr.training.trainer import DetectionTrainer
 from leandetr.verbs import evaluate_runtime
-from leandetr.verbs.calibration import calibrated
+from training_steps import QUICK, Size, Steps, measured, now
 
 MINUTES = 6.0
 
 
-@dataclass(frozen=True)
-class Size:
-    """Of everything that is measured. warm: steps that are not counted."""
-
-    side: int = 640
-    backbone: str = "resnet50"
-    overrides: dict[str, Any] = field(default_factory=dict)
-    images: int = 512
-    val: int = 128
-    batch: int = 16
-    steps: int = 30
-    warm: int = 10
-    rounds: int = 40
-    batches: tuple[int, ...] = (1, 8, 32)
-
-
-QUICK = Size(
-    side=64,
-    backbone="test_resnet",
-    overrides={"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_queries": 8, "encoder_in_channels": [64] * 3}
-    | {"decoder_layers": 2, "encoder_hidden_dim": 32, "decoder_in_channels": [32] * 3},
-    images=8,
-    val=2,
-    batch=2,
-    steps=1,
-    warm=1,
-    rounds=2,
-    batches=(1, 2),
-)
-
-
-class Timer(TrainerCallback):
-    """Seconds of the steps after the first `warm`."""
-
-    def __init__(self, warm: int) -> None:
-        self.warm, self.marks = warm, dict[int, float]()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step in (self.warm, state.max_steps):
-            self.marks[state.global_step] = now()
-
-
-class FixedBatch(DetectionTrainer):
-    """Trains on its first batch again and again, which is on the device."""
-
-    def get_train_dataloader(self) -> Any:
-        return [next(iter(super().get_train_dataloader()))] * self.args.max_steps
-
-
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 class Bench:
-    """Detector, data and rows of one run."""
+    """Rows of one run."""
 
-    def __init__(self, size: Size, folder: Path, until: float) -> None:
-        self.size, self.folder, self.until, self.device = size, folder, until, chosen_device()
-        side = (size.side, size.side)
-        self.data = write_shapes(folder / "data", size.images, size.val, side)
-        torch.manual_seed(0)
-        classes = class_map_of(find_split(self.data, "train"))
-        self.detector = create("rt_detr_v2", classes, side, size.backbone, overrides=size.overrides)
+    def __init__(self, size: Size, folder: Path, until: float, before: Path | None) -> None:
+        self.size, self.folder, self.until, self.before, self.device = size, folder, until, before, chosen_device()
+        self.work = Steps(size, folder)
+        self.data, self.detector = self.work.data, self.work.detector
         self.rows: list[dict[str, Any]] = []
-        self.float_step: float | None = None
-
-    def trainer(self, module: nn.Module, kind: type[DetectionTrainer] = FixedBatch) -> tuple[DetectionTrainer, Timer]:
-        detector: Detector = getattr(module, "student", module)
-        preprocessing, timer = detector.preprocessing, Timer(self.size.warm)
-        transforms = train_transform(preprocessing, "ssd"), eval_transform(preprocessing)
-        train, val = (
-            CocoDataset(find_split(self.data, split), transform, detector.class_map)
-            for split, transform in zip(("train", "val"), transforms, strict=True)
-        )
-        config = Training(max_steps=self.size.warm + self.size.steps, batch_size=self.size.batch, warmup=0)
-        trainer = kind(module, train, val, config, self.folder / "training", [timer])
-        trainer.args.save_strategy = "no"
-        return trainer, timer
-
-    def step(self, module: nn.Module, kind: type[DetectionTrainer] = FixedBatch) -> float:
-        """Seconds of a training step."""
-        trainer, timer = self.trainer(module, kind)
-        trainer.train()
-        first, last = timer.marks[self.size.warm], timer.marks[self.size.warm + self.size.steps]
-        return (last - first) / self.size.steps
+        self.now: dict[str, Any] = {}
 
     def add(self, what: str, value: float, unit: str) -> None:
         self.rows.append({"what": what, "value": value, "unit": unit})
 
     def reading(self) -> None:
-        trainer, _ = self.trainer(copy.deepcopy(self.detector), DetectionTrainer)
+        trainer, _ = self.work.trainer(copy.deepcopy(self.detector), DetectionTrainer)
         loader = trainer.get_train_dataloader()
         for _ in loader:  # the workers start
             pass
         start = now()
-        batches = sum(1 for _ in range(2) for _ in loader)
-        self.add("reading", batches * self.size.batch / (now() - start), "images/s")
+        batches = sum(1 for _ in loader)
+        self.add(
+            f"reading, {trainer.args.dataloader_num_workers} processes", batches * self.size.batch / (now() - start), "images/s"
+        )
 
     def steps(self) -> None:
-        self.float_step = self.step(copy.deepcopy(self.detector))
-        self.add("step, fixed batch", 1e3 * self.float_step, "ms")
-        self.add("step in train", 1e3 * self.step(copy.deepcopy(self.detector), DetectionTrainer), "ms")
+        self.now = measured(self.work)
+        for what, value in self.now.items():
+            if isinstance(value, float):
+                self.add(what, value, "ms")
+        for what, value in {**self.now["parts"], **self.now["operators"]}.items():
+            self.add(f"of a step: {what}", value, "" if what in ("kernels", "memory, GiB") else "ms")
+        alone = self.now["student's step"] + self.now["teacher's answer"]
+        self.add("DETRDistill step over student's step and teacher's answer", self.now["DETRDistill step"] / alone, "x")
+        self.add("low-bit step over step", self.now["low-bit step"] / self.now["step"], "x")
 
-    def ratio(self, what: str, module: nn.Module) -> None:
-        """Of a step, to the float step of the student alone."""
-        step = self.step(module)
-        self.add(f"{what} step", 1e3 * step, "ms")
-        if self.float_step is not None:
-            self.add(f"{what} step over a float one", step / self.float_step, "x")
+    def compiled(self) -> None:
+        self.add("step, training.compile", 1e3 * self.work.step(copy.deepcopy(self.detector), compile=True), "ms")
 
-    def distillation(self) -> None:
-        student, teacher = copy.deepcopy(self.detector), DetectorTeacher(copy.deepcopy(self.detector), self.detector)
-        self.ratio("DETRDistill", Distiller(student, teacher, build_terms("detrdistill", student, teacher)))
-
-    def low_bit(self) -> None:
-        self.ratio("low-bit", calibrated(copy.deepcopy(self.detector), self.data, LowBit(calibration_images=self.size.batch)))
+    def earlier(self) -> None:
+        """The same steps with another state of the package, in a process of its own."""
+        if self.before is None:
+            return
+        script, out = Path(__file__).with_name("training_steps.py"), self.folder / "before.json"
+        command = [
+            sys.executable,
+            str(script),
+            "--out",
+            str(out),
+            "--brief",
+            "--steps",
+            str(self.size.steps // 2 or 1),
+            *(["--quick"] if self.size is QUICK else []),
+        ]
+        paths = [str(self.before / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, capture_output=True)
+        for what, value in json.loads(out.read_text()).items():
+            if isinstance(value, float):
+                self.add(f"before: {what}", value, "ms")
+                if what in self.now:
+                    self.add(f"before over now: {what}", value / self.now[what], "x")
 
     def evaluation(self) -> None:
         split, runtime = find_split(self.data, "val"), PyTorchRuntime(copy.deepcopy(self.detector).to(self.device))
@@ -183,13 +117,15 @@ class Bench:
         """All engines on one detector; those of the CPU with single images where there is a GPU. The row of one that is not
         installed says so."""
         self.detector.save(self.folder / "float")
-        graph = export_onnx(self.detector, self.folder / "float.onnx")
+        graph: Path | None = None
         split = find_split(self.data, "val")
         for engine in ENGINES:
-            source = self.folder / "float" if engine.startswith("pytorch") else graph
             if self.over(engine):
                 continue
             with self.noted(engine):
+                source = self.folder / "float"
+                if not engine.startswith("pytorch"):
+                    source = graph = graph or export_onnx(self.detector, self.folder / "float.onnx")
                 runtime = open_runtime(source, engine=engine, device=self.device)
                 for batch in self.size.batches if runtime.device.type == self.device.type else (1,):
                     (found,) = measure([runtime], split, self.size.rounds, batch=batch)
@@ -232,15 +168,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
     parser.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
+    parser.add_argument("--before", type=Path, help="a checkout of an earlier state, whose steps are measured too")
     parser.add_argument(
         "--minutes", type=float, default=MINUTES, help=f"after which nothing new is begun; {MINUTES:g} by default"
     )
     options = parser.parse_args(arguments)
     size, start = QUICK if options.quick else Size(), time.monotonic()
     with TemporaryDirectory() as folder:
-        bench = Bench(size, Path(folder), start + 60 * options.minutes)
-        parts: list[Callable[[], None]] = [bench.reading, bench.steps, bench.distillation, bench.low_bit, bench.evaluation]
-        for part in [*parts, bench.engines]:
+        bench = Bench(size, Path(folder), start + 60 * options.minutes, options.before)
+        parts: list[Callable[[], None]] = [bench.steps, bench.reading, bench.earlier, bench.evaluation, bench.engines]
+        for part in [*parts, bench.compiled]:
             name, begun = part.__name__, time.monotonic()
             with bench.noted(name):
                 if not bench.over(name):

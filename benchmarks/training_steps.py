@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
@@ -43,16 +44,18 @@ LISTED = 12  # operators
 
 @dataclass(frozen=True)
 class Size:
-    """Of everything that is measured. student: the backbone of DETRDistill's. warm: steps that are not counted."""
+    """Of everything that is measured. student: the backbone of DETRDistill's. copies: of every training image, so that an epoch
+    is long. warm: steps that are not counted."""
 
     side: int = 640
     backbone: str = "resnet50"
     student: str = "resnet18"
     overrides: dict[str, Any] = field(default_factory=dict)
-    images: int = 512
-    val: int = 128
+    images: int = 96
+    copies: int = 8
+    val: int = 32
     batch: int = 16
-    steps: int = 20
+    steps: int = 16
     warm: int = 12
     rounds: int = 40
     batches: tuple[int, ...] = (1, 8, 32)
@@ -65,6 +68,7 @@ QUICK = Size(
     overrides={"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_queries": 8, "encoder_in_channels": [64] * 3}
     | {"decoder_layers": 2, "encoder_hidden_dim": 32, "decoder_in_channels": [32] * 3},
     images=8,
+    copies=2,
     val=2,
     batch=2,
     steps=3,
@@ -131,6 +135,22 @@ def now() -> float:
     return time.perf_counter()
 
 
+def multiply(data: Path, copies: int) -> None:
+    """Names every training image so many times, with files that are one."""
+    file = data / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    images, objects = list(content["images"]), list(content["annotations"])
+    for copied in range(1, copies):
+        for image in images:
+            name = f"{copied}-{image['file_name']}"
+            os.link(data / "train" / image["file_name"], data / "train" / name)
+            content["images"].append({**image, "id": image["id"] + copied * len(images), "file_name": name})
+        for thing in objects:
+            shifted = {"id": thing["id"] + copied * len(objects), "image_id": thing["image_id"] + copied * len(images)}
+            content["annotations"].append({**thing, **shifted})
+    file.write_text(json.dumps(content))
+
+
 class Steps:
     """Detector and data of one size, and what a step of them costs."""
 
@@ -138,6 +158,7 @@ class Steps:
         self.size, self.folder = size, folder
         side = (size.side, size.side)
         self.data = write_shapes(folder / "data", size.images, size.val, side)
+        multiply(self.data, size.copies)
         self.classes = class_map_of(find_split(self.data, "train"))
         self.detector = self.made(size.backbone)
 
@@ -209,7 +230,7 @@ class Steps:
         student, teacher = self.made(self.size.student), DetectorTeacher(copy.deepcopy(self.detector), self.detector)
         return Distiller(student, teacher, build_terms("detrdistill", student, teacher))
 
-    def teacher_forward(self) -> float:
+    def teacher_answer(self) -> float:
         """Seconds of a teacher's answer to the fixed batch."""
         trainer, _ = self.trainer(copy.deepcopy(self.detector))
         batch = trainer._prepare_inputs(trainer.get_train_dataloader()[0])
@@ -226,15 +247,18 @@ class Steps:
         return calibrated(copy.deepcopy(self.detector), self.data, LowBit(calibration_images=self.size.batch))
 
 
-def measured(steps: Steps) -> dict[str, Any]:
-    """What both states of a package can be asked."""
-    found: dict[str, Any] = {}
-    found["fixed batch, ms"] = 1e3 * steps.step(copy.deepcopy(steps.detector))
-    found["train, ms"] = 1e3 * steps.step(copy.deepcopy(steps.detector), DetectionTrainer)
-    found["float32, ms"] = 1e3 * steps.step(copy.deepcopy(steps.detector), precision="float32")
-    found["parts"] = steps.parts(copy.deepcopy(steps.detector))
-    found["operators, ms"] = steps.operators(copy.deepcopy(steps.detector))
-    found["DETRDistill, ms"] = 1e3 * steps.step(steps.distiller())
+def measured(steps: Steps, detailed: bool = True) -> dict[str, Any]:
+    """Milliseconds of a step; detailed: and of its parts and operators."""
+    found: dict[str, Any] = {"step": 1e3 * steps.step(copy.deepcopy(steps.detector))}
+    found["step in train"] = 1e3 * steps.step(copy.deepcopy(steps.detector), DetectionTrainer)
+    found["float32 step"] = 1e3 * steps.step(copy.deepcopy(steps.detector), precision="float32")
+    found["student's step"] = 1e3 * steps.step(steps.made(steps.size.student))
+    found["teacher's answer"] = 1e3 * steps.teacher_answer()
+    found["DETRDistill step"] = 1e3 * steps.step(steps.distiller())
+    found["low-bit step"] = 1e3 * steps.step(steps.low_bit())
+    if detailed:
+        found["parts"] = steps.parts(copy.deepcopy(steps.detector))
+        found["operators"] = steps.operators(copy.deepcopy(steps.detector))
     return found
 
 
@@ -243,12 +267,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="file for the numbers, JSON")
     parser.add_argument("--steps", type=int, help="steps that are counted")
     parser.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
+    parser.add_argument("--brief", action="store_true", help="without parts and operators")
     options = parser.parse_args(arguments)
     size = QUICK if options.quick else Size()
     if options.steps:
         size = replace(size, steps=options.steps)
     with TemporaryDirectory() as folder:
-        found = {"size": asdict(size), **measured(Steps(size, Path(folder)))}
+        found = {"size": asdict(size), **measured(Steps(size, Path(folder)), not options.brief)}
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
