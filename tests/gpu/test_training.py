@@ -22,7 +22,7 @@ from leandetr.training.precision import keep_boxes_precise
 from leandetr.training.trainer import DetectionTrainer
 
 STEPS = 20
-#: whose queries are the encoder's best proposals: of proposals that score alike half precision chooses others, and teaches those
+#: whose queries are the encoder's best proposals: of those that score alike half precision chooses others, and teaches those
 CHOOSING = {"lw_detr", "rf_detr", "d_fine"}
 METHODS = ["detrdistill", "kd-detr", "fitnet", "hard-label", "low-bit"]
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use (CUDA)")]

@@ -13,7 +13,7 @@ def make_row():
         accuracies = {"ap": 0.4, "ap50": 0.6, "ap75": 0.42, "ap_small": None, "ap_medium": 0.35, "ap_large": 0.5}
         costs = {"latency_ms": 20.0, "latency_p90_ms": 24.0, "speedup": 1.0, "size_bytes": 10_000_000, "parameters": 2_500_000}
         rest = {"seeds": [0], "planned": [0], "evaluate_seconds": 1.0, "spread": {"ap": None}, "curve": [], "runs": []}
-        held = {"against": None, "float_row": name, "change": None, "change_spread": None}
+        held = {"against": None, "float_row": name, "change": None, "change_spread": None, "change_interval": None}
         return {"name": name, "artifact": f"{name}.onnx", "runtime": runtime, **accuracies, **costs, **rest, **held, **changes}
 
     return build

@@ -31,14 +31,23 @@ def test_slower_than_float_is_not_said_of_a_float_row(make_row):
 
 
 def test_changes_are_differences_of_ap_and_ratios_of_cost(make_row):
-    static = {"latency_ms": 5.0, "size_bytes": 2_500_000, "change": -0.0151, "change_spread": 0.002, **DISTILLED}
+    static = {
+        "latency_ms": 5.0,
+        "size_bytes": 2_500_000,
+        "change": -0.0151,
+        "change_spread": 0.002,
+        "change_interval": (-0.02, 0.004),
+        **DISTILLED,
+    }
     rows = [make_row("distilled"), make_row("distilled-static", **static)]
-    assert columns.changes(rows) == [("distilled-static", "onnxruntime", "distilled", "-0.015 ±0.002", "×0.25", "×0.25")]
+    assert columns.changes(rows) == [
+        ("distilled-static", "onnxruntime", "distilled", "-0.015 ±0.002", "-0.020 to +0.004", "×0.25", "×0.25")
+    ]
 
 
 def test_changes_of_what_is_undefined_are_dashes(make_row):
     rows = [make_row("distilled", ap=None, latency_ms=None), make_row("distilled-static", size_bytes=None, **DISTILLED)]
-    assert columns.changes(rows)[0][3:] == ("–", "–", "–")
+    assert columns.changes(rows)[0][3:] == ("–", "–", "–", "–")
 
 
 def test_a_row_of_another_runtime_is_nothing_to_be_held_against(make_row):

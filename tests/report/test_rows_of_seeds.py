@@ -8,7 +8,7 @@ from leandetr.report import rows
 from leandetr.report.rows import combine, surely_slower
 
 RUN = dict.fromkeys(["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"], 0.3)
-RUN |= {"evaluate_seconds": 1.0, "size_bytes": 10**6, "parameters": 10**6, "curve": {1: 0.1, 2: 0.3}}
+RUN |= {"draws": [0.3, 0.3], "evaluate_seconds": 1.0, "size_bytes": 10**6, "parameters": 10**6, "curve": {1: 0.1, 2: 0.3}}
 
 
 def test_the_examples_in_the_docstrings_hold():
@@ -18,11 +18,12 @@ def test_the_examples_in_the_docstrings_hold():
 
 
 def test_a_change_is_the_mean_difference_over_the_seeds_that_both_have():
-    found = {seed: RUN | {"ap": ap} for seed, ap in enumerate([0.3, 0.5, 0.9])}
-    held = {seed: RUN | {"ap": ap} for seed, ap in enumerate([0.2, 0.2])}
+    found = {seed: RUN | {"ap": ap, "draws": [ap, ap + 0.1]} for seed, ap in enumerate([0.3, 0.5, 0.9])}
+    held = {seed: RUN | {"ap": ap, "draws": [ap, ap + 0.1]} for seed, ap in enumerate([0.2, 0.2])}
     row = combine("taught", "pytorch", found, [0, 1, 2], "taught", ("alone", held))
     assert row["change"] == pytest.approx(0.2)
     assert row["change_spread"] == pytest.approx(0.1 * 2**0.5)
+    assert row["change_interval"] == pytest.approx((0.2, 0.2))  # of the paired draws, below
     assert (row["seeds"], row["against"], row["float_row"]) == ([0, 1, 2], "alone", "taught")
 
 

@@ -22,12 +22,14 @@ class Column(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What one step changed: `name` against `against`, on one runtime. ap: the difference, with its sign."""
+    """What one step changed: `name` against `against`, on one runtime. ap: the difference, with its sign; interval: its
+    middle 95 % over draws of the photographs."""
 
     name: str
     runtime: str
     against: str
     ap: str
+    interval: str
     latency: str
     size: str
 
@@ -54,6 +56,10 @@ def average_precision(row: Row) -> str:
 
 def change(row: Row) -> str:
     return with_spread(row["change"], row["change_spread"], signed=True)
+
+
+def change_interval(row: Row) -> str:
+    return DASH if row["change_interval"] is None else "{:+.3f} to {:+.3f}".format(*row["change_interval"])
 
 
 def after_epoch(epoch: int, row: Row) -> str:
@@ -125,7 +131,7 @@ def changes(rows: Sequence[Row]) -> list[Change]:
         if other is not None and row["seeds"]:
             latency = times(row.get("latency_ms"), other.get("latency_ms")) + (f", {SLOWER}" if slower_than_float(row) else "")
             size = times(row["size_bytes"], other["size_bytes"])
-            found.append(Change(row["name"], row["runtime"], other["name"], change(row), latency, size))
+            found.append(Change(row["name"], row["runtime"], other["name"], change(row), change_interval(row), latency, size))
     return found
 
 
@@ -175,7 +181,12 @@ def legend(rows: Sequence[Row]) -> str:
     return ". ".join(parts) + "."
 
 
-RATIOS = "Latency and size: multiples of what the row held against has; ×0.50 is half."
+CHANGED = (
+    "AP change: the mean over the seeds that both rows have, ± the sample standard deviation of their differences. "
+    "95 % interval: of that mean on 200 random draws of as many validation images, the same for both rows; it does not hold "
+    "what other seeds would add. "
+)
+RATIOS = CHANGED + "Latency and size: multiples of what the row held against has; ×0.50 is half."
 AREAS = "Small, medium and large objects: areas below 32², up to 96² and above, in pixels of the photograph."
 EPOCHS = "epoch N: AP on the validation images after that epoch, where AP itself is that of the best epoch."
 

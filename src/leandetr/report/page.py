@@ -24,7 +24,7 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-CHANGES = ("row", "runtime", "against", "AP change", "latency", "size")
+CHANGES = ("row", "runtime", "against", "AP change", "95 % interval", "latency", "size")
 
 
 def write_report(results: Mapping[str, Any], folder: Path, images: bool = False) -> None:
@@ -105,7 +105,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     rows = found["rows"]
     parts = [f"# {found['title']}", found["headline"], found["left"], row_table(found["columns"], rows), found["legend"]]
     if found["changes"]:
-        changes = text_table(CHANGES, found["changes"], numeric=[False] * 3 + [True, False, True])
+        changes = text_table(CHANGES, found["changes"], numeric=[False] * 3 + [True, True, False, True])
         parts += ["## What each step changed", changes, found["ratios"]]
     parts += ["## Accuracy", row_table(found["accuracies"], rows), found["areas"]]
     if found["steps"]:

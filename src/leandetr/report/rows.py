@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict
 
+from leandetr.evaluation.bootstrap import interval
 from leandetr.report.numbers import defined
 
 Accuracy = Literal["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"]
@@ -32,7 +33,8 @@ class Row(TypedDict):
     name: of the variant, or of its quantization. runtime: `pytorch`, `onnxruntime`, ... seeds: those that are done; planned:
     all that there will be. ap ... ap_large: means, fractions in [0, 1]; evaluate_seconds: of all validation images; None where
     undefined (no such objects); `spread` has the spread of each. against: the row that `change`, the mean difference in AP over
-    the seeds that both have, is to; None for what is not compared. float_row: the row that it is the quantization of, its own
+    the seeds that both have, is to; None for what is not compared. change_interval: the middle 95 % of that difference on other
+    draws of the photographs (`evaluation.bootstrap.interval`). float_row: the row that it is the quantization of, its own
     name for a float row. size_bytes, parameters: of the artefact. curve: of the trainings. runs: what each seed measured.
 
     Once the first seed's artefact is measured: artifact: the file or folder. latency_ms, latency_p90_ms: median and 90th
@@ -57,6 +59,7 @@ class Row(TypedDict):
     float_row: str
     change: float | None
     change_spread: float | None
+    change_interval: tuple[float, float] | None
     size_bytes: int | None
     parameters: int | None
     curve: list[Point]
@@ -89,8 +92,8 @@ def combine(
     """A row out of what its seeds measured.
 
     Args:
-        found: seed -> COCO's metrics (-1 where undefined), `evaluate_seconds`, `size_bytes`, `parameters` and `curve`, a
-            mapping from epochs to AP.
+        found: seed -> COCO's metrics (-1 where undefined), `draws` (the APs of `evaluation.bootstrap`), `evaluate_seconds`,
+            `size_bytes`, `parameters` and `curve`, a mapping from epochs to AP.
         held: the row to compare with, and what its seeds measured. That of a teacher, which has one seed for all, is compared
             with each.
     """
@@ -100,7 +103,8 @@ def combine(
         for field in (*ACCURACIES, "evaluate_seconds")
     }
     against, others = held or (None, {})
-    pairs = [(run["ap"], others[seed]["ap"]) for seed, run in found.items() if seed in others]
+    both = [seed for seed in found if seed in others]
+    pairs = [(found[seed]["ap"], others[seed]["ap"]) for seed in both]
     change, change_spread = mean_and_spread([ap - other for ap, other in pairs if defined(ap) and defined(other)])
     last = next(reversed(found.values()), {})
     return Row(
@@ -120,10 +124,11 @@ def combine(
         float_row=float_row,
         change=change,
         change_spread=change_spread,
+        change_interval=interval([found[seed]["draws"] for seed in both], [others[seed]["draws"] for seed in both]),
         size_bytes=last.get("size_bytes"),
         parameters=last.get("parameters"),
         curve=_curve([run["curve"] for run in found.values()]),
-        runs=[{"seed": seed, **run} for seed, run in found.items()],
+        runs=[{"seed": seed, **{key: value for key, value in run.items() if key != "draws"}} for seed, run in found.items()],
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from leandetr import verbs
+from leandetr.data.annotations import read_annotations
 from leandetr.data.coco import class_map_of
 from leandetr.data.partition import Partition
 from leandetr.data.shapes import write_shapes
@@ -24,6 +25,7 @@ from leandetr.detectors.detector import Detector
 from leandetr.detectors.spec import NewBackbone
 from leandetr.distillation.spec import Distillation, Teaching
 from leandetr.errors import UserError
+from leandetr.evaluation.bootstrap import bootstrap
 from leandetr.files import claim_folder, read_json, write_json, write_text
 from leandetr.inputs import State, file_digest, weights_state
 from leandetr.quantization.config import scheme_config
@@ -189,18 +191,20 @@ class Steps:
         return self.ledger.step(f"onnx-{name}", detector.key, inherited(detector=detector), graph, work, "export")
 
     def evaluated(self, detector: Made, engine: str, opened: Callable[[], Runtime]) -> dict[str, Any] | None:
-        """COCO's metrics of a detector on an engine, the seconds that took, and the artefact's bytes and parameters; its
-        detections go to `predictions/`. None in a rehearsal, where it was not done before."""
+        """COCO's metrics of a detector on an engine, its APs on drawn photographs (`bootstrap`), the seconds that its answers
+        took, and the artefact's bytes and parameters; its detections go to `predictions/`. None in a rehearsal, where it was
+        not done before."""
         label = f"{detector.path.name}-{engine}"
         scores = self.out / "predictions" / f"{label}.metrics.json"
 
         def work() -> str:
-            runtime, start = opened(), time.monotonic()
-            metrics, results = verbs.evaluate_runtime(runtime, self.data.split("val"))
+            split, runtime, start = self.data.split("val"), opened(), time.monotonic()
+            metrics, results = verbs.evaluate_runtime(runtime, split)
             cost = {"evaluate_seconds": round(time.monotonic() - start, 2)}
             cost |= {"size_bytes": runtime.size_bytes, "parameters": runtime.parameters}
             write_json(self.out / "predictions" / f"{label}.json", results)
-            write_json(scores, metrics.as_dict() | cost)
+            draws = bootstrap(read_annotations(split.annotations).ground_truth(), results)
+            write_json(scores, metrics.as_dict() | cost | {"draws": [round(ap, 5) for ap in draws]})
             return f"AP {accuracy(metrics.ap)}"
 
         name, state = f"evaluate-{label}", self.data_state | inherited(detector=detector)
