@@ -43,20 +43,32 @@ from leandetr.verbs import evaluate_runtime
 from training_steps import QUICK, Size, Steps, measured, now
 
 MINUTES = 6.0
+UNITLESS, MEMORY = ("kernels",), "memory"
 
 
 class Bench:
     """Rows of one run."""
 
-    def __init__(self, size: Size, folder: Path, until: float, before: Path | None) -> None:
-        self.size, self.folder, self.until, self.before, self.device = size, folder, until, before, chosen_device()
+    def __init__(self, size: Size, folder: Path, out: Path, until: float, before: Path | None) -> None:
+        self.size, self.folder, self.out, self.until, self.before = size, folder, out, until, before
+        self.device = chosen_device()
         self.work = Steps(size, folder)
         self.data, self.detector = self.work.data, self.work.detector
         self.rows: list[dict[str, Any]] = []
         self.now: dict[str, Any] = {}
 
     def add(self, what: str, value: float, unit: str) -> None:
+        """A row, which is written at once."""
         self.rows.append({"what": what, "value": value, "unit": unit})
+        print(f"{what}: {value:.4g} {unit}", flush=True)
+        self.write()
+
+    def write(self) -> str:
+        found = {"size": asdict(self.size), "device": name_of(self.device), "environment": environment(), "rows": self.rows}
+        write_json(self.out / "gpu.json", found)
+        text = table(found)
+        write_text(self.out / "gpu.md", text)
+        return text
 
     def reading(self) -> None:
         trainer, _ = self.work.trainer(copy.deepcopy(self.detector), DetectionTrainer)
@@ -70,15 +82,19 @@ class Bench:
         )
 
     def steps(self) -> None:
-        self.now = measured(self.work)
-        for what, value in self.now.items():
-            if isinstance(value, float):
-                self.add(what, value, "ms")
-        for what, value in {**self.now["parts"], **self.now["operators"]}.items():
-            self.add(f"of a step: {what}", value, "" if what in ("kernels", "memory, GiB") else "ms")
-        alone = self.now["student's step"] + self.now["teacher's answer"]
-        self.add("DETRDistill step over student's step and teacher's answer", self.now["DETRDistill step"] / alone, "x")
-        self.add("low-bit step over step", self.now["low-bit step"] / self.now["step"], "x")
+        for name, ask in measured(self.work):
+            if self.over(name):
+                continue
+            with self.noted(name):
+                for part, value in ask().items():
+                    unit = "" if part in UNITLESS else "GiB" if part == MEMORY else "ms"
+                    self.now[name] = value
+                    self.add(f"{name}: {part}" if part else name, value, unit)
+        if {"student's step", "teacher's answer", "DETRDistill step"} <= self.now.keys():
+            alone = self.now["student's step"] + self.now["teacher's answer"]
+            self.add("DETRDistill step over student's step and teacher's answer", self.now["DETRDistill step"] / alone, "x")
+        if {"low-bit step", "step"} <= self.now.keys():
+            self.add("low-bit step over step", self.now["low-bit step"] / self.now["step"], "x")
 
     def compiled(self) -> None:
         self.add("step, training.compile", 1e3 * self.work.step(copy.deepcopy(self.detector), compile=True), "ms")
@@ -99,12 +115,17 @@ class Bench:
             *(["--quick"] if self.size is QUICK else []),
         ]
         paths = [str(self.before / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, capture_output=True)
-        for what, value in json.loads(out.read_text()).items():
-            if isinstance(value, float):
-                self.add(f"before: {what}", value, "ms")
-                if what in self.now:
-                    self.add(f"before over now: {what}", value / self.now[what], "x")
+        environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        try:
+            subprocess.run(
+                command, check=True, env=environ, capture_output=True, timeout=max(1.0, self.until - time.monotonic())
+            )
+        finally:  # what was measured in time
+            for what, value in json.loads(out.read_text()).items() if out.exists() else ():
+                if isinstance(value, float):
+                    self.add(f"before: {what}", value, "ms")
+                    if what in self.now:
+                        self.add(f"before over now: {what}", value / self.now[what], "x")
 
     def evaluation(self) -> None:
         split, runtime = find_split(self.data, "val"), PyTorchRuntime(copy.deepcopy(self.detector).to(self.device))
@@ -175,7 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     size, start = QUICK if options.quick else Size(), time.monotonic()
     with TemporaryDirectory() as folder:
-        bench = Bench(size, Path(folder), start + 60 * options.minutes, options.before)
+        bench = Bench(size, Path(folder), options.out, start + 60 * options.minutes, options.before)
         parts: list[Callable[[], None]] = [bench.steps, bench.reading, bench.earlier, bench.evaluation, bench.engines]
         for part in [*parts, bench.compiled]:
             name, begun = part.__name__, time.monotonic()
@@ -183,10 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
                 if not bench.over(name):
                     part()
             print(f"{name}: {time.monotonic() - begun:.1f} s", flush=True)
-            found = {"size": asdict(size), "device": name_of(bench.device), "environment": environment(), "rows": bench.rows}
-            write_json(options.out / "gpu.json", found)
-            write_text(options.out / "gpu.md", table(found))
-    print(table(found))
+            text = bench.write()
+    print(text)
 
 
 if __name__ == "__main__":
