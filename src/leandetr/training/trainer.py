@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from leandetr.data.batches import Packed, Stored, pack, unpack
@@ -24,7 +23,7 @@ from leandetr.data.coco import CocoDataset
 from leandetr.detectors.attention import leave_out_cudnn_attention
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
-from leandetr.evaluation.coco import evaluate_results, predict_dataset
+from leandetr.evaluation.coco import evaluate_results, predict_together
 from leandetr.files import errors_of_writing
 from leandetr.losses.at_once import matching_at_once
 from leandetr.training import layer_decay
@@ -212,18 +211,6 @@ class AveragingTrainer(Trainer):
         self.log(logs)
         return logs
 
-    def shard(self) -> Any:
-        """This process's share of the validation images: the data set itself, or a `Subset` of it."""
-        rank, world = self.args.process_index, self.args.world_size
-        return Subset(self.eval_dataset, range(rank, len(self.eval_dataset), world)) if world > 1 else self.eval_dataset
-
-    def gathered(self, own: Any) -> list[Any]:
-        """Every process's value, in order."""
-        values: list[Any] = [own] * self.args.world_size
-        if self.args.world_size > 1:
-            torch.distributed.all_gather_object(values, own)
-        return values
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.output)
         folder.mkdir(parents=True, exist_ok=True)
@@ -294,10 +281,9 @@ class DetectionTrainer(AveragingTrainer):
 
     def measure(self) -> dict[str, float]:
         """COCO's numbers."""
-        truth, classes = self.eval_dataset.ground_truth(), self.eval_dataset.class_map
+        truth = self.eval_dataset.ground_truth()
         size, workers, device = self.config.batch_size, self.config.loader_workers(), self.args.device
-        results = predict_dataset(self.detector.predict, self.shard(), classes, size, workers, device=device)
-        results = [row for part in self.gathered(results) for row in part]
+        results = predict_together(self.detector.predict, self.eval_dataset, size, workers, device=device)
         if not all(math.isfinite(number) for row in results for number in (*row["bbox"], row["score"])):
             raise self._diverged()
         return evaluate_results(truth, results).as_dict()

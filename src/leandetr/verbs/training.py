@@ -18,6 +18,7 @@ from leandetr.distillation.methods import build_terms
 from leandetr.distillation.spec import Teaching
 from leandetr.errors import UserError
 from leandetr.files import claiming, read_json
+from leandetr.processes import say
 from leandetr.quantization.config import LowBit
 from leandetr.quantization.training.pretraining import round_backbone
 from leandetr.structures import Preprocessing
@@ -25,7 +26,7 @@ from leandetr.training import classification
 from leandetr.training.config import Training
 from leandetr.verbs.calibration import spread_batches
 from leandetr.verbs.data import Data, opened, split_of, state_of
-from leandetr.verbs.fitting import build_student, finished_in, fit_detector, keep, open_teacher, said_of, say
+from leandetr.verbs.fitting import build_student, finished_in, fit_detector, keep, open_teacher, said_of
 
 
 def train(
