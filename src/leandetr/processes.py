@@ -19,7 +19,7 @@ PATIENCE = timedelta(days=1)  # that a process which is done has for the others;
 
 def processes() -> PartialState:
     """Number and count of the processes; the first call joins them."""
-    return PartialState(timeout=PATIENCE)
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def is_main() -> bool:
