@@ -69,8 +69,8 @@ def test_two_processes_label_what_one_labels_and_go_on_where_it_was_killed(label
         keep(self, number, rows, found)
         killed.append(number)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Shards, "keep", kill)
+    monkeypatch.setattr(Shards, "keep", kill)
+    with pytest.raises(KeyboardInterrupt):
         label(detector, data, tmp_path / "labels")
     assert killed == [0, 1]
     assert len(list((tmp_path / "labels" / "evaluated").glob(".shards-*/*.json"))) == 2

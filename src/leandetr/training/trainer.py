@@ -33,6 +33,8 @@ from leandetr.training.config import Training
 from leandetr.training.diverged import Diverged, diverged
 from leandetr.training.ema import MovingAverage
 from leandetr.training.precision import keep_boxes_precise, products_in_tf32
+from leandetr.training.recomputed import recompute_blocks
+from leandetr.training.synchronised import synchronise
 
 COMPLETE = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
 WATCHED_STEPS = 10  # whose gradients are looked at before they move a weight
@@ -69,6 +71,8 @@ class AveragingTrainer(Trainer):
         self.preprocessing = train.preprocessing
         self.output = output
         self.kept = kept
+        if config.sync_batchnorm:
+            synchronise(module)
         self.average = MovingAverage(kept, config.ema) if config.ema else None
         self._logged: dict[str, list[Tensor]] = defaultdict(list)
         self._batches: list[dict[str, Any]] = []  # of the step that is being computed
@@ -242,8 +246,8 @@ class DetectionTrainer(AveragingTrainer):
 
     With N processes the gradients are averaged and every family's loss is divided by the processes' mean number of boxes, so
     that they learn what one process learns from the same global batch, but for two things that look at a process's own images
-    alone: the class weights of DETR's softmax loss (where the numbers of boxes differ) and the statistics of BatchNorm, which
-    are not synchronised (RT-DETR).
+    alone: the class weights of DETR's softmax loss (where the numbers of boxes differ) and the statistics of BatchNorm, in
+    RT-DETR, unless `sync_batchnorm` is set.
 
     The best detector by AP is what `fit` returns; those of `config.keep_epochs` are beside it.
     """
@@ -271,6 +275,8 @@ class DetectionTrainer(AveragingTrainer):
         if config.compile:
             check_compiler(self.args.device)
             self.detector.family.backbone(self.detector.model).compile()
+        if config.gradient_checkpointing:
+            recompute_blocks(self.detector)
         self.add_callback(KeepEpochs(self.detector, self.average, config.keep_epochs, output))
 
     def rate_of(self, name: str, parameter: nn.Parameter) -> float:

@@ -86,6 +86,9 @@ def fit_detector(
         raise UserError(f"{train_split.annotations} has no usable box to learn from; `leandetr data check` says what is wrong")
     _warn_of_crowds(train_set, detector)
     val_set = CocoDataset(split_of(data, "val"), eval_transform(preprocessing), class_map)
+    if training.cache is not None:
+        train_set.keep_decoded(training.cache)
+        val_set.keep_decoded(training.cache)
     if isinstance(data, Partition) and is_main():
         data.write(out / "split.json")
     if cache is not None and distiller is not None:

@@ -89,8 +89,9 @@ def pretrain(data: Data, backbone: NewBackbone, out: Path, bits: str | None = No
     if min(size) < 1:
         raise UserError(f"images of {size[0]} x {size[1]} cannot be; give --image-size two numbers of 1 or more")
     low_bit = None if bits is None else LowBit(bits=bits, part="backbone")
-    if training.freeze is not None:
-        raise UserError("training.freeze is of a detector's parts; leave it out where a backbone is trained by itself")
+    for key in ("freeze", "gradient_checkpointing", "cache"):
+        if getattr(training, key) is not None:
+            raise UserError(f"training.{key} is for detectors; leave it out where a backbone is trained by itself")
     made_from = [backbone.name, size, backbone.weights, bits, backbone.set, training.model_dump()]
     state = state_of(data, weights=backbone.weights)
     with claiming(out, ["pretrain", data, *made_from], state):
