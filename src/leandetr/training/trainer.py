@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import shutil
 from collections import defaultdict
@@ -305,6 +306,8 @@ def last_checkpoint(output: Path) -> Path | None:
 
 
 def _arguments(config: Training, output: Path, images: int) -> TrainingArguments:
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise UserError("FSDP cuts up the weights that the moving average and checkpoints need whole; launch without it")
     cuda = torch.cuda.is_available()
     precision = config.precision
     if precision == "auto":
