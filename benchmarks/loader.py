@@ -6,6 +6,8 @@ Images a second of one process, from files of two sizes (the folder's photograph
 
     plain     Pillow, torchvision's transforms on whole images, normalised float32 and an int64 mask from the worker
     loader    what `leandetr train` reads: the same views, sent in 8 bits
+    memory    the same with `training.cache=memory`: from pixels that are decoded already
+    disk      the same with `training.cache=disk`, once the system has read the file
 
 and milliseconds of one optimiser step of an RT-DETRv2 with a ResNet-18: each layer matched in turn by transformers' matchers
 against all at once, a moving average tensor by tensor against all at once. On a GPU also with convolutions in either layout and
@@ -18,7 +20,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from leandetr.data.batches import pack
+from leandetr.data.decoded import Decoded
 from leandetr.data.images import read_image, read_pixels
 from leandetr.data.transforms import train_transform
 from leandetr.detectors.create import create
@@ -75,10 +78,10 @@ def plain_batch(paths: Sequence[Path], boxes: Sequence[Tensor], preprocessing: P
     return torch.stack(views), torch.ones(len(views), *views[0].shape[1:], dtype=torch.int64)
 
 
-def packed_batch(paths: Sequence[Path], boxes: Sequence[Tensor], preprocessing: Preprocessing) -> Any:
+def packed_batch(photographs: Iterable[Tensor], boxes: Sequence[Tensor], preprocessing: Preprocessing) -> Any:
     transform, items = train_transform(preprocessing, "ssd"), []
-    for seed, (path, own) in enumerate(zip(paths, boxes, strict=True)):
-        pixels, relative, labels = transform(read_pixels(path), own, torch.arange(len(own)), seed)
+    for seed, (photograph, own) in enumerate(zip(photographs, boxes, strict=True)):
+        pixels, relative, labels = transform(photograph, own, torch.arange(len(own)), seed)
         items.append((pixels, {"boxes": relative, "class_labels": labels}))
     return pack(items)  # type: ignore[arg-type] # what else a target holds is not timed
 
@@ -134,9 +137,14 @@ def read(options: argparse.Namespace) -> None:
             boxes = [torch.cat([own, own + 0.3], 1) * whole for own in corners]
             forms = {
                 "plain": lambda p=paths, b=boxes: plain_batch(p, b, preprocessing),
-                "loader": lambda p=paths, b=boxes: packed_batch(p, b, preprocessing),
+                "loader": lambda p=paths, b=boxes: packed_batch(map(read_pixels, p), b, preprocessing),
             }
+            for place in ("memory", "disk"):
+                kept = Decoded(place, paths, np.array([size] * len(paths)))
+                forms[place] = lambda k=kept, b=boxes: packed_batch(map(k.__getitem__, range(len(b))), b, preprocessing)
             seconds = alternated(forms, options.rounds, torch.device("cpu"))
+            if kept.file.exists():
+                kept.file.unlink()
             print(f"{size[1]} x {size[0]} -> {options.side}: {said(seconds, len(paths), 'images/s', rate=True)}")
     floats, bytes_ = (options.side**2 * per for per in (3 * 4 + 8, 3))
     print(f"an image travels as {floats / 1e6:.2f} MB in plain form, {bytes_ / 1e6:.2f} MB in the loader's")

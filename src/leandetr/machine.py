@@ -53,8 +53,10 @@ def name_of(device: torch.device) -> str:
 
 
 def reading_processes() -> int:
-    """As many as there are cores beyond two, at most eight: on a small CPU the computation needs them itself."""
-    return max(0, min(WORKERS, (os.cpu_count() or 1) - 2))
+    """As many as there are cores beyond two, at most eight: on a small CPU the computation needs them itself. Processes that
+    were started together on a machine share its cores."""
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(WORKERS, cores - 2))
 
 
 def _visible(asked: str, number: int) -> str:

@@ -63,7 +63,7 @@ def test_a_summary_counts_what_is_sound(faulty):
         ({}, {}),
         ({"images": [image(1, "a.jpg"), image(2, "gone.jpg")]}, {"missing image": 1}),
         ({"images": [image(1, "a.jpg"), image(2, "cut.jpg"), image(3, "text.jpg")]}, {"unreadable image": 2}),
-        ({"images": [image(1, "a.jpg", 48, 64)], "annotations": []}, {"size differs from the file": 1}),
+        ({"images": [image(1, "a.jpg", 48, 64)], "annotations": []}, {"proportions differ from the file": 1}),
         ({"images": [image(1, "a.jpg"), image(1, "b.jpg")]}, {"duplicate image id": 1}),
         ({"images": [image(1, "a.jpg"), image(2, "a.jpg")]}, {"duplicate file name": 1}),
         ({"images": []}, {"empty list": 1, "unknown image": 1}),

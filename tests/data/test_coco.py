@@ -315,3 +315,24 @@ def test_crowds_of_real_photographs_are_ground_truth_but_no_targets(shared):
     assert (
         len(dataset[index][1]["boxes"]) <= len(persons) < len([a for a in truth if a["image_id"] == dataset.image_ids[index]])
     )
+
+
+def test_images_that_cannot_be_read_are_left_out_with_their_boxes_and_counted(split_of, caplog):
+    split = split_of(coco())
+    whole = CocoDataset(split, PLAIN)
+    photograph = split.images / "7.png"
+    for content in (photograph.read_bytes()[:-30], b"text"):  # its end is missing; no image
+        photograph.write_bytes(content)
+        caplog.clear()
+        dataset = CocoDataset(split, PLAIN)
+        assert len(dataset) == len(whole) - 1
+        assert 7 not in dataset.image_ids
+        assert dataset.skipped == whole.skipped
+        assert "1 images are left out with their boxes: unreadable image (1, as" in caplog.text
+        assert [dataset[index][1]["image_id"].item() for index in range(len(dataset))] == dataset.image_ids.tolist()
+        boxes = {entry["image_id"] for entry in dataset.ground_truth()["annotations"]}
+        assert boxes == {entry["image_id"] for entry in whole.ground_truth()["annotations"]} - {7}
+    for path in split.images.iterdir():
+        path.write_bytes(b"text")
+    with pytest.raises(UserError, match="none of its images can be read"):
+        CocoDataset(split, PLAIN)

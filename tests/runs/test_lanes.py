@@ -86,6 +86,7 @@ def test_lanes_take_the_gpus_in_turn_and_share_the_cores(monkeypatch):
     chosen = [lanes._environment(lane, 3) for lane in range(3)]
     assert [one["CUDA_VISIBLE_DEVICES"] for one in chosen] == ["0", "1", "0"]
     assert {one["OMP_NUM_THREADS"] for one in chosen} == {"2"}
+    assert lanes.gpus_of(3) == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert lanes._environment(1, 2)["CUDA_VISIBLE_DEVICES"] == "7"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")

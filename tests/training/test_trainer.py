@@ -150,9 +150,15 @@ def test_one_process_takes_one_gpu_and_only_a_precision_that_it_has(short, tmp_p
     assert not arguments.bf16
 
 
+def test_weights_that_are_cut_up_are_refused(short, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="FSDP cuts up the weights"):
+        engine._arguments(short(), tmp_path, 8)
+
+
 def test_validation_images_are_read_by_the_trainings_workers(prepared, short, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(engine, "predict_dataset", lambda *a, device: given.append(a[3:]) or [])
+    monkeypatch.setattr(engine, "predict_together", lambda *a, device: given.append(a[2:]) or [])
     detector, train, val = prepared()
     DetectionTrainer(detector, train, val, short(workers=3), tmp_path, []).measure()
     assert given == [(2, 3)]

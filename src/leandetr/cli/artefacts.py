@@ -25,6 +25,9 @@ def evaluate(
     voc: Annotated[bool, typer.Option("--voc", help="Also Pascal VOC's AP at IoU 0.5, all points interpolated.")] = False,
     queries: Queries = None,
     device: Device = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the detections; a killed evaluation goes on there.")
+    ] = None,
     json: Json = None,
 ) -> None:
     """COCO's twelve numbers and the AP of every class. Of a JSON of results, `--annotations FILE` is enough: no image is read.
@@ -35,8 +38,11 @@ def evaluate(
     from leandetr import verbs
     from leandetr.evaluation import evaluate_results, voc_metrics
     from leandetr.files import write_json
+    from leandetr.processes import is_main
 
-    found = verbs.detections_of(model, data.source(), split, engine, queries)
+    found = verbs.detections_of(model, data.source(), split, engine, queries, out)
+    if not is_main():
+        return
     metrics = evaluate_results(*found)
     numbers: dict[str, Any] = metrics.as_dict() | {"per_class": metrics.per_class}
     shown = metrics.as_dict() | {f"AP of {k}": v for k, v in metrics.per_class.items()}
@@ -103,6 +109,7 @@ def predict(
     annotations: Annotated[Path | None, typer.Option(help="COCO JSON whose image ids the coco format uses.")] = None,
     engine: Engine = None,
     queries: Queries = None,
+    pictures: Annotated[bool, typer.Option(help="Draw them; not needed where photographs are labelled for a student.")] = True,
     device: Device = "auto",
 ) -> None:
     """Draw the boxes found on photographs and videos and write them down; a video's frame by frame, as JSON lines.
@@ -112,22 +119,11 @@ def predict(
     take_device(device)
     from leandetr import verbs
     from leandetr.deployment.predict import check_format
-    from leandetr.files import read_json
 
     check_format(form, annotations)
     out = out or Path("runs", f"predict-{Path(model).stem}")
-    file = verbs.predict(model, sources, out, threshold, annotations if form == "coco" else None, engine, queries)
-    rows = read_json(file)
-    if form == "plain":
-        images = [row["detections"] for row in rows if "detections" in row]
-        if images:
-            boxes = sum(map(len, images))
-            out_console.print(f"{file}: {boxes} boxes of a score of {threshold:g} or more on {len(images)} images")
-        for row in rows:
-            if "frames" in row:
-                out_console.print(f"{row['lines']}: {row['frames']} frames of {row['file']}")
-    else:
-        out_console.print(f"{file}: {len(rows)} detections")
+    file = verbs.predict(model, sources, out, threshold, annotations if form == "coco" else None, engine, queries, pictures)
+    out_console.print(str(file))
 
 
 @app.command()

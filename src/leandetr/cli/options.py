@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 import yaml
 
-from leandetr.cli.main import err_console
+from leandetr.cli.main import err_console, out_console
 from leandetr.errors import UserError
 
 Json = Annotated[Path | None, typer.Option("--json", help="Also write every number there.")]
@@ -70,11 +70,13 @@ def with_groups(command: Callable) -> Callable:
 
 
 def take_device(asked: str) -> None:
-    """Let the command compute on a device; says which where it is a GPU or was asked for."""
+    """Let the command compute on a device; says which where it is a GPU or was asked for. Of several processes the first one
+    speaks."""
     from leandetr.machine import name_of, use_device
 
     device = use_device(asked)
-    if (asked != "auto" or device.type != "cpu") and os.environ.get("RANK", "0") == "0":
+    out_console.quiet = os.environ.get("RANK", "0") != "0"
+    if (asked != "auto" or device.type != "cpu") and not out_console.quiet:
         err_console.print(f"device: {name_of(device)}", markup=False)
 
 

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from leandetr.data.entries import box_of, is_crowd, is_whole, whole
-from leandetr.data.faults import Fault, images_left_out
+from leandetr.data.faults import Fault, Faults, images_left_out
 from leandetr.data.file_names import difference, located
-from leandetr.data.images import image_sizes
+from leandetr.data.images import fault_of, image_sizes
 from leandetr.errors import UserError
 from leandetr.files import read_json
 from leandetr.structures import ClassMap
@@ -87,7 +87,7 @@ class Annotations:
 
 
 def read_annotations(source: Split | Path, class_map: ClassMap | None = None) -> Annotations:
-    """Read and judge a COCO JSON.
+    """Read and judge a COCO JSON. Images that cannot be read are left out with their boxes, which is said.
 
     Args:
         source: the JSON with its images, whose names and sizes are needed then: a size that the JSON does not give is that of
@@ -115,11 +115,16 @@ def read_annotations(source: Split | Path, class_map: ClassMap | None = None) ->
         names = split.located(written)
         if said := difference(written, names):
             logger.warning("%s: %s", file, said)
+        usable = _usable(file, sizes, [split.images / name for name in names])
+        lost = {image_id for image_id, is_usable in zip(image_ids.tolist(), usable, strict=True) if not is_usable}
+        image_ids, sizes, names = image_ids[usable], sizes[usable], [name for name, kept in zip(names, usable) if kept]
         _complete(sizes, file, [split.images / name for name in names])
     else:
-        names = [image.get("file_name", "") for image in images]
+        names, lost = [image.get("file_name", "") for image in images], set()
 
-    annotations = coco["annotations"]
+    annotations = [
+        entry for entry in coco["annotations"] if not (is_whole(entry.get("image_id")) and entry["image_id"] in lost)
+    ]
     index_of = {image_id: index for index, image_id in enumerate(image_ids.tolist())}
     image = np.array(
         [index_of.get(i, -1) for i in _integers(file, "annotations", annotations, "image_id").tolist()], dtype=np.int64
@@ -140,7 +145,7 @@ def read_annotations(source: Split | Path, class_map: ClassMap | None = None) ->
         class_map=class_map or own_classes,
         image_ids=image_ids,
         sizes=sizes,
-        first=np.searchsorted(image[order], np.arange(len(images) + 1)),
+        first=np.searchsorted(image[order], np.arange(len(names) + 1)),
         boxes=boxes[order],
         areas=areas[order],
         labels=labels[order],
@@ -227,6 +232,23 @@ def _complete(sizes: np.ndarray, file: Path, paths: list[Path]) -> None:
     logger.warning(
         "%s gives no size of %d images, the first is %s; the files' own are taken", file, len(lacking), paths[lacking[0]]
     )
+
+
+def _usable(file: Path, sizes: np.ndarray, paths: Sequence[Path]) -> np.ndarray:
+    """(n,) bool, which images can be read in the frames of these sizes. The others are said, with a count; missing ones are not
+    looked at. Raises UserError where none can be read."""
+    frames = [(height, width) for height, width in sizes.tolist()]
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda path, size: fault_of(path, size) if path.is_file() else None, paths, frames))
+    faults = Faults()
+    for fault in filter(None, found):
+        faults.add(*fault, image=True)
+    if said := images_left_out(faults.found()):
+        logger.warning("%s: %s", file, said)
+    usable = np.array([fault is None for fault in found])
+    if not usable.any():
+        raise UserError(f"{file}: none of its images can be read in the size that it gives; `leandetr data check` lists why")
+    return usable
 
 
 def _area(annotation: dict[str, Any], box: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from leandetr.data.annotations import RELATIVE, SECTIONS, Split, left_out, place
 from leandetr.data.entries import box_of, is_whole, whole
 from leandetr.data.faults import Fault, Faults
 from leandetr.data.file_names import difference
-from leandetr.data.images import bits_of, decode, swaps_sides
+from leandetr.data.images import bits_of, decode, fault_of, swaps_sides
 from leandetr.errors import UserError
 from leandetr.files import read_json
 
@@ -89,6 +89,8 @@ def check(split: Split, examples: int = 3) -> list[Fault]:
     faults = Faults(examples)
     for kind, example in _occurrences(coco, split):
         faults.add(kind, example)
+    for fault in _image_faults(_sound(coco, "images"), split):
+        faults.add(*fault)
     return left_out(coco).skipped + faults.found()
 
 
@@ -131,7 +133,7 @@ def faults_table(faults: list[Fault]) -> Table:
 
 
 def _occurrences(coco: dict[str, Any], split: Split) -> Iterator[tuple[str, str]]:
-    """(kind, example) of every fault."""
+    """(kind, example) of every fault of the JSON."""
     sound: dict[str, list[dict[str, Any]]] = {}
     for section in SECTIONS:
         entries = coco.get(section)
@@ -157,7 +159,6 @@ def _occurrences(coco: dict[str, Any], split: Split) -> Iterator[tuple[str, str]
         yield from ((kind, f"{value} occurs {count} times") for value, count in counts.items() if count > 1)
     yield from _box_faults(images, annotations, categories)
     yield from _repeated(annotations)
-    yield from _image_faults(images, split)
 
 
 def _sound(coco: dict[str, Any], section: str) -> list[dict[str, Any]]:
@@ -224,7 +225,8 @@ def _repeated(annotations: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
             seen.add(key)
 
 
-def _image_faults(images: list[dict[str, Any]], split: Split) -> Iterator[tuple[str, str]]:
+def _image_faults(images: list[dict[str, Any]], split: Split) -> Iterator[tuple[str, str, bool]]:
+    """(kind, example, whether the image is left out) of every fault of an image file."""
     paths = [split.images / name for name in split.located([image["file_name"] for image in images])]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         console = Console(stderr=True)
@@ -233,20 +235,21 @@ def _image_faults(images: list[dict[str, Any]], split: Split) -> Iterator[tuple[
         yield from (fault for fault in checked if fault is not None)
 
 
-def _image_fault(image: dict[str, Any], path: Path) -> tuple[str, str] | None:
+def _image_fault(image: dict[str, Any], path: Path) -> tuple[str, str, bool] | None:
     if not path.is_file():
-        return "missing image", str(path)
+        return "missing image", str(path), False
+    if fault := fault_of(path, size_of(image)):
+        return *fault, True
     try:
         pixels, orientation = decode(path)
     except UserError as error:
-        return "unreadable image", str(error).partition(";")[0]
+        return "damaged image", str(error).partition(";")[0], False  # which head and end do not show
     height, width = size_of(image)
     sizes = [pixels.size, pixels.size[::-1]] if swaps_sides(orientation) else [pixels.size]
     if min(height, width) > 0 and (width, height) not in sizes:
-        return "size differs from the file", (
-            f"{path}: {width} x {height} in the JSON, {pixels.width} x {pixels.height} in the file"
-        )
+        seen = f"{path}: {width} x {height} in the JSON, {pixels.width} x {pixels.height} in the file"
+        return "size differs from the file", seen, False
     extrema: Any = pixels.getextrema()  # a pair a channel, of RGB
     if bits_of(path) > 12 and max(high for _, high in extrema) <= DARK:
-        return "nearly black image", f"{path}: of its 16 bits few are used; write it with 8 bits, or say 12 in the file"
+        return "nearly black image", f"{path}: of its 16 bits few are used; write it with 8 bits, or say 12 in the file", False
     return None

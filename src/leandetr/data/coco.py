@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from leandetr.data.annotations import Split, class_map_of, read_annotations
+from leandetr.data.decoded import Decoded, Place
 from leandetr.data.images import read_image, read_pixels
 from leandetr.data.splits import find_split
 from leandetr.data.transforms import DetectionTransform, normalised
@@ -56,6 +57,7 @@ class CocoDataset(Dataset):
     ) -> None:
         self.split, self.transform, self.seed, self.detections, self.views = split, transform, seed, detections, views
         self.annotations = read_annotations(split, class_map)
+        self._decoded: Decoded | None = None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers that persist see a new epoch too
         missing = [index for index in range(len(self)) if not self.path(index).is_file()]
         if missing:
@@ -86,7 +88,8 @@ class CocoDataset(Dataset):
         corners, labels = torch.from_numpy(corners), torch.from_numpy(labels)
         taught = (self.detections or {}).get(int(self.image_ids[index]), NOTHING)
         every = torch.cat([corners, taught.boxes.to(corners)])
-        photograph = read_pixels(self.path(index), tuple(self.annotations.sizes[index].tolist()))
+        size = tuple(self.annotations.sizes[index].tolist())
+        photograph = read_pixels(self.path(index), size) if self._decoded is None else self._decoded[index]
         pixels, boxes, left = self.transform(photograph, every, torch.arange(len(every)), self._view_seed(index, number))
         own, others = left < len(labels), left[left >= len(labels)] - len(labels)
         target = Target(
@@ -105,6 +108,11 @@ class CocoDataset(Dataset):
         if self.views is not None:
             target["view"] = torch.tensor([number])
         return pixels, target
+
+    def keep_decoded(self, place: Place) -> None:
+        """Decode every photograph now and read views from its pixels from then on, with the same bits; see `Decoded`, whose
+        errors are raised. To be called before a loader starts."""
+        self._decoded = Decoded(place, [self.path(index) for index in range(len(self))], self.annotations.sizes)
 
     @property
     def preprocessing(self) -> Preprocessing:

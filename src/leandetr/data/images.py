@@ -1,6 +1,7 @@
 """Any photograph as 8-bit RGB, upright, in the frame that its annotations use."""
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from torchvision.io import decode_jpeg, read_file
 from leandetr.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}  # by how the files start: JPEG, PNG
+TAIL = 4096  # bytes in which the end is sought: some tools write more behind it
 
 TURN = ExifTags.Base.Orientation
 # What undoes each EXIF orientation; 5 to 8 swap width and height.
@@ -107,6 +111,33 @@ def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     except Exception as error:  # Pillow's readers raise whatever the bytes lead them to
         raise UserError(f"{path} cannot be read as an image; replace the file or remove it with its boxes") from error
     return stored, stored[::-1] if swaps_sides(orientation) else stored
+
+
+def fault_of(path: Path, size: tuple[int, int] = (0, 0)) -> tuple[str, str] | None:
+    """Why `read_image` cannot read an image in a frame of (height, width): kind of fault and example; None where it can, as far
+    as its head and its end tell. Only where its end is not there is it decoded.
+
+    size: zeros where the frame is the image's own.
+    """
+    try:
+        stored, upright = image_sizes(path)
+        if not _has_end(path):
+            decode(path)
+    except UserError as error:
+        return "unreadable image", str(error).partition(";")[0]
+    if min(size) > 0 and size != stored and not same_proportions(size, upright):
+        return "proportions differ from the file", (
+            f"{path}: {size[1]} x {size[0]} in the annotations, {upright[1]} x {upright[0]} in the file"
+        )
+    return None
+
+
+def _has_end(path: Path) -> bool:
+    """Whether a file ends as its format does; of formats whose files do not show it, True."""
+    with open(path, "rb") as file:
+        end = next((end for start, end in ENDS.items() if file.read(len(start)) == start or file.seek(0)), b"")
+        file.seek(-min(TAIL, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return end in file.read()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -20,7 +20,10 @@ from leandetr.deployment.sources import Kind, Source, find_sources, result_place
 from leandetr.deployment.video import open_video, write_video
 from leandetr.drawing import above, draw
 from leandetr.errors import UserError, unknown
-from leandetr.files import write_json, writing
+from leandetr.files import writing
+from leandetr.inputs import file_digest
+from leandetr.processes import gathered, say, share
+from leandetr.shards import Shards
 from leandetr.structures import ClassMap, Detections
 
 logger = logging.getLogger(__name__)
@@ -28,7 +31,7 @@ logger = logging.getLogger(__name__)
 FORMATS = ("plain", "coco")
 
 
-def predict_sources(
+def predict_sources(  # noqa: PLR0913 - what is looked at, and what is kept of it
     runtime: Runtime,
     sources: Sequence[str | Path | int],
     out: Path,
@@ -36,8 +39,12 @@ def predict_sources(
     form: str = "plain",
     annotations: Path | None = None,
     pictures: bool = True,
+    made_from: Any = None,
 ) -> Path:
     """Detect, draw, and write `out`/predictions.json.
+
+    The images are worked through in shards, which processes that were started together share and which stay where a run is
+    killed: the same call goes on with the first one that is missing.
 
     Args:
         runtime: what predicts.
@@ -50,6 +57,7 @@ def predict_sources(
             pixels; or a video: file, number of frames, and the file of its lines), or "coco" (COCO's results format).
         annotations: COCO JSON whose image ids and category ids (matched by name) a COCO file uses; needed for it.
             Detections of classes that it does not have are left out, and boxes are in the frame of its sizes.
+        made_from: what else the detections follow from: shards of other weights are made anew.
 
     Of an image with several frames (GIF, WebP, TIFF) the first is read, and that is said. Files of a folder or pattern that are
     no images are left out with a warning. A camera is read until it is interrupted; what it has shown is written then.
@@ -67,35 +75,63 @@ def predict_sources(
     places = result_places(found, Path(out)) if pictures else [Path(out) / source.place for source in found]
     if form == "coco" and len(images) < len(found):
         raise UserError(f"{found[-1].path} is a {found[-1].kind.value}, and the coco format numbers images; leave it out")
-    listed = None if annotations is None or form != "coco" else Listing(annotations, runtime.class_map)
-    rows: list[Any] = []
-    several: list[str] = []
-    with counting("images", len(images)) as step:
-        for source, place in zip(images, places):
-            entry = None if listed is None else listed.entry(source.path)
-            try:
-                image = read_image(source.path, None if entry is None else entry.size)
-            except UserError as error:
-                if source.named or entry is not None:
-                    raise
-                logger.warning("left out: %s", error)
-                continue
-            several += _frames_beside(source.path)
-            detections = runtime.predict(image, threshold=0)
-            if entry is not None and listed is not None:
-                rows += listed.rows(entry, detections)
-            else:
-                rows.append({"file": str(source.path), "detections": _plain(above(detections, threshold), runtime.class_map)})
-            if pictures:
-                with writing(place.with_name(f"{place.name}.jpg")) as temporary:
-                    _drawn(image, above(detections, threshold), runtime).save(temporary, "JPEG", quality=92)
-            step()
-    if several:
-        logger.warning("%d images have several frames, of which the first is read: %s", len(several), several[0])
-    for source, place in zip(found[len(images) :], places[len(images) :]):
-        rows.append(predict_video(runtime, source, place, threshold, pictures))
-    write_json(out / "predictions.json", rows)
+    numbers = annotations if form == "coco" else None
+    listed = None if numbers is None else Listing(numbers, runtime.class_map)
+    settings = [threshold, pictures, numbers and file_digest(numbers)]
+    files = [(str(place), source.path.stat().st_size) for source, place in zip(images, places)]
+    shards = Shards(Path(out), [made_from, settings, files], len(images))
+    if shards.before:
+        logger.warning("%s: %d of %d shards were there already", out, shards.before, len(shards.blocks))
+    each = Each(runtime, threshold, listed, pictures)
+    with counting("images", sum(len(shards.blocks[number]) for number in shards.mine)) as step:
+        for number in shards.mine:
+            rows = []
+            for index in shards.blocks[number]:
+                rows += each(images[index], places[index])
+                step()
+            shards.keep(number, rows, sum(len(row["detections"]) if listed is None else 1 for row in rows))
+    if each.several:
+        logger.warning("%d images have several frames, of which the first is read: %s", len(each.several), each.several[0])
+    videos = share(list(zip(found[len(images) :], places[len(images) :])))
+    own = [predict_video(runtime, source, place, threshold, pictures) for source, place in videos]
+    entries = {entry["file"]: entry for part in gathered(own) for entry in part}
+    made = shards.merge(out / "predictions.json", [entries[str(source.path)] for source in found[len(images) :]])
+    if images:
+        say(f"{out / 'predictions.json'}: {made}")
+    for entry in entries.values():
+        say(f"{entry['lines']}: {entry['frames']} frames of {entry['file']}")
     return out / "predictions.json"
+
+
+class Each:
+    """What is done with one image: its rows of predictions.json, and its drawing.
+
+    listed: the numbers of a data set, for COCO's results. several: images that have several frames, in words.
+    """
+
+    def __init__(self, runtime: Runtime, threshold: float, listed: Listing | None, pictures: bool) -> None:
+        self.runtime, self.threshold, self.listed, self.pictures = runtime, threshold, listed, pictures
+        self.several: list[str] = []
+
+    def __call__(self, source: Source, place: Path) -> list[dict[str, Any]]:
+        """No rows of an image that cannot be read and was not named. Raises UserError of one that was."""
+        entry = None if self.listed is None else self.listed.entry(source.path)
+        try:
+            image = read_image(source.path, None if entry is None else entry.size)
+        except UserError as error:
+            if source.named or entry is not None:
+                raise
+            logger.warning("left out: %s", error)
+            return []
+        self.several += _frames_beside(source.path)
+        detections = self.runtime.predict(image, threshold=0)
+        shown = above(detections, self.threshold)
+        if self.pictures:
+            with writing(place.with_name(f"{place.name}.jpg")) as temporary:
+                _drawn(image, shown, self.runtime).save(temporary, "JPEG", quality=92)
+        if entry is not None and self.listed is not None:
+            return self.listed.rows(entry, detections)
+        return [{"file": str(source.path), "detections": _plain(shown, self.runtime.class_map)}]
 
 
 def predict_video(runtime: Runtime, source: Source, place: Path, threshold: float, pictures: bool) -> dict[str, Any]:

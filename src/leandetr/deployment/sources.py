@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 
 from leandetr.data.labelled import is_hidden
@@ -78,7 +79,8 @@ def result_places(found: Sequence[Source], out: Path) -> list[Path]:
     for source in found:
         suffix = ".jpg" if source.kind is Kind.IMAGE else ".mp4"
         first = out / source.place.with_name(source.place.stem)
-        names = [first, out / source.place, *(first.with_name(f"{first.name}-{number}") for number in range(2, len(found) + 2))]
+        numbered = (first.with_name(f"{first.name}-{number}") for number in range(2, len(found) + 2))
+        names = chain([first, out / source.place], numbered)
         place = next(name for name in names if _key(name, suffix) not in taken)
         drawing = place.with_name(place.name + suffix)
         if drawing.resolve() in originals:

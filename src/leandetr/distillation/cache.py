@@ -18,13 +18,13 @@ import functools
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from accelerate import PartialState
 from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
@@ -37,6 +37,8 @@ from leandetr.data.coco import CocoDataset
 from leandetr.distillation.teacher import DetectorTeacher, Teacher
 from leandetr.errors import UserError
 from leandetr.files import MARKER, claim_folder, read_json, writing
+from leandetr.machine import chosen_device
+from leandetr.processes import gathered, is_main, say, share, wait
 from leandetr.structures import Batch, DetectorOutput, Proposals, Queries
 
 ANSWERS = ("logits", "boxes", "hidden", "attended")  # one value a decoder layer, image and query
@@ -103,31 +105,32 @@ class TeacherCache(Teacher):
     def fill(self, epochs: int, batch_size: int = 8, workers: int = 0) -> None:
         """Let the teacher answer to all views that so many epochs show and that are not there yet.
 
-        Says first how much that will write. Processes of a distributed training share the work.
+        Says first how much that will write, and in the end how long a view took. Processes that were started together share the
+        work, on several machines if all see the folder; a part that is there is not answered again.
 
         Raises UserError where the disk has no room for it.
         """
-        state, console = PartialState(), Console(stderr=True, highlight=False)
-        views = min(self.views, epochs)
+        views, device = min(self.views, epochs), chosen_device()
         missing = {part: fields for part in self._parts(views) if (fields := self._missing(part))}
         if not missing:
-            if state.is_main_process:
-                said = f"teacher: its answers to {views} x {len(self.dataset)} views are in {self.folder}"
-                console.print(said, markup=False, soft_wrap=True)
+            say(f"teacher: its answers to {views} x {len(self.dataset)} views are in {self.folder}")
             return
-        if state.is_main_process:
-            console.print(self._announcement(views, missing, state.device), markup=False, soft_wrap=True)
-        state.wait_for_everyone()
-        mine = dict(list(missing.items())[state.process_index :: state.num_processes])
-        loader = DataLoader(Pieces(self.dataset, list(mine), batch_size), batch_size=None, num_workers=workers)
-        quiet = not (console.is_terminal and state.is_main_process)
+        if is_main():
+            say(self._announcement(views, missing, device))
+        wait()  # before anyone adds to what is there
+        mine, begun = share(list(missing)), time.monotonic()
+        loader = DataLoader(Pieces(self.dataset, mine, batch_size), batch_size=None, num_workers=workers)
+        console = Console(stderr=True, highlight=False)
+        quiet = not (console.is_terminal and is_main())
         pieces: list[dict[str, dict[str, Tensor]]] = []
         for part, packed in track(loader, "the teacher answers", console=console, disable=quiet):
-            pieces.append(self._asked(packed, state.device))
+            pieces.append(self._asked(packed, device))
             if sum(_count(piece) for piece in pieces) == part.last - part.first:
-                self._write(part, mine[part], pieces)
+                self._write(part, missing[part], pieces)
                 pieces = []
-        state.wait_for_everyone()
+        took = gathered(time.monotonic() - begun)
+        answered = sum(part.last - part.first for part in missing)
+        say(f"teacher: {answered} views answered, {1e3 * sum(took) / answered:.1f} ms of a process each, {len(took)} processes")
 
     def _claim(self) -> None:
         """Make the folder this cache's, or see that it is."""

@@ -7,7 +7,7 @@ The matching and the integration are `faster-coco-eval`'s, whose twelve numbers 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import Subset
 from leandetr.data.batches import Loader
 from leandetr.data.coco import CocoDataset
 from leandetr.errors import UserError
+from leandetr.processes import blocks, gathered, share
 from leandetr.structures import Batch, ClassMap, Detections
 
 Predict = Callable[[Batch], list[Detections]]
@@ -96,15 +97,44 @@ def predict_dataset(
     device: torch.device | str = "cpu",
 ) -> list[dict[str, Any]]:
     """The detections on a data set, or a part of one, in COCO's results format. device: where `predict` takes its pixels."""
-    results: list[dict[str, Any]] = []
+    found = predictions(predict, dataset, class_map, batch_size, workers, progress, device)
+    return [row for rows in found for row in rows]
+
+
+def predictions(
+    predict: Predict,
+    dataset: CocoDataset | Subset[Any],
+    class_map: ClassMap,
+    batch_size: int = 8,
+    workers: int = 0,
+    progress: Progress | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[list[dict[str, Any]]]:
+    """As `predict_dataset`, an image at a time."""
     done = 0
     for batch in Loader(dataset, batch_size, workers, device):
         for target, detections in zip(batch["labels"], predict(batch), strict=True):
-            results += to_results(detections, int(target["image_id"]), class_map)
+            yield to_results(detections, int(target["image_id"]), class_map)
         done += len(batch["labels"])
         if progress is not None:
             progress(done, len(dataset))
-    return results
+
+
+def predict_together(
+    predict: Predict,
+    dataset: CocoDataset,
+    batch_size: int = 8,
+    workers: int = 0,
+    progress: Progress | None = None,
+    device: torch.device | str = "cpu",
+) -> list[dict[str, Any]]:
+    """As `predict_dataset`, with the images shared among the processes batch by batch, and their detections gathered: in each
+    process the same rows, in the order in which one process would give them."""
+    own = [index for block in share(blocks(len(dataset), batch_size)) for index in block]
+    part = dataset if len(own) == len(dataset) else Subset(dataset, own)
+    rows = predict_dataset(predict, part, dataset.class_map, batch_size, workers, progress, device)
+    place = {image_id: index for index, image_id in enumerate(dataset.image_ids.tolist())}
+    return sorted((row for rows in gathered(rows) for row in rows), key=lambda row: place[row["image_id"]])
 
 
 def to_results(detections: Detections, image_id: int, class_map: ClassMap) -> list[dict[str, Any]]:

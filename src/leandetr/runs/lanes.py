@@ -17,6 +17,7 @@ import torch
 
 from leandetr.errors import UserError
 from leandetr.files import errors_of_writing
+from leandetr.machine import VISIBLE
 
 Unit = tuple[str, int]  # a variant and a seed
 
@@ -71,9 +72,14 @@ def _work(out: Path, unit: Unit, until: float, environment: dict[str, str], runn
     return found["diverged"]
 
 
+def gpus_of(lanes: int) -> list[str]:
+    """The GPU of each lane, by the name under which it is visible: the lanes take them in turn. Empty where there is none."""
+    named = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
+    gpus = named or [str(gpu) for gpu in range(torch.cuda.device_count())]
+    return [gpus[lane % len(gpus)] for lane in range(lanes)] if gpus else []
+
+
 def _environment(lane: int, lanes: int) -> dict[str, str]:
-    """Its share of the processor's cores, unless a number of threads is set, and one of the GPUs that there are."""
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // lanes))}
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = named.split(",") if named else [str(gpu) for gpu in range(torch.cuda.device_count())]
-    return threads | dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": gpus[lane % len(gpus)]} if gpus else {})
+    """Its share of the processor's cores, unless a number of threads is set, and its GPU, which is its only one."""
+    threads, gpus = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // lanes))}, gpus_of(lanes)
+    return threads | dict(os.environ) | ({VISIBLE: gpus[lane]} if gpus else {})

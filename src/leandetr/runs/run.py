@@ -30,7 +30,7 @@ from leandetr.recipe.rows import from_outside, learns_from_shared, planned_rows,
 from leandetr.report import results_table, write_images, write_report
 from leandetr.report.validation import validation_pictures
 from leandetr.runs.checks import check_fit, check_names, check_quantizations
-from leandetr.runs.lanes import work_in_lanes
+from leandetr.runs.lanes import gpus_of, work_in_lanes
 from leandetr.runs.ledger import Made, Step
 from leandetr.runs.steps import Steps, millions
 from leandetr.runs.table import ResultTable
@@ -182,6 +182,9 @@ class Run:
             for variant, seed in self._able(teachers)
             if any(self.table.lacks(row, seed) for row in (variant.name, *variant.quantized()))
         }
+        if waiting and (gpus := gpus_of(jobs)):
+            shared = "; those of one GPU share its memory and time" if len(set(gpus)) < jobs else ""
+            self._say(f"{jobs} jobs side by side, each on its GPU: {', '.join(gpus)}{shared}")
         for (name, seed), diverged in work_in_lanes(self.out, list(waiting), jobs, until):
             self._say(f"{self.recipe.folder(name, seed)}: worked on")
             self.failed |= {failed: Diverged(said) for failed, said in diverged.items()}

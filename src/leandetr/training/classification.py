@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Subset
 from transformers import AutoBackbone, TrainerCallback
 
 from leandetr.data.batches import Loader
@@ -26,6 +27,7 @@ from leandetr.detectors.families.registry import FAMILIES
 from leandetr.detectors.spec import NewBackbone
 from leandetr.errors import UserError
 from leandetr.files import write_json, writing_files
+from leandetr.processes import gathered, share
 from leandetr.training.config import Training
 from leandetr.training.fit import forget_checkpoints, run
 from leandetr.training.trainer import AveragingTrainer
@@ -94,12 +96,12 @@ class ClassificationTrainer(AveragingTrainer):
         """The share of the validation images whose likeliest class is theirs."""
         training, device, correct = self.kept.training, self.args.device, 0
         self.kept.eval()
-        workers = self.config.loader_workers()
-        for batch in Loader(self.shard(), self.config.batch_size, workers, device):
+        workers, own = self.config.loader_workers(), share(range(len(self.eval_dataset)))
+        for batch in Loader(Subset(self.eval_dataset, own), self.config.batch_size, workers, device):
             logits = self.kept(batch["pixel_values"]).logits
             correct += int((logits.argmax(-1).cpu() == batch["labels"]).sum())
         self.kept.train(training)
-        return {"top1": sum(self.gathered(correct)) / len(self.eval_dataset)}
+        return {"top1": sum(gathered(correct)) / len(self.eval_dataset)}
 
 
 def describe(backbone: NewBackbone) -> Backbone:

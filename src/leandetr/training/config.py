@@ -37,17 +37,23 @@ class Training(Checked):
         precision: "auto" takes bfloat16 where a GPU has it and float32 elsewhere; boxes are float32 in each. In float32 a GPU
             multiplies matrices in TF32 while it trains.
         compile: let torch.compile make the backbone's kernels, where most of a step's are; the first steps wait for it.
+        gradient_checkpointing: compute the blocks of backbone, encoder and decoder a second time in the backward pass, in
+            place of keeping what happens inside (`recomputed.py`): less memory, more time, the same gradients.
+        sync_batchnorm: with several processes, let the norms that train see the statistics of all of them; needs GPUs.
         augment: name of a training transform (`data/transforms.py`); "auto" takes "ssd" for fixed sizes and "detr" for others.
         views: every image has so many augmented views, which come in turn, one an epoch, and are the same for every seed; by
             default each epoch draws new ones. A cached teacher needs a number (or augment "none", which has one view).
         evaluate_every: epochs between evaluations; the last epoch is always evaluated, and the best by AP is kept.
         keep_epochs: epochs, counted from 1, after which the detector is also kept, for `leandetr analyze`; see `KeepEpochs`.
+        cache: keep every photograph decoded, in "memory" or on "disk" (in the user's cache): the same views without decoding.
         workers: processes that read images; by default all cores but two, at most eight.
         tensorboard: also write for TensorBoard.
         seed: of weights, order and augmentation.
     """
 
-    later: ClassVar[frozenset[str]] = frozenset({"freeze", "layer_decay", "compile"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"freeze", "layer_decay", "compile", "gradient_checkpointing", "sync_batchnorm", "cache"}
+    )
 
     epochs: int = Field(50, ge=1)
     max_steps: int | None = Field(None, ge=1)
@@ -67,10 +73,13 @@ class Training(Checked):
     ema: float = Field(0.999, ge=0, lt=1)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool | None = None
+    gradient_checkpointing: bool | None = None
+    sync_batchnorm: bool | None = None
     augment: str = "auto"
     views: int | None = Field(None, ge=1)
     evaluate_every: int = Field(1, ge=1)
     keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    cache: Literal["memory", "disk"] | None = None
     workers: int | None = Field(None, ge=0)
     tensorboard: bool = False
     seed: Seed = 0
@@ -85,6 +94,12 @@ class Training(Checked):
     def _are_reached(self) -> Training:
         if self.max_steps is None and max(self.keep_epochs, default=0) > self.epochs:
             raise ValueError(f"keep_epochs: there is no epoch {max(self.keep_epochs)} of {self.epochs}; name earlier ones")
+        return self
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Training:
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError("gradient_checkpointing: compiled kernels keep what they need themselves; leave out it or compile")
         return self
 
     def passes(self, images: int, processes: int = 1) -> int:

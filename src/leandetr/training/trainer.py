@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from leandetr.data.batches import Packed, Stored, pack, unpack
@@ -25,7 +24,7 @@ from leandetr.data.coco import CocoDataset
 from leandetr.detectors.attention import leave_out_cudnn_attention
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
-from leandetr.evaluation.coco import evaluate_results, predict_dataset
+from leandetr.evaluation.coco import evaluate_results, predict_together
 from leandetr.files import errors_of_writing
 from leandetr.losses.at_once import matching_at_once
 from leandetr.training import layer_decay
@@ -35,6 +34,8 @@ from leandetr.training.config import Training
 from leandetr.training.diverged import Diverged, diverged
 from leandetr.training.ema import MovingAverage
 from leandetr.training.precision import keep_boxes_precise, products_in_tf32
+from leandetr.training.recomputed import recompute_blocks
+from leandetr.training.synchronised import synchronise
 
 COMPLETE = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
 WATCHED_STEPS = 10  # whose gradients are looked at before they move a weight
@@ -71,6 +72,8 @@ class AveragingTrainer(Trainer):
         self.preprocessing = train.preprocessing
         self.output = output
         self.kept = kept
+        if config.sync_batchnorm:
+            synchronise(module)
         self.average = MovingAverage(kept, config.ema) if config.ema else None
         self._logged: dict[str, list[Tensor]] = defaultdict(list)
         self._batches: list[dict[str, Any]] = []  # of the step that is being computed
@@ -214,18 +217,6 @@ class AveragingTrainer(Trainer):
         self.log(logs)
         return logs
 
-    def shard(self) -> Any:
-        """This process's share of the validation images: the data set itself, or a `Subset` of it."""
-        rank, world = self.args.process_index, self.args.world_size
-        return Subset(self.eval_dataset, range(rank, len(self.eval_dataset), world)) if world > 1 else self.eval_dataset
-
-    def gathered(self, own: Any) -> list[Any]:
-        """Every process's value, in order."""
-        values: list[Any] = [own] * self.args.world_size
-        if self.args.world_size > 1:
-            torch.distributed.all_gather_object(values, own)
-        return values
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.output)
         folder.mkdir(parents=True, exist_ok=True)
@@ -257,8 +248,8 @@ class DetectionTrainer(AveragingTrainer):
 
     With N processes the gradients are averaged and every family's loss is divided by the processes' mean number of boxes, so
     that they learn what one process learns from the same global batch, but for two things that look at a process's own images
-    alone: the class weights of DETR's softmax loss (where the numbers of boxes differ) and the statistics of BatchNorm, which
-    are not synchronised (RT-DETR).
+    alone: the class weights of DETR's softmax loss (where the numbers of boxes differ) and the statistics of BatchNorm, in
+    RT-DETR, unless `sync_batchnorm` is set.
 
     The best detector by AP is what `fit` returns; those of `config.keep_epochs` are beside it.
     """
@@ -286,6 +277,8 @@ class DetectionTrainer(AveragingTrainer):
         if config.compile:
             check_compiler(self.args.device)
             self.detector.family.backbone(self.detector.model).compile()
+        if config.gradient_checkpointing:
+            recompute_blocks(self.detector)
         self.add_callback(KeepEpochs(self.detector, self.average, config.keep_epochs, output))
 
     def rate_of(self, name: str, parameter: nn.Parameter) -> float:
@@ -296,10 +289,9 @@ class DetectionTrainer(AveragingTrainer):
 
     def measure(self) -> dict[str, float]:
         """COCO's numbers."""
-        truth, classes = self.eval_dataset.ground_truth(), self.eval_dataset.class_map
+        truth = self.eval_dataset.ground_truth()
         size, workers, device = self.config.batch_size, self.config.loader_workers(), self.args.device
-        results = predict_dataset(self.detector.predict, self.shard(), classes, size, workers, device=device)
-        results = [row for part in self.gathered(results) for row in part]
+        results = predict_together(self.detector.predict, self.eval_dataset, size, workers, device=device)
         if not all(math.isfinite(number) for row in results for number in (*row["bbox"], row["score"])):
             raise self._diverged()
         return evaluate_results(truth, results).as_dict()
@@ -315,6 +307,8 @@ def last_checkpoint(output: Path) -> Path | None:
 
 
 def _arguments(config: Training, output: Path, images: int) -> TrainingArguments:
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise UserError("FSDP cuts up the weights that the moving average and checkpoints need whole; launch without it")
     cuda = torch.cuda.is_available()
     precision = config.precision
     if precision == "auto":

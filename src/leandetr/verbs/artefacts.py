@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 
 from leandetr.data.annotations import Split, read_annotations
 from leandetr.data.coco import CocoDataset
+from leandetr.data.splits import split_state
 from leandetr.deployment.benchmark import Measurement, measure
 from leandetr.deployment.onnx import check_onnx, export_onnx
 from leandetr.deployment.openvino import check_xml, convert_openvino
@@ -22,28 +25,46 @@ from leandetr.errors import UserError, unknown
 from leandetr.evaluation import coco
 from leandetr.evaluation.coco import CocoMetrics
 from leandetr.files import claiming, read_json
+from leandetr.inputs import weights_state
 from leandetr.machine import chosen_device, reading_processes
+from leandetr.processes import say, share
+from leandetr.shards import Shards
 from leandetr.verbs.data import Data, annotations_of, split_of
 
 
 def evaluate(
-    model: str | Path, data: Data, split: str = "val", engine: str | None = None, queries: str | None = None
+    model: str | Path,
+    data: Data,
+    split: str = "val",
+    engine: str | None = None,
+    queries: str | None = None,
+    out: Path | None = None,
 ) -> CocoMetrics:
     """COCO's numbers of a saved detector, an .onnx, an OpenVINO .xml, or a JSON in COCO's results format, on a split.
 
     data: as in `train`. For a JSON of results the images need not be there, and {"val": "annotations.json"} is enough.
-    queries: "object", "distillation" or "both", for a saved detector with distillation queries.
+    queries: "object", "distillation" or "both", for a saved detector with distillation queries. out: a folder that keeps the
+    detections, as `predictions.json`; an evaluation that was killed goes on there.
+
+    Processes that `torchrun` or `accelerate launch` started together share the images, and each returns the numbers of all.
     """
-    return coco.evaluate_results(*detections_of(model, data, split, engine, queries))
+    return coco.evaluate_results(*detections_of(model, data, split, engine, queries, out))
 
 
 def detections_of(
-    model: str | Path, data: Data, split: str = "val", engine: str | None = None, queries: str | None = None
+    model: str | Path,
+    data: Data,
+    split: str = "val",
+    engine: str | None = None,
+    queries: str | None = None,
+    out: Path | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The objects of a split as a COCO dictionary, and what a model (or file of results, as in `evaluate`) finds there."""
+    """The objects of a split as a COCO dictionary, and what a model (or file of results) finds there, see `evaluate`."""
     if str(model).endswith(".json"):
         if queries is not None:
             raise UserError(f"{model} holds detections, not a detector with a choice of queries; leave out --queries")
+        if out is not None:
+            raise UserError(f"{model} holds detections already, which need not be kept; leave out --out")
         known = read_annotations(annotations_of(data, split))
         results = read_json(Path(model))
         if not isinstance(results, list):
@@ -52,7 +73,11 @@ def detections_of(
     chosen = split_of(data, split)
     runtime = open_runtime(model, engine=engine, queries=queries, device=chosen_device())
     dataset = CocoDataset(chosen, runtime.transform, runtime.class_map)
-    return dataset.ground_truth(), _found(runtime, dataset)
+    if out is None:
+        return dataset.ground_truth(), _found(runtime, dataset)
+    with claiming(out, ["evaluate", model, split, queries]):
+        state = [weights_state("model", model), split_state(split, chosen), runtime.name, queries]
+        return dataset.ground_truth(), _kept(runtime, dataset, Path(out), state)
 
 
 def evaluate_runtime(runtime: Runtime, split: Split) -> tuple[CocoMetrics, list[dict[str, Any]]]:
@@ -64,15 +89,31 @@ def evaluate_runtime(runtime: Runtime, split: Split) -> tuple[CocoMetrics, list[
 
 def _found(runtime: Runtime, dataset: CocoDataset) -> list[dict[str, Any]]:
     """The detections on all images, which other processes read where there are cores for it."""
-    with counting("images", len(dataset)) as step:
-        return coco.predict_dataset(
+    with counting("images", len(share(range(len(dataset))))) as step:
+        return coco.predict_together(
+            runtime, dataset, workers=reading_processes(), progress=lambda done, _: step(done), device=runtime.device
+        )
+
+
+def _kept(runtime: Runtime, dataset: CocoDataset, out: Path, state: Any) -> list[dict[str, Any]]:
+    """The same, kept in `out` shard by shard on the way."""
+    shards = Shards(out, state, len(dataset))
+    own = Subset(dataset, [index for number in shards.mine for index in shards.blocks[number]])
+    with counting("images", len(own)) as step:
+        found = coco.predictions(
             runtime,
-            dataset,
+            own,
             dataset.class_map,
             workers=reading_processes(),
             progress=lambda done, _: step(done),
             device=runtime.device,
         )
+        for number in shards.mine:
+            rows = [row for rows in islice(found, len(shards.blocks[number])) for row in rows]
+            shards.keep(number, rows, len(rows))
+    file = out / "predictions.json"
+    say(f"{file}: {shards.merge(file)}")
+    return read_json(file)
 
 
 def export(  # noqa: PLR0913 - what a file can be is what is asked
@@ -106,7 +147,7 @@ def export(  # noqa: PLR0913 - what a file can be is what is asked
         return convert_openvino(file, out)
 
 
-def predict(
+def predict(  # noqa: PLR0913 - as of `predict_sources`
     model: str | Path,
     sources: str | Path | int | Sequence[str | Path | int],
     out: Path,
@@ -114,20 +155,22 @@ def predict(
     annotations: Path | None = None,
     engine: str | None = None,
     queries: str | None = None,
+    pictures: bool = True,
 ) -> Path:
     """Detections of a saved detector or exported file on images, folders, patterns, videos and cameras: drawn pictures and
     videos, predictions.json, and JSON lines of every video in `out`.
 
     sources: one or several of a file, a folder, a pattern ("photos/*.jpg") and a camera's number.
     annotations: COCO JSON; with it predictions.json is in COCO's results format, see `predict_sources`. queries: as in
-    `evaluate`.
+    `evaluate`. pictures: whether to draw. Processes share the work as in `evaluate`, and one that was killed goes on.
     """
     form = "plain" if annotations is None else "coco"
     if isinstance(sources, str | Path | int):
         sources = [sources]
     runtime = open_runtime(model, engine=engine, queries=queries, device=chosen_device())
     with claiming(out, ["predict", model, form, queries]):
-        return predict_sources(runtime, sources, Path(out), threshold, form, annotations)
+        state = [weights_state("model", model), runtime.name, queries]
+        return predict_sources(runtime, sources, Path(out), threshold, form, annotations, pictures, state)
 
 
 def benchmark(

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from rich.console import Console
 from transformers import TrainerCallback
 
 from leandetr.data.batches import Loader
@@ -26,6 +24,7 @@ from leandetr.distillation.predictions import DetectionTeacher, Predictions
 from leandetr.distillation.teacher import DetectorTeacher, Teacher
 from leandetr.errors import UserError
 from leandetr.inputs import State
+from leandetr.processes import is_main, processes, say, wait
 from leandetr.training.config import Training
 from leandetr.training.fit import fit, forget_checkpoints
 from leandetr.verbs.data import Data, split_of
@@ -44,12 +43,6 @@ def build_student(data: Data, new: NewDetector, seed: int) -> Detector:
     """The detector that a spec describes, for the classes of the data. Says what a checkpoint for other classes keeps."""
     torch.manual_seed(seed)  # what terms build beside a saved student is drawn too
     return build(new, class_map_of(split_of(data, "train")), say)
-
-
-def say(text: str) -> None:
-    """A line beside the output, once."""
-    if PartialState().is_main_process:
-        Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
 
 
 def said_of(new: NewDetector) -> tuple[Any, dict[str, Any]]:
@@ -93,10 +86,13 @@ def fit_detector(
         raise UserError(f"{train_split.annotations} has no usable box to learn from; `leandetr data check` says what is wrong")
     _warn_of_crowds(train_set, detector)
     val_set = CocoDataset(split_of(data, "val"), eval_transform(preprocessing), class_map)
-    if isinstance(data, Partition) and PartialState().is_main_process:
+    if training.cache is not None:
+        train_set.keep_decoded(training.cache)
+        val_set.keep_decoded(training.cache)
+    if isinstance(data, Partition) and is_main():
         data.write(out / "split.json")
     if cache is not None and distiller is not None:
-        passes = training.passes(len(train_set), PartialState().num_processes)
+        passes = training.passes(len(train_set), processes().num_processes)
         distiller.remember(train_set, cache, passes, batch_size=training.batch_size, workers=training.loader_workers())
     if distiller:
         distiller.check(Loader(train_set, training.batch_size))
@@ -121,8 +117,8 @@ def _warn_of_crowds(train_set: CocoDataset, detector: Detector) -> None:
 
 def keep(detector: Detector, out: Path) -> Detector:
     """Save what a training ended with, after which it is finished."""
-    if PartialState().is_main_process:
+    if is_main():
         detector.save(out)
         forget_checkpoints(out / "training")
-    PartialState().wait_for_everyone()
+    wait()
     return detector

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from accelerate import PartialState
 from pydantic import model_validator
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -26,6 +25,7 @@ from leandetr.distillation.spec import Distillation, Teaching
 from leandetr.errors import UserError
 from leandetr.files import writing
 from leandetr.inputs import State
+from leandetr.processes import is_main
 from leandetr.quantization.config import LowBit
 from leandetr.quantization.training.clipping import LogClipped
 from leandetr.quantization.training.finish import finish, in_training
@@ -123,7 +123,7 @@ def _fitted(module: Detector | Distiller, data: Data, plan: LowBitTraining, out:
 def _keep_adapters(terms: nn.Module, folder: Path) -> None:
     """Save what the terms have learned, as the last step left it."""
     state = {name: value.detach().cpu().contiguous() for name, value in terms.state_dict().items()}
-    if state and PartialState().is_main_process:
+    if state and is_main():
         with writing(folder / ADAPTERS) as temporary:
             save_file(state, temporary)
 

@@ -18,6 +18,7 @@ from leandetr.distillation.methods import build_terms
 from leandetr.distillation.spec import Teaching
 from leandetr.errors import UserError
 from leandetr.files import claiming, read_json
+from leandetr.processes import say
 from leandetr.quantization.config import LowBit
 from leandetr.quantization.training.pretraining import round_backbone
 from leandetr.structures import Preprocessing
@@ -25,7 +26,7 @@ from leandetr.training import classification
 from leandetr.training.config import Training
 from leandetr.verbs.calibration import spread_batches
 from leandetr.verbs.data import Data, opened, split_of, state_of
-from leandetr.verbs.fitting import build_student, finished_in, fit_detector, keep, open_teacher, said_of, say
+from leandetr.verbs.fitting import build_student, finished_in, fit_detector, keep, open_teacher, said_of
 
 
 def train(
@@ -88,8 +89,9 @@ def pretrain(data: Data, backbone: NewBackbone, out: Path, bits: str | None = No
     if min(size) < 1:
         raise UserError(f"images of {size[0]} x {size[1]} cannot be; give --image-size two numbers of 1 or more")
     low_bit = None if bits is None else LowBit(bits=bits, part="backbone")
-    if training.freeze is not None:
-        raise UserError("training.freeze is of a detector's parts; leave it out where a backbone is trained by itself")
+    for key in ("freeze", "gradient_checkpointing", "cache"):
+        if getattr(training, key) is not None:
+            raise UserError(f"training.{key} is for detectors; leave it out where a backbone is trained by itself")
     made_from = [backbone.name, size, backbone.weights, bits, backbone.set, training.model_dump()]
     state = state_of(data, weights=backbone.weights)
     with claiming(out, ["pretrain", data, *made_from], state):
