@@ -38,16 +38,14 @@ def trim(
     layers: int | None = None,
     queries: int | None = None,
     size: tuple[int, int] | int | None = None,
-    order: Sequence[int] | None = None,
 ) -> Detector:
     """The detector with less of each; what is None stays.
 
     Args:
         detector: float, in evaluation mode; it is left as it is.
         layers: of its decoder, the first.
-        queries: so many, the first in `order`; of queries that the encoder chooses the best.
+        queries: so many: of learned ones the first, of those that the encoder chooses the best.
         size: of images, as in `resize_images`.
-        order: of the rows of its learned queries; by default their own.
 
     Raises:
         UserError: a number below 1 or above the detector's own, a family that has no decoder of so few layers, and for a size
@@ -58,7 +56,7 @@ def trim(
         if asked is not None and not 1 <= asked <= most:
             raise UserError(f"{asked} {what}: the detector has {most}; ask for 1 to {most}")
     if queries is not None and queries < config.num_queries:
-        detector = resize_queries(detector if order is None else _reordered(detector, order), queries)
+        detector = resize_queries(detector, queries)
     if layers is not None and layers < config.decoder_layers:
         index = {"eval_idx": -1} if hasattr(config, "eval_idx") else {}
         detector, _ = reconfigure(detector, {"decoder_layers": layers} | index)
@@ -69,13 +67,14 @@ def trim(
 
 
 @torch.no_grad()
-def _reordered(detector: Detector, order: Sequence[int]) -> Detector:
-    """A copy whose learned queries are in this order, which changes the order of its answers and nothing else."""
-    table = detector.family.learned_queries(detector.model)
-    if table is None:
-        return detector
+def in_order(detector: Detector, order: Sequence[int]) -> Detector:
+    """A copy whose learned queries are in this order, which changes the order of its answers and nothing else.
+
+    Raises UserError where it has no table of them, a row a query.
+    """
     detector = copy.deepcopy(detector)
     table = detector.family.learned_queries(detector.model)
-    assert table is not None  # the copy's
+    if table is None:
+        raise UserError(f"this {detector.config.model_type} has no table of learned queries; leave their order")
     table.weight.copy_(table.weight[list(order)].clone())
     return detector
