@@ -39,7 +39,7 @@ def trim(
     from leandetr import verbs
     from leandetr.trimming import TrimGoal
 
-    goal = TrimGoal(max_ap_drop, target_latency_ms, engine, held_out)
+    goal = TrimGoal(max_ap_drop=max_ap_drop, target_latency_ms=target_latency_ms, engine=engine, held_out=held_out)
     _, found = verbs.trim(model, data.source(), out, goal)
     for sentence in found["left_out"]:
         err_console.print(f"left out: {sentence}", markup=False, soft_wrap=True)

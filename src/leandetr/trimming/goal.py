@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
+from pydantic import Field, model_validator
+
+from leandetr.checked import Checked
 from leandetr.deployment.runtimes import ENGINES
-from leandetr.errors import UserError, unknown
+from leandetr.errors import UserError
 
 DROP = 0.005  # of AP, where no goal is named
 
@@ -39,36 +42,28 @@ class Point:
         return replace(self, latency_ms=latency_ms, measured=measured)
 
 
-@dataclass(frozen=True)
-class TrimGoal:
+class TrimGoal(Checked):
     """Either the fastest detector that loses no more than so much AP, or the most accurate one that takes no more time.
 
-    Args:
+    Attributes:
         max_ap_drop: in AP on the held-out photographs, a fraction; 0.005 where neither is given.
         target_latency_ms: of one photograph on the engine, with its post-processing.
         engine: "pytorch", "onnxruntime" or "openvino".
         held_out: photographs of the training split that AP is measured on, evenly spread; at most half of them.
-
-    Raises:
-        UserError: both goals, one out of range, an unknown engine.
     """
 
-    max_ap_drop: float | None = None
-    target_latency_ms: float | None = None
+    max_ap_drop: float | None = Field(None, ge=0, lt=1)
+    target_latency_ms: float | None = Field(None, gt=0)
     engine: str = "onnxruntime"
-    held_out: int = 256
+    held_out: int = Field(256, ge=1)
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
         if self.engine not in ENGINES:
-            raise unknown("engine", self.engine, ENGINES)
+            raise ValueError(f"engine: {self.engine!r} is none of {', '.join(ENGINES)}; name one of these")
         if self.max_ap_drop is not None and self.target_latency_ms is not None:
-            raise UserError("max_ap_drop and target_latency_ms are two goals; give one of them")
-        if self.max_ap_drop is not None and not 0 <= self.max_ap_drop < 1:
-            raise UserError(f"max_ap_drop is {self.max_ap_drop}; give a fraction of 0 or more, such as 0.005 for half a point")
-        if self.target_latency_ms is not None and self.target_latency_ms <= 0:
-            raise UserError(f"target_latency_ms is {self.target_latency_ms}; give milliseconds above 0")
-        if self.held_out < 1:
-            raise UserError(f"held_out is {self.held_out}; give at least 1 photograph")
+            raise ValueError("max_ap_drop and target_latency_ms are two goals; give one of them")
+        return self
 
     @property
     def drop(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def trim(model: str | Path, data: Data, out: Path, goal: TrimGoal | None = None)
     input.
     """
     data, goal = opened(data), goal or TrimGoal()
-    with claiming(out, ["trim", model, data, asdict(goal)]):
+    with claiming(out, ["trim", model, data, goal.model_dump()]):
         detector, found = trim_within(load(model).to(chosen_device()), split_of(data, "train"), goal, str(model))
         draw(found, Path(out) / "frontier.png")
         write_json(Path(out) / "frontier.json", found)
