@@ -162,8 +162,12 @@ class Recipe(Checked):
         if self.variants is not None:
             return self.variants
         quantization = list(QUANTIZATION) if self.quantization is None else self.quantization
-        distilled = {"teacher": self.teacher, "distillation": self.distillation or Distillation(), "quantization": quantization}
-        distilled |= {"trim": self.trim}
+        distilled: dict[str, Any] = {
+            "teacher": self.teacher,
+            "distillation": self.distillation or Distillation(),
+            "trim": self.trim,
+            "quantization": quantization,
+        }
         return [
             Variant(name="baseline", student=self.student, against=TEACHER),
             Variant(name="distilled", student=self.student, **distilled),

@@ -69,7 +69,7 @@ def trim_within(
         "judged_on": f"train: {split.annotations}",
         "full": full.as_dict(),
         "chosen": point.as_dict(),
-        **{key: row[key] for key in ("speedup", "speedup_low", "speedup_high")},  # type: ignore[literal-required]
+        **{key: row[key] for key in ("speedup", "speedup_low", "speedup_high")},
         "points": [each.as_dict() for each in points.values()],
         "frontier": [each.as_dict() for each in frontier(list(points.values()))],
         "order": order,
