@@ -10,7 +10,8 @@ from .recipe import Recipe, read_recipe
 from .runs import compress
 from .structures import ClassMap, Detections, DetectorOutput, Preprocessing, Queries
 from .training.config import Training
-from .verbs import LowBitTraining, benchmark, distill, evaluate, export, predict, pretrain, quantize, train
+from .trimming import TrimGoal
+from .verbs import LowBitTraining, benchmark, distill, evaluate, export, predict, pretrain, quantize, train, trim
 
 __version__: str
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Teaching",
     "Term",
     "Training",
+    "TrimGoal",
     "Unified",
     "UserError",
     "WeightOnly",
@@ -51,4 +53,5 @@ __all__ = [
     "quantize",
     "read_recipe",
     "train",
+    "trim",
 ]

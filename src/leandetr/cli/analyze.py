@@ -171,3 +171,19 @@ def sensitivity(
         table.add_row(layer["name"], *("–" if error is None else f"{error:.2e}" for error in shown))
     out_console.print(table)
     out_console.print(str(out / "sensitivity.png"))
+
+
+@analyze_app.command()
+def frontier(
+    file: Annotated[Path, typer.Argument(help="The frontier.json of a trimming.")],
+    out: Out,
+) -> None:
+    """AP over latency of what `leandetr trim` measured, with the point that it chose.
+
+    Example: `leandetr analyze frontier runs/student-trimmed/frontier.json --out runs/frontier`
+    """
+    from leandetr.analysis.frontier import frontier as analyze
+    from leandetr.cli.trim import frontier_table
+
+    out_console.print(frontier_table(analyze(file, out)))
+    out_console.print(str(out / "frontier.png"))

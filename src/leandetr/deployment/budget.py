@@ -122,7 +122,7 @@ class _Passes:
         calibration = spread(range(len(dataset)), scheme.calibration_images)
         unseen = sorted(set(range(len(dataset))) - set(calibration))
         judges = Subset(dataset, spread(unseen, min(self.budget.held_out, len(unseen))))
-        if not any(not annotation["iscrowd"] for annotation in _truth(dataset, judges)["annotations"]):
+        if not any(not annotation["iscrowd"] for annotation in truth_of(dataset, judges)["annotations"]):
             raise UserError(f"{annotations}: the {len(judges)} images that are to judge hold no object; raise --held-out")
         return scheme, list(Loader(Subset(dataset, calibration), batch_size=8)), judges
 
@@ -206,10 +206,10 @@ def _ap(detector: Detector, dataset: CocoDataset, images: Subset) -> float:
     for batch in Loader(images, batch_size=8):
         for found, target in zip(runtime(batch), batch["labels"], strict=True):
             results += coco.to_results(found, int(target["image_id"]), detector.class_map)
-    return coco.evaluate_results(_truth(dataset, images), results).ap
+    return coco.evaluate_results(truth_of(dataset, images), results).ap
 
 
-def _truth(dataset: CocoDataset, images: Subset) -> dict[str, Any]:
+def truth_of(dataset: CocoDataset, images: Subset) -> dict[str, Any]:
     """The ground truth of some of a data set's images."""
     truth, ids = dataset.ground_truth(), {int(dataset.image_ids[index]) for index in images.indices}
     return truth | {

@@ -6,7 +6,7 @@ The short form says `distillation` and `quantization` and has two variants: the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ from leandetr.detectors.spec import NEW_MODEL, ImageSize
 from leandetr.distillation.spec import Distillation
 from leandetr.recipe.parts import Benchmark, Data, Model, Quantization, check_views
 from leandetr.training.config import Seed
+from leandetr.trimming.goal import TrimGoal
 
 QUANTIZATION = tuple(Quantization(scheme=scheme) for scheme in ("weight-only", "dynamic", "static"))
 TEACHER = "teacher"  # the name of the teacher that all variants share, of its row and of its folder
@@ -25,14 +26,18 @@ class Variant(Checked):
 
     name: of the row and, before `-seed-N`, of its folders. student, teacher: what differs from the recipe's own, merged into
     them key by key (but for `set` where another `model` is named); a variant without distillation is the student alone.
+    trim: what the trained variant is then trimmed to keep to, a further row `NAME-trimmed`; what is quantized is that one.
     quantization: of the trained variant, each a further row `NAME-SCHEME`. against: the variant, or `teacher`, that its
     accuracy is held against, the first variant by default; its own name for a detector that is not to be compared.
     """
+
+    later: ClassVar[frozenset[str]] = frozenset({"trim"})
 
     name: str = Field(pattern=r"^\w[\w.+-]*$")
     student: Model
     teacher: Model | None = None
     distillation: Distillation | None = None
+    trim: TrimGoal | None = None
     quantization: list[Quantization] = Field(default_factory=list)
     against: str | None = None
 
@@ -49,6 +54,10 @@ class Variant(Checked):
             check_views(self.student, self.distillation)
         return self
 
+    def trimmed(self) -> dict[str, TrimGoal]:
+        """What it is trimmed to keep to, by the name of the row."""
+        return {} if self.trim is None else {f"{self.name}-trimmed": self.trim}
+
     def quantized(self) -> dict[str, Quantization]:
         """Its quantizations by the names of their rows."""
         return {f"{self.name}-{q.name or q.scheme}": q for q in self.quantization}
@@ -57,8 +66,8 @@ class Variant(Checked):
 class Recipe(Checked):
     """Variants of a student, each trained with every seed, in one table.
 
-    The short form has `seed` or `seeds`, `distillation` (`logits` by default) and `quantization` (weight-only, dynamic and
-    static by default); the long form has `variants` and `seeds`.
+    The short form has `seed` or `seeds`, `distillation` (`logits` by default), `trim` (none by default) and `quantization`
+    (weight-only, dynamic and static by default); the long form has `variants` and `seeds`.
 
     Attributes:
         data: a `folder`, or the embedded `shapes`.
@@ -75,6 +84,8 @@ class Recipe(Checked):
         gallery: validation images in the report.
     """
 
+    later: ClassVar[frozenset[str]] = frozenset({"trim"})
+
     data: Data
     image_size: ImageSize | None = None
     calibration: int = Field(64, ge=1)
@@ -84,6 +95,7 @@ class Recipe(Checked):
     student: Model
     low_bit: dict[str, Any] = Field(default_factory=dict)
     distillation: Distillation | None = None
+    trim: TrimGoal | None = None
     quantization: list[Quantization] | None = None
     variants: list[Variant] | None = Field(None, min_length=1)
     epochs: list[int] = Field(default_factory=list)
@@ -103,7 +115,7 @@ class Recipe(Checked):
     @model_validator(mode="after")
     def _is_one_of_two_forms(self) -> Recipe:
         if self.variants is not None:
-            given = [key for key in ("seed", "distillation", "quantization") if getattr(self, key) is not None]
+            given = [key for key in ("seed", "distillation", "trim", "quantization") if getattr(self, key) is not None]
             if given:
                 right = "give seeds instead" if given[0] == "seed" else "give it to the variants"
                 raise ValueError(f"{given[0]}: a recipe with variants has none of its own; {right}")
@@ -124,7 +136,8 @@ class Recipe(Checked):
     def _can_be_told_apart(self) -> Recipe:
         compared, names = self.compared(), [TEACHER]
         for variant in compared:
-            names += [variant.name, *(f"{variant.name}-{q.name or q.scheme}" for q in variant.quantization)]
+            quantized = (f"{variant.name}-{q.name or q.scheme}" for q in variant.quantization)
+            names += [variant.name, *variant.trimmed(), *quantized]
         for name in names:
             if names.count(name) > 1:
                 key = "variants" if self.variants is not None else "quantization"
@@ -149,7 +162,12 @@ class Recipe(Checked):
         if self.variants is not None:
             return self.variants
         quantization = list(QUANTIZATION) if self.quantization is None else self.quantization
-        distilled = {"teacher": self.teacher, "distillation": self.distillation or Distillation(), "quantization": quantization}
+        distilled: dict[str, Any] = {
+            "teacher": self.teacher,
+            "distillation": self.distillation or Distillation(),
+            "trim": self.trim,
+            "quantization": quantization,
+        }
         return [
             Variant(name="baseline", student=self.student, against=TEACHER),
             Variant(name="distilled", student=self.student, **distilled),

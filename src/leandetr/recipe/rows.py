@@ -19,7 +19,7 @@ class Plan(NamedTuple):
 
 
 def planned_rows(recipe: Recipe) -> dict[str, Plan]:
-    """The table's rows by name: teachers, then the variants, each followed by its quantized ones."""
+    """The table's rows by name: teachers, then the variants, each followed by its trimmed and quantized ones."""
     seeds, teachers = recipe.all_seeds(), teachers_of(recipe)[0]
     rows = {name: Plan(seeds[:1], None, name) for name, model in teachers.items() if not from_outside(model)}
     variants = recipe.compared()
@@ -27,7 +27,7 @@ def planned_rows(recipe: Recipe) -> dict[str, Plan]:
     for variant in variants:
         against = variant.against or variants[0].name
         rows[variant.name] = Plan(seeds, against if against in there - {variant.name} else None, variant.name)
-        rows |= {row: Plan(seeds, variant.name, variant.name) for row in variant.quantized()}
+        rows |= {row: Plan(seeds, variant.name, variant.name) for row in (*variant.trimmed(), *variant.quantized())}
     return rows
 
 

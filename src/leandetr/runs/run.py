@@ -45,7 +45,7 @@ def compress(
 ) -> dict[str, Any]:
     """Run a recipe into `out` and return what `results.json` holds.
 
-    The folder then has: `recipe.yaml`; the shared `teacher`, one folder a variant and one a quantization of it (`NAME-seed-N`
+    The folder then has: `recipe.yaml`; the shared `teacher`, one folder a variant, a trimming and a quantization (`NAME-seed-N`
     where the recipe names variants or several seeds), each a detector that `load` takes; `onnx/` with the exported files;
     `predictions/` in COCO's results format; `benchmark.json`; `results.json`, `report.md`, `report.html`, `images.html`;
     `steps/` with what was done, from what and in how many seconds.
@@ -124,7 +124,7 @@ class Run:
         return teachers
 
     def _train_variant(self, variant: Variant, seed: int, teachers: Mapping[str, Made]) -> None:
-        """Train a variant with one seed, quantize it, evaluate what came of it."""
+        """Train a variant with one seed, trim and quantize it, evaluate what came of it."""
         name = self.recipe.folder(variant.name, seed)
         if variant.distillation is None:
             trained = self.steps.model(name, variant.student, seed)
@@ -132,6 +132,9 @@ class Run:
             teacher = teachers[self.teacher_of[variant.name]]
             trained = self.steps.distilled(name, variant.student, seed, teacher, variant.distillation)
         self._evaluate(variant.name, trained, seed)
+        for row, goal in variant.trimmed().items():
+            trained = self.steps.trimmed(self.recipe.folder(row, seed), trained, goal)
+            self._evaluate(row, trained, seed)
         for row, quantization in variant.quantized().items():
             shared = learns_from_shared(quantization, self.recipe)
             name = self.recipe.folder(row, seed)
@@ -180,7 +183,7 @@ class Run:
         waiting = {
             (variant.name, seed): variant
             for variant, seed in self._able(teachers)
-            if any(self.table.lacks(row, seed) for row in (variant.name, *variant.quantized()))
+            if any(self.table.lacks(row, seed) for row in (variant.name, *variant.trimmed(), *variant.quantized()))
         }
         if waiting and (gpus := gpus_of(jobs)):
             shared = "; those of one GPU share its memory and time" if len(set(gpus)) < jobs else ""

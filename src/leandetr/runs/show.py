@@ -21,7 +21,7 @@ def resolved(recipe: Recipe) -> str:
     for role, model in {"teacher": recipe.teacher, "student": recipe.student}.items():
         if model is not None:
             values[role] = _model(model)
-    for short in ("seed", "distillation", "quantization"):
+    for short in ("seed", "distillation", "trim", "quantization"):
         values.pop(short, None)
     values["seeds"] = recipe.all_seeds()
     values["variants"] = [_variant(variant) for variant in recipe.compared()]

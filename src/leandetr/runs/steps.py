@@ -35,6 +35,7 @@ from leandetr.report.numbers import accuracy
 from leandetr.runs.ledger import TRAINING, Ledger, Made, fingerprint, inherited
 from leandetr.training.classification import WEIGHTS
 from leandetr.training.config import Training
+from leandetr.trimming.goal import TrimGoal
 
 
 class Steps:
@@ -178,6 +179,19 @@ class Steps:
         kind = "quantization" if training is None else TRAINING
         state = self.data_state | inherited(detector=detector, teacher=teacher) | weights_state("teacher", quantization.teacher)
         return self._detector(name, made_from, state, work, kind)
+
+    def trimmed(self, name: str, detector: Made, goal: TrimGoal) -> Made:
+        """Cut a trained detector to fewer layers, queries and pixels."""
+        folder = self.out / name
+
+        def work() -> str:
+            _, found = verbs.trim(detector.path, self.data, folder, goal)
+            chosen, full = found["chosen"], found["full"]
+            layers, queries = (f"{chosen[part]} of {full[part]} {part}" for part in ("layers", "queries"))
+            return f"{layers}, {queries}, {found['speedup']:.2f} times as fast on {goal.engine}"
+
+        state = self.data_state | inherited(detector=detector)
+        return self._detector(name, [detector.key, goal.model_dump()], state, work, "trimming")
 
     def exported(self, detector: Made) -> Made:
         """Write a detector's ONNX file."""

@@ -7,6 +7,7 @@ from leandetr.verbs.fitting import open_teacher
 from leandetr.verbs.low_bit import LowBitTraining
 from leandetr.verbs.quantization import quantize, quantize_within
 from leandetr.verbs.training import distill, pretrain, train
+from leandetr.verbs.trimming import trim
 
 __all__ = [
     "Data",
@@ -26,4 +27,5 @@ __all__ = [
     "split_of",
     "state_of",
     "train",
+    "trim",
 ]
