@@ -21,7 +21,7 @@ from leandetr.distillation.cache import TeacherCache
 from leandetr.distillation.teacher import DetectorTeacher, Teacher, single_precision
 from leandetr.distillation.term import Term, total
 from leandetr.errors import UserError
-from leandetr.structures import Batch, DetectorOutput, Target
+from leandetr.structures import ASKED, Batch, DetectorOutput, Target
 
 #: In this many first steps the terms' gradients are measured: each costs one more backward pass through the decoder.
 GRADIENT_STEPS = 10
@@ -67,7 +67,7 @@ class Distiller(nn.Module):
         self.terms = nn.ModuleDict({term.name: term for term, _ in terms})
         self.weights = {term.name: weight for term, weight in terms}
         self.detection = min([1.0, *(term.detection for term, _ in terms)])
-        self.asks_attended = any({"attended", "encoder_attended"} & term.needs for _, term in self._named_terms)
+        self.asked = ASKED & frozenset[str]().union(*(term.needs for _, term in self._named_terms))
         self.steps = 0
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor, labels: list[Target], padded: bool = True) -> DistillerOutput:
@@ -75,9 +75,9 @@ class Distiller(nn.Module):
 
         Raises UserError where the teacher does not have what a term needs.
         """
-        student = single_precision(self.student(pixel_values, pixel_mask, labels, self.asks_attended, padded))
+        student = single_precision(self.student(pixel_values, pixel_mask, labels, self.asked, padded))
         asked = Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels, padded=padded)
-        teacher, batch = self.teacher(asked, self.asks_attended)
+        teacher, batch = self.teacher(asked, self.asked)
 
         detection = cast(Tensor, student.loss)  # labels were given
         losses, logs = {"detection": self.detection * detection}, {"detection": detection}
@@ -104,7 +104,7 @@ class Distiller(nn.Module):
         Raises UserError where a term finds nothing in any of them.
         """
         for _, term in self._named_terms:
-            term.check(self.teacher(batch, self.asks_attended) for batch in batches)
+            term.check(self.teacher(batch, self.asked) for batch in batches)
 
     def remember(self, dataset: CocoDataset, folder: Path, epochs: int, **loading: int) -> None:
         """Have the teacher answer to the views of the training set that so many epochs show, before they begin, and read its

@@ -9,6 +9,7 @@ from typing import Any
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.assignment import QueryPriorAssignment
 from leandetr.distillation.auxiliary_queries import AuxiliaryQueries
+from leandetr.distillation.d3etr import DecoderDistillation
 from leandetr.distillation.encoder_layers import EncoderLayers
 from leandetr.distillation.features import TargetAwareFeatures
 from leandetr.distillation.fgd import FocalGlobal
@@ -38,6 +39,7 @@ TERMS: dict[str, type[Term]] = {
         SoftBox,
         Orthogonality,
         DistillationPoints,
+        DecoderDistillation,
         FitNet,
         FocalGlobal,
         MaskedGeneration,
@@ -61,6 +63,7 @@ METHODS: dict[str, dict[str, float]] = {
     "soft-box": {"soft-box": 2.5},
     "orthogonality": {"orthogonality": 1.0},
     "kd-detr": {"kd-detr": 1.0},
+    "d3etr": {"d3etr": 1.0},
     "fitnet": {"fitnet": 1.0},
     "fgd": {"fgd": 1.0},  # the weights of its parts, and those of fkd's, are its own
     "mgd": {"mgd": 2e-5},

@@ -7,7 +7,7 @@ queries and features; `DetectionTeacher` and `Predictions` (see `predictions.py`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 
 import torch
@@ -38,9 +38,9 @@ class Teacher:
     detector: Detector | None = None
     detections: Mapping[int, Detections] | None = None
 
-    def __call__(self, batch: Batch, attended: bool = False) -> tuple[DetectorOutput | None, Batch]:
+    def __call__(self, batch: Batch, asked: Collection[str] = ()) -> tuple[DetectorOutput | None, Batch]:
         """The student's batch -> the answer in the student's order of classes, or None where the returned batch's labels have
-        the teacher's detections instead; `attended` asks for what its attentions gather."""
+        the teacher's detections instead; `asked` are those of `ASKED` that the answer is to have."""
         raise NotImplementedError
 
 
@@ -70,23 +70,25 @@ class DetectorTeacher(Teacher):
         except UserError as error:  # what needs no classes can still be learned
             self.columns, self.gives, self.lacks = None, self.gives - {"logits"}, str(error)
 
-    def __call__(self, batch: Batch, attended: bool = False) -> tuple[DetectorOutput, Batch]:
-        return self.answer(batch["pixel_values"], batch["pixel_mask"], attended, batch.get("padded", True)), batch
+    def __call__(self, batch: Batch, asked: Collection[str] = ()) -> tuple[DetectorOutput, Batch]:
+        return self.answer(batch["pixel_values"], batch["pixel_mask"], asked, batch.get("padded", True)), batch
 
     @torch.no_grad()
-    def answer(self, pixel_values: Tensor, pixel_mask: Tensor, attended: bool = False, padded: bool = True) -> DetectorOutput:
+    def answer(
+        self, pixel_values: Tensor, pixel_mask: Tensor, asked: Collection[str] = (), padded: bool = True
+    ) -> DetectorOutput:
         """The student's pixel_values (B, 3, H, W) and pixel_mask (B, H, W) -> the teacher's output; `padded` is False
         where the mask is known to be 1 everywhere."""
         if next(self.detector.parameters()).device != pixel_values.device:
             self.detector.to(pixel_values.device)
         with torch.autocast("cuda", torch.float16, enabled=pixel_values.is_cuda):
-            return self._for_student(self.detector(*self.view(pixel_values, pixel_mask), attended=attended, padded=padded))
+            return self._for_student(self.detector(*self.view(pixel_values, pixel_mask), asked=asked, padded=padded))
 
     @torch.no_grad()
-    def decode(self, queries: Queries, memory: Memory) -> DetectorOutput:
+    def decode(self, queries: Queries, memory: Memory, asked: Collection[str] = ()) -> DetectorOutput:
         """The teacher's decoder on other queries, over the memory of an earlier answer."""
         with torch.autocast("cuda", torch.float16, enabled=memory.tokens.is_cuda):
-            return self._for_student(self.detector.decode(queries, memory))
+            return self._for_student(self.detector.decode(queries, memory, asked))
 
     def _for_student(self, output: DetectorOutput) -> DetectorOutput:
         output = single_precision(output)

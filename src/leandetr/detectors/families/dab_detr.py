@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from leandetr.detectors.families.family import DecoderRun, Family, Rows, inverse_sigmoid
 from leandetr.detectors.families.initialise import rare_classes, unmoved_boxes, xavier_matrices
-from leandetr.structures import DetectionModel
+from leandetr.structures import DetectionModel, Queries
 
 
 class DabDetr(Family):
@@ -46,6 +46,12 @@ class DabDetr(Family):
     def learned_queries(self, model: DetectionModel) -> nn.Embedding | None:
         """None with patterns, which make several queries of a row."""
         return None if model.config.num_patterns else super().learned_queries(model)
+
+    def queries_of_boxes(self, model: DetectionModel, boxes: Tensor, own: Queries) -> Queries:
+        return Queries(content=boxes.new_zeros(*boxes.shape[:2], model.config.hidden_size), position=inverse_sigmoid(boxes))
+
+    def self_attention(self, layer: Any) -> nn.Module:
+        return layer.self_attn.self_attn
 
     def cross_attention(self, layer: Any) -> nn.Module:
         return layer.cross_attn.cross_attn

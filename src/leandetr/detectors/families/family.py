@@ -181,6 +181,17 @@ class Family:
         """Rows (B, N, ...) as in the table -> the queries that the model would make of them; `own` are those it has made."""
         return Queries(content=torch.zeros_like(cast(Tensor, own.content)), position=rows)
 
+    def queries_of_boxes(self, model: DetectionModel, boxes: Tensor, own: Queries) -> Queries | None:
+        """Queries that ask for boxes (B, N, 4), of inputs that the decoder was trained on; `own` are those of the model. None
+        where a query's place is learned, and where its content is the memory at its place."""
+        if own.reference is None or own.reference.shape[-1] != 4 or self.content_from_memory:
+            return None
+
+        def typical(values: Tensor | None) -> Tensor | None:  # rows belong to ranks and not to boxes
+            return None if values is None else values.mean(1, keepdim=True).expand(-1, boxes.shape[1], -1)
+
+        return Queries(typical(own.content), typical(own.position), boxes)
+
     def content_of(self, model: DetectionModel, cells: Tensor) -> Tensor:
         """Cells of the memory (B, N, D) -> the content of queries there, where `content_from_memory`."""
         raise NotImplementedError
@@ -194,6 +205,10 @@ class Family:
         """Logits (B, N, C) and boxes (B, N, 4) of the cells that became the main queries, out of the model's own output, where
         `proposes_classes`."""
         raise NotImplementedError
+
+    def self_attention(self, layer: Any) -> nn.Module:
+        """A decoder layer's attention among the queries."""
+        return layer.self_attn
 
     def cross_attention(self, layer: Any) -> nn.Module | None:
         """A decoder layer's attention to the memory; None where it has none (AdaMixer)."""
