@@ -22,6 +22,7 @@ from leandetr.distillation.logits import HungarianLogits
 from leandetr.distillation.mgd import MaskedGeneration
 from leandetr.distillation.orthogonality import Orthogonality
 from leandetr.distillation.rectification import DistributionRectification
+from leandetr.distillation.self_distillation import SelfDistillation
 from leandetr.distillation.soft_label import SoftBox, SoftClass
 from leandetr.distillation.spec import Distillation
 from leandetr.distillation.teacher import DetectorTeacher, Teacher
@@ -48,6 +49,7 @@ TERMS: dict[str, type[Term]] = {
         DistributionRectification,
         AuxiliaryQueries,
         EncoderLayers,
+        SelfDistillation,
     )
 }
 
@@ -72,6 +74,7 @@ METHODS: dict[str, dict[str, float]] = {
     "drd": {"drd": 2.5},
     "auxiliary-queries": {"auxiliary-queries": 1.0},
     "encoder-layers": {"encoder-layers": 1.0},
+    "self-distillation": {"self-distillation": 1.0},
     "aq-detr": {"auxiliary-queries": 1.0, "encoder-layers": 1.0},
 }
 

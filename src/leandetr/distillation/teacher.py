@@ -1,13 +1,14 @@
 """The teacher as a student's terms see it: the same augmented images, its own preprocessing, the student's order of classes.
 
-A `Teacher` answers a student's batches. There are three kinds, and a cache of the first: `DetectorTeacher`, a detector with
-queries and features; `DetectionTeacher` and `Predictions` (see `predictions.py`), which give detections and nothing else;
+A `Teacher` answers a student's batches. There are four kinds, and a cache of the first: `DetectorTeacher`, a detector with
+queries and features; `AverageTeacher` (see `average.py`), the student's own average; `DetectionTeacher` and `Predictions` (see
+`predictions.py`), which give detections and nothing else;
 `TeacherCache` (see `cache.py`), which has kept a detector's answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
 
 import torch
@@ -30,6 +31,8 @@ class Teacher:
         detector: whose answers they are; None where it gives detections alone.
         lacks: why it gives no logits, where it could; "" where it does.
         detections: image id -> detections, for the training set to carry through its views; None where they come otherwise.
+        changes: whether it answers otherwise from step to step.
+        trust: in [0, 1], how much the terms that need it count at the moment.
     """
 
     source: str
@@ -37,6 +40,14 @@ class Teacher:
     lacks: str = ""
     detector: Detector | None = None
     detections: Mapping[int, Detections] | None = None
+    changes: bool = False
+
+    @property
+    def trust(self) -> float:
+        return 1.0
+
+    def follow(self, weights: Callable[[], Mapping[str, Tensor]], progress: Callable[[], float]) -> None:
+        """The student's averaged weights by name, and the part of the training that is over, for one that goes with it."""
 
     def __call__(self, batch: Batch, asked: Collection[str] = ()) -> tuple[DetectorOutput | None, Batch]:
         """The student's batch -> the answer in the student's order of classes, or None where the returned batch's labels have
