@@ -115,6 +115,7 @@ class DetectorOutput:
         self_attention, cross_attention: (L, B, N, N) and (L, B, N, S) when asked for, the mean of the heads, rows that sum to
             1, see `attention_maps`; None of a family without such attention.
         proposals: of the encoder, where it chooses the queries by class; they come before the decoder's first layer.
+        patches: (B, C, h, w) of a vision model, where that is what answered.
         distillation: the same for the distillation queries, where the detector has such a second set.
     """
 
@@ -130,6 +131,7 @@ class DetectorOutput:
     self_attention: Tensor | None = None
     cross_attention: Tensor | None = None
     proposals: Proposals | None = None
+    patches: Tensor | None = None
     distillation: DetectorOutput | None = None
 
 

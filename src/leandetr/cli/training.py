@@ -54,7 +54,7 @@ def distill(
     teacher: Annotated[
         str,
         typer.Option(
-            help="Saved detector, hub id, self (the student's average), torchvision's NAME or NAME:WEIGHTS, a JSON of COCO results."
+            help="Saved detector, hub id, self (its average), torchvision's NAME[:FILE], COCO results (JSON), dinov2:WEIGHTS."
         ),
     ],
     student: Annotated[str, typer.Option(help="A name of `leandetr models`, or a saved detector.")],

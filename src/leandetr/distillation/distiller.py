@@ -118,9 +118,9 @@ class Distiller(nn.Module):
         Raises UserError where the answers cannot be kept, or the folder holds those of another teacher, data or size.
         """
         if self.teacher.changes:
-            raise UserError(
-                f"a cache keeps answers, and those of {self.teacher.source} change in every step; leave out the cache"
-            )
+            raise UserError(f"the answers of {self.teacher.source} change in every step, and a cache keeps them; leave it out")
+        if not self.teacher.detects:
+            raise UserError(f"a cache is for a detector's answers, and {self.teacher.source} is none; leave out the cache")
         if self.teacher.detector is None:
             raise UserError(
                 "the cache is for a saved detector's answers, and this teacher gives detections alone; leave out the cache, or "

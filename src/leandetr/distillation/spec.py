@@ -33,7 +33,7 @@ class Teaching(Distillation):
     Attributes:
         teacher: a saved detector or hub id; `self`, the student's own moving average; for methods that learn from detections
             alone also a detector of torchvision (NAME or NAME:FILE, see `load_torchvision`), or a JSON in COCO's results format
-            of the training images.
+            of the training images; for vision-alignment NAME:WEIGHTS of a vision model, see `load_vision_model`.
     """
 
     teacher: str | Path

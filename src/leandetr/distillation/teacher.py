@@ -1,8 +1,8 @@
 """The teacher as a student's terms see it: the same augmented images, its own preprocessing, the student's order of classes.
 
-A `Teacher` answers a student's batches. There are four kinds, and a cache of the first: `DetectorTeacher`, a detector with
+A `Teacher` answers a student's batches. There are five kinds, and a cache of the first: `DetectorTeacher`, a detector with
 queries and features; `AverageTeacher` (see `average.py`), the student's own average; `DetectionTeacher` and `Predictions` (see
-`predictions.py`), which give detections and nothing else;
+`predictions.py`), which give detections and nothing else; `VisionTeacher` (see `vision.py`), which finds no objects;
 `TeacherCache` (see `cache.py`), which has kept a detector's answers.
 """
 
@@ -29,6 +29,7 @@ class Teacher:
         source: what it is called in errors.
         gives: the fields of a `DetectorOutput` that it can answer with; none where it gives detections alone.
         detector: whose answers they are; None where it gives detections alone.
+        detects: whether it finds objects at all.
         lacks: why it gives no logits, where it could; "" where it does.
         detections: image id -> detections, for the training set to carry through its views; None where they come otherwise.
         changes: whether it answers otherwise from step to step.
@@ -37,6 +38,7 @@ class Teacher:
 
     source: str
     gives: frozenset[str] = frozenset()
+    detects: bool = True
     lacks: str = ""
     detector: Detector | None = None
     detections: Mapping[int, Detections] | None = None
@@ -68,7 +70,7 @@ class DetectorTeacher(Teacher):
     Where the student has a class that the teacher lacks, it gives no logits; `lacks` says why, in a sentence.
     """
 
-    gives = frozenset(field.name for field in fields(DetectorOutput))
+    gives = frozenset(field.name for field in fields(DetectorOutput)) - {"patches"}
     detector: Detector
 
     def __init__(self, detector: Detector, student: Detector) -> None:

@@ -25,6 +25,7 @@ from leandetr.distillation.average import AverageTeacher, names_average
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.predictions import DetectionTeacher, Predictions
 from leandetr.distillation.teacher import DetectorTeacher, Teacher
+from leandetr.distillation.vision import VisionTeacher, names_vision_model
 from leandetr.errors import UserError
 from leandetr.inputs import State
 from leandetr.training.config import Training
@@ -65,6 +66,8 @@ def open_teacher(source: str | Path, student: Detector) -> Teacher:
         return AverageTeacher(student)
     if str(source).endswith(".json"):
         return Predictions(Path(source), student.class_map)
+    if names_vision_model(source):
+        return VisionTeacher(str(source), student)
     if names_torchvision(source):
         return DetectionTeacher(load_torchvision(str(source)), student)
     return DetectorTeacher(load(source), student)
