@@ -18,6 +18,7 @@ from leandetr.distillation.fitnet import FitNet
 from leandetr.distillation.fkd import AttentionGuided
 from leandetr.distillation.hard_label import HardLabel
 from leandetr.distillation.kd_detr import DistillationPoints
+from leandetr.distillation.located_memory import LocatedMemory
 from leandetr.distillation.logits import HungarianLogits
 from leandetr.distillation.mgd import MaskedGeneration
 from leandetr.distillation.orthogonality import Orthogonality
@@ -25,6 +26,7 @@ from leandetr.distillation.rectification import DistributionRectification
 from leandetr.distillation.self_distillation import SelfDistillation
 from leandetr.distillation.soft_label import SoftBox, SoftClass
 from leandetr.distillation.spec import Distillation
+from leandetr.distillation.target_queries import TargetQueries
 from leandetr.distillation.teacher import DetectorTeacher, Teacher
 from leandetr.distillation.term import Term
 from leandetr.distillation.vision_alignment import VisionAlignment
@@ -51,6 +53,8 @@ TERMS: dict[str, type[Term]] = {
         AuxiliaryQueries,
         EncoderLayers,
         VisionAlignment,
+        LocatedMemory,
+        TargetQueries,
         SelfDistillation,
     )
 }
@@ -67,6 +71,9 @@ METHODS: dict[str, dict[str, float]] = {
     "soft-box": {"soft-box": 2.5},
     "orthogonality": {"orthogonality": 1.0},
     "kd-detr": {"kd-detr": 1.0},
+    "clockdistill": {"located-memory": 0.1, "target-queries": 1.0},
+    "located-memory": {"located-memory": 0.1},
+    "target-queries": {"target-queries": 1.0},
     "d3etr": {"d3etr": 1.0},
     "fitnet": {"fitnet": 1.0},
     "fgd": {"fgd": 1.0},  # the weights of its parts, and those of fkd's, are its own

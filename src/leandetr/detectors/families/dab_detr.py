@@ -20,6 +20,7 @@ class DabDetr(Family):
 
     source = "https://github.com/IDEA-Research/DAB-DETR"
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "position": "query_position_embeddings"}
+    queries_are_boxes = True
     query_table = "query_refpoint_embeddings"
     output_projection = "output_proj"
     class_layers: ClassVar[Mapping[str, str]] = {"*class_embed*": "class head"}

@@ -83,6 +83,7 @@ class TwoStageDeformableDetr(DeformableDetr):
     says whether an object is there."""
 
     queries_from_encoder = True
+    queries_are_boxes = True
 
     def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
         """The head after those of the decoder's layers is the encoder's."""
