@@ -205,7 +205,8 @@ def on_one_grid(student: DetectorOutput, given: Tensor, teacher: DetectorOutput,
     shape = given.shape[:3]
     pairs = pair_levels(maps_of(given.flatten(0, 1), student), maps_of(wanted.flatten(0, 1), teacher))
     brought = [
-        F.adaptive_avg_pool2d(taught, own.shape[-2:]) * taught[0, 0].numel() / own[0, 0].numel() for own, taught in pairs
+        F.adaptive_avg_pool2d(taught, (own.shape[2], own.shape[3])) * taught[0, 0].numel() / own[0, 0].numel()
+        for own, taught in pairs
     ]
     own_rows, rows = (torch.cat([level.flatten(2) for level in levels], -1) for levels in ([own for own, _ in pairs], brought))
     return normalised(rows.view(*shape, -1)), normalised(own_rows.view(*shape, -1))

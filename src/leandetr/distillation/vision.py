@@ -69,7 +69,7 @@ class VisionTeacher(Teacher):
         with torch.autocast("cuda", torch.float16, enabled=pixels.is_cuda):
             patches = self.model(F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True))
         unasked: Any = None
-        answer = DetectorOutput(*[unasked] * 5, patches=patches.float())
+        answer = DetectorOutput(unasked, unasked, unasked, unasked, unasked, patches=patches.float())
         return answer, batch
 
 
