@@ -93,6 +93,10 @@ class Proposals:
     boxes: Tensor
 
 
+#: fields of a `DetectorOutput` that are filled when they are asked for
+ASKED = frozenset({"attended", "encoder_attended", "self_attention", "cross_attention"})
+
+
 @dataclass
 class DetectorOutput:
     """Every decoder layer's answer for the main queries; the last layer is the prediction.
@@ -107,8 +111,11 @@ class DetectorOutput:
         loss: the family's own detection loss, when labels were given.
         attended: (L, B, N, D) co-attended features, when asked for: what every layer's attention to the memory gathered, before
             its output projection; None in a family without such attention.
-        encoder_attended: asked for by the same switch, one (B, S, D) an encoder layer, the answer of its self-attention.
+        encoder_attended: when asked for, one (B, S, D) an encoder layer, the answer of its self-attention.
+        self_attention, cross_attention: (L, B, N, N) and (L, B, N, S) when asked for, the mean of the heads, rows that sum to
+            1, see `attention_maps`; None of a family without such attention.
         proposals: of the encoder, where it chooses the queries by class; they come before the decoder's first layer.
+        patches: (B, C, h, w) of a vision model, where that is what answered.
         distillation: the same for the distillation queries, where the detector has such a second set.
     """
 
@@ -121,7 +128,10 @@ class DetectorOutput:
     loss: Tensor | None = None
     attended: Tensor | None = None
     encoder_attended: list[Tensor] = field(default_factory=list)
+    self_attention: Tensor | None = None
+    cross_attention: Tensor | None = None
     proposals: Proposals | None = None
+    patches: Tensor | None = None
     distillation: DetectorOutput | None = None
 
 

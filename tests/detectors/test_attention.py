@@ -198,7 +198,7 @@ def test_co_attended_features_are_what_the_output_projection_reads(detector, pad
         detector.family.cross_attention(layer).register_forward_hook(
             lambda _module, _arguments, output: outputs.append(output[0])
         )
-    output = detector(*padded, attended=True)
+    output = detector(*padded, asked={"attended"})
     assert output.attended.shape == output.hidden.shape
     for layer, attended, found in zip(detector.model.model.decoder.layers, output.attended, outputs, strict=True):
         module = detector.family.cross_attention(layer)
@@ -208,9 +208,9 @@ def test_co_attended_features_are_what_the_output_projection_reads(detector, pad
 
 def test_co_attended_features_are_there_when_asked_alone(detector, padded, labels):
     assert detector("detr")(*padded).attended is None
-    assert detector("adamixer")(*padded, attended=True).attended is None
+    assert detector("adamixer")(*padded, asked={"attended"}).attended is None
     training = detector("rt_detr_v2").train()  # denoising queries are no queries
-    assert training(*padded, labels=labels(2, 1), attended=True).attended.shape == (2, 2, 12, 32)
+    assert training(*padded, labels=labels(2, 1), asked={"attended"}).attended.shape == (2, 2, 12, 32)
 
 
 @pytest.mark.parametrize("name", ["detr", pytest.param("rt_detr_v2", marks=pytest.mark.slow)])

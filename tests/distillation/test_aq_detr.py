@@ -136,7 +136,7 @@ def test_encoders_that_do_not_pair_are_refused(build, batch):
         EncoderLayers.build(student, build("detr", encoder_layers=2))
     with pytest.raises(UserError, match="student's encoder has 0"):
         EncoderLayers.build(build("adamixer"), student)
-    output = student(batch["pixel_values"], attended=True)
+    output = student(batch["pixel_values"], asked={"encoder_attended"})
     fewer = replace(output, encoder_attended=[layer[:, :-1] for layer in output.encoder_attended])
     with pytest.raises(UserError, match="take a teacher of the same image size"):
         EncoderLayers.build(student, student)(output, fewer, batch)

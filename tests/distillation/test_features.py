@@ -100,6 +100,39 @@ def test_boxes_cover_cells_as_counted_in_a_fine_raster(output, labels):
     torch.testing.assert_close(found, share, atol=0.02, rtol=0)
 
 
+def test_attention_makes_the_mask_as_a_plain_loop_computes_it(output, labels):
+    shapes = [(2, 8, 4, 4), (2, 8, 2, 3)]
+    student, teacher = output(shapes=shapes), output(shapes=shapes)
+    teacher = replace(teacher, cross_attention=torch.rand(3, 2, 8, 22).softmax(-1), hidden=None)
+    objects = labels(3, 1)
+    pairs = HungarianMatcher(2.0, 5.0, 2.0, Head.SIGMOID)(teacher.logits[-1:], teacher.boxes[-1:], pad_targets(objects))
+    expected = torch.zeros(())
+    for level, (first, last) in enumerate(((0, 16), (16, 22))):
+        taught, mine = teacher.features[level], student.features[level]
+        total, mask = torch.zeros(()), torch.zeros(())
+        for b, i, j in zip(pairs.images, pairs.queries, pairs.targets):
+            psi = teacher.cross_attention[-1, b, i, first:last].view(taught.shape[-2:])
+            psi = psi / psi.max()
+            score = teacher.logits[-1, b, i].sigmoid()[objects[b]["class_labels"][j]]
+            found, box = (box_convert(x[None], "cxcywh", "xyxy") for x in (teacher.boxes[-1, b, i], objects[b]["boxes"][j]))
+            quality = (score * box_iou(found, box)[0, 0]).sqrt()
+            for y in range(psi.shape[0]):
+                for x in range(psi.shape[1]):
+                    total += quality * psi[y, x] ** 2 * (taught[b, :, y, x] - mine[b, :, y, x]).square().mean()
+                    mask += quality * psi[y, x] ** 2
+        expected += total / mask / taught.square().mean() / 2
+    found = term(queries="attention")(student, teacher, batch_of(objects))["imitation"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_attention_is_asked_of_detectors_that_look_by_it(tiny_detector):
+    for name in ("rt_detr_v2", "detr"):
+        built = TargetAwareFeatures.build(*[tiny_detector(name)] * 2, queries="attention")
+        assert built.needs == {"logits", "boxes", "features", "cross_attention"}
+    with pytest.raises(UserError, match="adamixer has no attention to the image"):
+        TargetAwareFeatures.build(*[tiny_detector("adamixer")] * 2, queries="attention")
+
+
 def test_normalised_responses_reach_one(output):
     teacher = output()
     (level,) = Levels(8, 8)(teacher, teacher, batch_of([{}, {}]))

@@ -73,7 +73,7 @@ def test_general_points_are_the_same_for_both_and_drawn_anew(answers, batch, fam
     asked = []
     for detector in (student, teacher):
         decode = detector.decode
-        monkeypatch.setattr(detector, "decode", lambda q, m, decode=decode: asked.append(q) or decode(q, m))
+        monkeypatch.setattr(detector, "decode", lambda q, m, *maps, decode=decode: asked.append(q) or decode(q, m))
     term(own, taught, batch)
     term(own, taught, batch)
     theirs, mine, theirs_again, _ = asked  # the teacher is asked first

@@ -53,7 +53,9 @@ def train(
 def distill(
     teacher: Annotated[
         str,
-        typer.Option(help="Saved detector, hub id, torchvision's NAME or NAME:WEIGHTS, or a JSON of COCO results."),
+        typer.Option(
+            help="Saved detector, hub id, self (its average), torchvision's NAME[:FILE], COCO results (JSON), dinov2:WEIGHTS."
+        ),
     ],
     student: Annotated[str, typer.Option(help="A name of `leandetr models`, or a saved detector.")],
     out: Out,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from leandetr.detectors.attention import Taps, leave_out_cudnn_attention, tapping
+from leandetr.detectors.attention_maps import mapping, own_rows
 from leandetr.detectors.families.family import DecoderRun
 from leandetr.detectors.families.registry import family_of
 from leandetr.detectors.postprocess import postprocess
@@ -74,20 +75,22 @@ class Detector(nn.Module):
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
         labels: list[Target] | None = None,
-        attended: bool = False,
+        asked: Collection[str] = (),
         padded: bool = True,
     ) -> DetectorOutput:
         """pixel_values (B, 3, H, W) normalised, pixel_mask (B, H, W) with 1 where there is image, labels of the B images.
-        attended: ask for what the attentions of decoder and encoder gather. padded: False where the mask is known to be 1
-        everywhere: the model does without, which is faster and the same.
+        asked: those of `ASKED` that the output is to have. padded: False where the mask is known to be 1 everywhere: the model
+        does without, which is faster and the same.
 
         The output's `loss` is the family's own detection loss over all layers, encoder proposals and denoising groups.
         """
         inside = labels is not None and self.family.labels_enter_model(self.training)
         arguments = {"labels": labels} if inside else {}
         switched = self.family.switched(self.model, replay=False)
-        tap = tapping(self.model.model, self.family) if attended else nullcontext(Taps())
-        with switched, self._recording() as runs, self._single_level() as level, tap as taps:
+        gathered = {"attended", "encoder_attended"} & set(asked)
+        tap = tapping(self.model.model, self.family) if gathered else nullcontext(Taps())
+        look = mapping(self.model, self.family, asked)
+        with switched, self._recording() as runs, self._single_level() as level, tap as taps, look as maps:
             answer = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask if padded else None, **arguments)
         run = runs[0]
         logits, boxes, hidden = self.family.layers(self.model, run)
@@ -101,7 +104,7 @@ class Detector(nn.Module):
             output = DetectorOutput(*own, self.family.read_queries(call), memory, _maps(memory))
             output.attended = None if co_attended is None else co_attended[:, :, queries]
             output.encoder_attended = taps.encoder
-            return output
+            return _with_maps(output, maps, queries)
 
         if has_distillation_queries(self.config):
             output = part(queries_of(self.config, "object"))
@@ -118,16 +121,19 @@ class Detector(nn.Module):
             )
         return output
 
-    def decode(self, queries: Queries, memory: Memory) -> DetectorOutput:
+    def decode(self, queries: Queries, memory: Memory, asked: Collection[str] = ()) -> DetectorOutput:
         """Run the decoder on other queries (B, N', ...) over the memory of an earlier forward; the main group is untouched.
+        asked: which maps of its attention, `self_attention` and `cross_attention`, the output is to have.
 
         Raises ValueError where the queries lack something that this family's decoder takes.
         """
         call = memory.call | self.family.write_queries(queries)
-        with self.family.switched(self.model, replay=True), self._recording() as runs:
+        look = mapping(self.model, self.family, asked)
+        with self.family.switched(self.model, replay=True), self._recording() as runs, look as maps:
             self.model.model.decoder(**call)
         logits, boxes, hidden = self.family.layers(self.model, runs[0])
-        return DetectorOutput(logits, boxes, hidden, queries, replace(memory, call=call), _maps(memory))
+        output = DetectorOutput(logits, boxes, hidden, queries, replace(memory, call=call), _maps(memory))
+        return _with_maps(output, maps, slice(None))
 
     def freeze(self, part: Literal["backbone", "encoder"]) -> None:
         """Let a part, or all up to the memory, keep its weights, and its norms their statistics, whatever is trained."""
@@ -213,6 +219,17 @@ class Detector(nn.Module):
 
 def _tensor(output: Tensor | tuple) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
+
+
+def _with_maps(output: DetectorOutput, maps: Mapping[str, list[Tensor]], queries: slice) -> DetectorOutput:
+    """With the attention maps of some of the queries in a call, where there are any. In LW-DETR's training groups of queries
+    attend to themselves as further images, of which the first are the main group's."""
+    images = output.logits.shape[1]
+    if maps.get("self_attention"):
+        output.self_attention = own_rows(torch.stack(maps["self_attention"])[:, :images], queries)
+    if maps.get("cross_attention"):
+        output.cross_attention = torch.stack(maps["cross_attention"])[:, :, queries]
+    return output
 
 
 def _maps(memory: Memory) -> list[Tensor]:

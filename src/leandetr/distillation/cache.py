@@ -19,7 +19,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -39,7 +39,7 @@ from leandetr.errors import UserError
 from leandetr.files import MARKER, claim_folder, read_json, writing
 from leandetr.machine import chosen_device
 from leandetr.processes import gathered, is_main, say, share, wait
-from leandetr.structures import Batch, DetectorOutput, Proposals, Queries
+from leandetr.structures import ASKED, Batch, DetectorOutput, Proposals, Queries
 
 ANSWERS = ("logits", "boxes", "hidden", "attended")  # one value a decoder layer, image and query
 EXACT = ("logits", "boxes", "reference")
@@ -85,7 +85,7 @@ class TeacherCache(Teacher):
         self._open = functools.lru_cache(maxsize=256)(_opened)
         self._claim()
 
-    def __call__(self, batch: Batch, attended: bool = False) -> tuple[DetectorOutput, Batch]:
+    def __call__(self, batch: Batch, asked: Collection[str] = ()) -> tuple[DetectorOutput, Batch]:
         """The answer to the views that the batch's labels name, in single precision; fields that no term needs are None."""
         device = batch["pixel_values"].device
         asked = torch.stack([torch.cat([target["image_id"], target["view"]]) for target in batch["labels"]])
@@ -165,7 +165,7 @@ class TeacherCache(Teacher):
     def _asked(self, packed: Packed, device: torch.device) -> dict[str, dict[str, Tensor]]:
         """The teacher's answer to B views, taken apart: field -> name -> (B, ...) on the CPU."""
         batch = unpack(packed, self.dataset.preprocessing, device)
-        answer = self.teacher.answer(batch["pixel_values"], batch["pixel_mask"], "attended" in self.fields, packed["padded"])
+        answer = self.teacher.answer(batch["pixel_values"], batch["pixel_mask"], ASKED & set(self.fields), packed["padded"])
         queries = {name: getattr(answer.queries, name) for name in ("content", "position", "reference")}
         every = {
             "logits": {"logits": answer.logits.transpose(0, 1)},

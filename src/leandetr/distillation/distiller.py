@@ -7,7 +7,7 @@ where detection is 1, unless a term asks for less beside it.
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterable
+from collections.abc import Callable, ItemsView, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -21,7 +21,7 @@ from leandetr.distillation.cache import TeacherCache
 from leandetr.distillation.teacher import DetectorTeacher, Teacher, single_precision
 from leandetr.distillation.term import Term, total
 from leandetr.errors import UserError
-from leandetr.structures import Batch, DetectorOutput, Target
+from leandetr.structures import ASKED, Batch, DetectorOutput, Target
 
 #: In this many first steps the terms' gradients are measured: each costs one more backward pass through the decoder.
 GRADIENT_STEPS = 10
@@ -67,17 +67,18 @@ class Distiller(nn.Module):
         self.terms = nn.ModuleDict({term.name: term for term, _ in terms})
         self.weights = {term.name: weight for term, weight in terms}
         self.detection = min([1.0, *(term.detection for term, _ in terms)])
-        self.asks_attended = any({"attended", "encoder_attended"} & term.needs for _, term in self._named_terms)
+        self.asked = ASKED & frozenset[str]().union(*(term.needs for _, term in self._named_terms))
         self.steps = 0
+        self.asks_teacher = any(term.needs for _, term in self._named_terms)
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor, labels: list[Target], padded: bool = True) -> DistillerOutput:
         """One batch of the student's augmented images, see `Batch` -> loss and logs.
 
         Raises UserError where the teacher does not have what a term needs.
         """
-        student = single_precision(self.student(pixel_values, pixel_mask, labels, self.asks_attended, padded))
+        student = single_precision(self.student(pixel_values, pixel_mask, labels, self.asked, padded))
         asked = Batch(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels, padded=padded)
-        teacher, batch = self.teacher(asked, self.asks_attended)
+        teacher, batch = self._answer(asked)
 
         detection = cast(Tensor, student.loss)  # labels were given
         losses, logs = {"detection": self.detection * detection}, {"detection": detection}
@@ -86,7 +87,7 @@ class Distiller(nn.Module):
                 self._check_served(term, teacher)
             parts = term(student, teacher, batch)
             logs |= {f"{name}/{part}": value for part, value in parts.items()}
-            losses[name] = self.weights[name] * total(parts.values())
+            losses[name] = self.weights[name] * (self.teacher.trust if term.needs else 1.0) * total(parts.values())
         loss = total(losses.values())
         logs |= {f"share/{name}": value / loss for name, value in losses.items()}
         if self.training and self.steps < GRADIENT_STEPS and torch.is_grad_enabled():
@@ -98,13 +99,17 @@ class Distiller(nn.Module):
     def _named_terms(self) -> ItemsView[str, Term]:
         return cast(ItemsView[str, Term], self.terms.items())
 
+    def follow(self, weights: Callable[[], Mapping[str, Tensor]], progress: Callable[[], float]) -> None:
+        """Tell the teacher of a training, see `Teacher.follow`."""
+        self.teacher.follow(weights, progress)
+
     def check(self, batches: Iterable[Batch]) -> None:
         """Look for something to learn in the training images; stops at the first batch where every term has found it.
 
         Raises UserError where a term finds nothing in any of them.
         """
         for _, term in self._named_terms:
-            term.check(self.teacher(batch, self.asks_attended) for batch in batches)
+            term.check(self._answer(batch) for batch in batches)
 
     def remember(self, dataset: CocoDataset, folder: Path, epochs: int, **loading: int) -> None:
         """Have the teacher answer to the views of the training set that so many epochs show, before they begin, and read its
@@ -112,6 +117,10 @@ class Distiller(nn.Module):
 
         Raises UserError where the answers cannot be kept, or the folder holds those of another teacher, data or size.
         """
+        if self.teacher.changes:
+            raise UserError(f"the answers of {self.teacher.source} change in every step, and a cache keeps them; leave it out")
+        if not self.teacher.detects:
+            raise UserError(f"a cache is for a detector's answers, and {self.teacher.source} is none; leave out the cache")
         if self.teacher.detector is None:
             raise UserError(
                 "the cache is for a saved detector's answers, and this teacher gives detections alone; leave out the cache, or "
@@ -127,6 +136,10 @@ class Distiller(nn.Module):
         cache = TeacherCache(folder, DetectorTeacher(self.teacher.detector, self.student), dataset, needs)
         cache.fill(epochs, **loading)
         self.teacher = cache
+
+    def _answer(self, batch: Batch) -> tuple[DetectorOutput | None, Batch]:
+        """The teacher's, where a term needs anything of it."""
+        return self.teacher(batch, self.asked) if self.asks_teacher else (None, batch)
 
     def _check_served(self, term: Term, output: DetectorOutput) -> None:
         for need in sorted(term.needs):

@@ -20,7 +20,8 @@ Padding does not count; several levels are averaged.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from torchvision.ops import box_iou
 
 from leandetr.boxes import to_corners
 from leandetr.detectors.detector import Detector
-from leandetr.distillation.levels import Level, Levels
+from leandetr.distillation.levels import Level, Levels, pair_levels
 from leandetr.distillation.term import Term
 from leandetr.errors import UserError, unknown
 from leandetr.heads import Head
@@ -38,7 +39,7 @@ from leandetr.structures import Batch, DetectorOutput
 
 MASKS = ("quality", "uniform")
 RESPONSES = ("normalised", "raw")
-QUERIES = ("states", "embeddings", "boxes")
+QUERIES = ("states", "embeddings", "boxes", "attention")
 
 
 class TargetAwareFeatures(Term):
@@ -54,8 +55,9 @@ class TargetAwareFeatures(Term):
         floor: the least that a cell counts, in units of the normalised mask's mean. 0 leaves cells where no good query looks
             unconstrained, among them the background from which an RT-DETR must not pick its queries.
         queries: Q are the "states" after the teacher's last decoder layer, or the "embeddings" that enter its decoder. "boxes",
-            ours: no product, psi_i is how much of a cell the teacher's box i covers. Deformable attention never trains the
-            product of queries and features, which then hardly knows the objects.
+            ours: no product, psi_i is how much of a cell the teacher's box i covers. "attention", ours: psi_i is how much its
+            last layer's attention to the image weighs a cell for query i. Deformable attention never trains the product of
+            queries and features, which then hardly knows the objects.
         gamma: in [0, 1], how much the score counts against the IoU in eq. 7.
 
     Raises:
@@ -89,10 +91,14 @@ class TargetAwareFeatures(Term):
         self.teacher_head, self.matcher, self.floor = teacher_head, matcher, floor
         self.mask, self.response, self.queries, self.gamma = mask, response, queries, gamma
         unread: dict[str, set[str]] = {"states": {"queries"}, "embeddings": set(), "boxes": {"queries", "hidden"}}
-        self.needs = self.needs - unread[queries]
+        self.needs = self.needs - unread.get(queries, {"queries", "hidden"})
+        if queries == "attention":
+            self.needs = self.needs | {"cross_attention"}
 
     @classmethod
     def build(cls, student: Detector, teacher: Detector, **options: Any) -> Self:
+        if options.get("queries") == "attention":
+            check_looks(cls.name, teacher)
         matcher = HungarianMatcher.from_config(teacher.config, teacher.head)
         return cls(Levels.build(student, teacher), teacher.head, matcher, **options)
 
@@ -104,11 +110,15 @@ class TargetAwareFeatures(Term):
         levels = self.levels(student, teacher, batch)
         if self.response == "raw":
             levels = [level.raw() for level in levels]
-        losses = [self.imitation(level, queries, quality, count) for level in levels]
+        of_levels = [queries] * len(levels)
+        if self.queries == "attention":
+            of_levels = [rows for _, rows in pair_levels(student.features, maps_of(queries, teacher))]
+        losses = [self.imitation(level, own, quality, count) for level, own in zip(levels, of_levels, strict=True)]
         return {"imitation": torch.stack(losses).mean()}
 
     def imitation(self, level: Level, queries: Tensor, quality: Tensor, count: int) -> Tensor:
-        """One level, queries (B, G, D), or boxes (B, G, 4), that make the mask, their quality (B, G), M = count -> scalar."""
+        """One level, queries (B, G, D), boxes (B, G, 4) or attention (B, G, h, w) that make the mask, their quality (B, G),
+        M = count -> scalar."""
         with torch.no_grad():
             weight = self.weights(self.responses(level, queries), quality, count)
         squares = (level.teacher - level.student).square().mean(1)
@@ -125,21 +135,29 @@ class TargetAwareFeatures(Term):
         return psi.mean(1).square() if self.mask == "uniform" else torch.einsum("bg,bghw->bhw", quality, psi**2) / count
 
     def responses(self, level: Level, queries: Tensor) -> Tensor:
-        """psi: (B, G, D) queries, or (B, G, 4) boxes -> (B, G, h, w), zero in padding."""
-        if self.queries == "boxes":
+        """psi: (B, G, D) queries, (B, G, 4) boxes or (B, G, h, w) attention -> (B, G, h, w), zero in padding."""
+        if self.queries == "attention":
+            psi = queries * level.valid
+        elif self.queries == "boxes":
             psi = covered(queries, level) * level.valid
         else:
             psi = torch.einsum("bgd,bdhw->bghw", queries, level.teacher) * level.valid
         return psi / psi.abs().amax((2, 3), keepdim=True).clamp(min=1e-6) if self.response == "normalised" else psi
 
     def chosen_queries(self, teacher: DetectorOutput, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The teacher's queries (B, G, D), or boxes (B, G, 4), that make the mask, and their quality (B, G) by eq. 7.
+        """The teacher's queries (B, G, D), boxes (B, G, 4) or attention (B, G, S) that make the mask, and their quality (B, G)
+        by eq. 7.
 
         By quality: for every object, padded to the batch's largest count G, the query that the teacher assigns to it; other
         queries have quality 0. Uniform: all M, and the quality is not used.
         """
-        sources = {"states": lambda: teacher.hidden[-1], "boxes": lambda: teacher.boxes[-1]}
-        queries = sources.get(self.queries, lambda: embeddings(teacher))()
+        sources: dict[str, Callable[[], Tensor]] = {
+            "states": lambda: teacher.hidden[-1],
+            "embeddings": lambda: embeddings(teacher),
+            "boxes": lambda: teacher.boxes[-1],
+            "attention": lambda: cast(Tensor, teacher.cross_attention)[-1],  # it was asked for
+        }
+        queries = sources[self.queries]()
         if self.mask == "uniform":
             return queries, queries.new_ones(queries.shape[:2])
         pairs, of_pairs = self.assigned(teacher, batch)
@@ -159,6 +177,21 @@ class TargetAwareFeatures(Term):
         found = to_corners(pairs.of_queries(teacher.boxes[-1:]).float())
         overlap = box_iou(found[:, None], to_corners(pairs.of_targets(objects.boxes))[:, None]).flatten().nan_to_num()
         return pairs, scores**self.gamma * overlap ** (1 - self.gamma)
+
+
+def check_looks(term: str, detector: Detector) -> None:
+    """Raises UserError, which names the term, for a detector whose decoder has no attention to the image."""
+    if detector.family.cross_attention(detector.model.model.decoder.layers[0]) is None:
+        raise UserError(
+            f"the {term} term is to read where a decoder looks, and that of {detector.config.model_type} has no attention to "
+            "the image; take another family, or an option that leaves attention out"
+        )
+
+
+def maps_of(rows: Tensor, output: DetectorOutput) -> list[Tensor]:
+    """(B, G, S) attention of an output's memory -> (B, G, h, w) a level."""
+    shapes = [level.shape[-2:] for level in output.features]
+    return [level.unflatten(-1, shape) for level, shape in zip(rows.split([h * w for h, w in shapes], -1), shapes, strict=True)]
 
 
 def embeddings(teacher: DetectorOutput) -> Tensor:

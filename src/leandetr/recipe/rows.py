@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from leandetr.detectors.teachers import names_torchvision
+from leandetr.distillation.average import names_average
+from leandetr.distillation.vision import names_vision_model
 from leandetr.recipe.parts import Model, Quantization
 from leandetr.recipe.recipe import TEACHER, Recipe
 
@@ -52,5 +54,7 @@ def learns_from_shared(quantization: Quantization, recipe: Recipe) -> bool:
 
 
 def from_outside(model: Model) -> bool:
-    """Whether a teacher is a JSON of detections or one of torchvision's detectors: such cannot be a row of a table."""
-    return str(model.checkpoint).endswith(".json") or names_torchvision(str(model.checkpoint))
+    """Whether a teacher is a JSON of detections, one of torchvision's detectors, a vision model or the student's own average:
+    such cannot be a row of a table."""
+    source = str(model.checkpoint)
+    return source.endswith(".json") or names_torchvision(source) or names_average(source) or names_vision_model(source)

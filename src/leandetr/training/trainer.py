@@ -272,6 +272,8 @@ class DetectionTrainer(AveragingTrainer):
         decays = layer_decay.factors(list(backbone), config.layer_decay or 1.0)
         self._backbone_rates = {parameter: config.backbone_lr * decays[name] for name, parameter in backbone.items()}
         super().__init__(module, self.detector, train, val, config, output, callbacks)
+        if (average := self.average) is not None and hasattr(trained, "follow"):
+            trained.follow(lambda: average.shadow, lambda: self.state.global_step / max(1, self.state.max_steps))
         if self.args.bf16 or self.args.fp16:
             keep_boxes_precise(self.detector)
         if config.compile:

@@ -19,9 +19,11 @@ from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.spec import NewDetector
 from leandetr.detectors.teachers import load_torchvision, names_torchvision
+from leandetr.distillation.average import AverageTeacher, names_average
 from leandetr.distillation.distiller import Distiller
 from leandetr.distillation.predictions import DetectionTeacher, Predictions
 from leandetr.distillation.teacher import DetectorTeacher, Teacher
+from leandetr.distillation.vision import VisionTeacher, names_vision_model
 from leandetr.errors import UserError
 from leandetr.inputs import State
 from leandetr.processes import is_main, processes, say, wait
@@ -53,8 +55,12 @@ def said_of(new: NewDetector) -> tuple[Any, dict[str, Any]]:
 
 def open_teacher(source: str | Path, student: Detector) -> Teacher:
     """What a student learns from, by its name, see `Teaching`."""
+    if names_average(source):
+        return AverageTeacher(student)
     if str(source).endswith(".json"):
         return Predictions(Path(source), student.class_map)
+    if names_vision_model(source):
+        return VisionTeacher(str(source), student)
     if names_torchvision(source):
         return DetectionTeacher(load_torchvision(str(source)), student)
     return DetectorTeacher(load(source), student)

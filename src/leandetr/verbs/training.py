@@ -14,7 +14,7 @@ from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.spec import NewBackbone, NewDetector
 from leandetr.distillation.distiller import Distiller
-from leandetr.distillation.methods import build_terms
+from leandetr.distillation.methods import build_terms, prepare
 from leandetr.distillation.spec import Teaching
 from leandetr.errors import UserError
 from leandetr.files import claiming, read_json
@@ -68,7 +68,12 @@ def distill(
         if finished_in(out, state):
             return load(out)
         pupil = build_student(data, new, training.seed)
+        prepare(pupil, teaching)
         teacher = open_teacher(teaching.teacher, pupil)
+        if teacher.changes and not training.ema:
+            raise UserError(
+                "the teacher self is the moving average of the weights, and training.ema is 0; give it a decay (0.999)"
+            )
         module = Distiller(pupil, teacher, build_terms(teaching, pupil, teacher))
         if teacher.lacks:
             say(f"{teaching.teacher} has other classes than the data; {teaching.method} goes on without its logits")

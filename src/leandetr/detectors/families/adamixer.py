@@ -75,6 +75,7 @@ class AdaMixer(Family):
         no_weights=r"num_batches_tracked$|^rpn_head\.init_proposal_bboxes\.",
     )
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
+    queries_are_boxes = True
     stages = 4
     encoder_parts = ("input_projections", "level_norm")
     query_table = "query_content"

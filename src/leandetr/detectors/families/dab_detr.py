@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from leandetr.detectors.families.family import DecoderRun, Family, Rows, inverse_sigmoid
 from leandetr.detectors.families.initialise import rare_classes, unmoved_boxes, xavier_matrices
-from leandetr.structures import DetectionModel
+from leandetr.structures import DetectionModel, Queries
 
 
 class DabDetr(Family):
@@ -20,6 +20,7 @@ class DabDetr(Family):
 
     source = "https://github.com/IDEA-Research/DAB-DETR"
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "position": "query_position_embeddings"}
+    queries_are_boxes = True
     query_table = "query_refpoint_embeddings"
     output_projection = "output_proj"
     class_layers: ClassVar[Mapping[str, str]] = {"*class_embed*": "class head"}
@@ -46,6 +47,12 @@ class DabDetr(Family):
     def learned_queries(self, model: DetectionModel) -> nn.Embedding | None:
         """None with patterns, which make several queries of a row."""
         return None if model.config.num_patterns else super().learned_queries(model)
+
+    def queries_of_boxes(self, model: DetectionModel, boxes: Tensor, own: Queries) -> Queries:
+        return Queries(content=boxes.new_zeros(*boxes.shape[:2], model.config.hidden_size), position=inverse_sigmoid(boxes))
+
+    def self_attention(self, layer: Any) -> nn.Module:
+        return layer.self_attn.self_attn
 
     def cross_attention(self, layer: Any) -> nn.Module:
         return layer.cross_attn.cross_attn

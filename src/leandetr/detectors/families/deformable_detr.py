@@ -83,6 +83,7 @@ class TwoStageDeformableDetr(DeformableDetr):
     says whether an object is there."""
 
     queries_from_encoder = True
+    queries_are_boxes = True
 
     def class_rows(self, config: PreTrainedConfig) -> dict[str, Rows]:
         """The head after those of the decoder's layers is the encoder's."""
@@ -90,6 +91,13 @@ class TwoStageDeformableDetr(DeformableDetr):
 
     def query_counts(self, config: PreTrainedConfig, count: int) -> dict[str, int]:
         return {"num_queries": count, "two_stage_num_proposals": count}
+
+    def queries_of_boxes(self, model: DetectionModel, boxes: Tensor, own: Queries) -> Queries:
+        """As the model makes them of the proposals that it has chosen."""
+        trunk = model.model
+        both = trunk.pos_trans_norm(trunk.pos_trans(trunk.get_proposal_pos_embed(inverse_sigmoid(boxes))))
+        position, content = both.chunk(2, -1)
+        return Queries(content, position, boxes)
 
     def weight_before(self, key: str, old: PreTrainedConfig, new: PreTrainedConfig) -> str:
         return re.sub(rf"(_embed\.){new.decoder_layers}\.", rf"\g<1>{old.decoder_layers}.", key)

@@ -83,6 +83,8 @@ class Family:
     proposes_classes = False
     #: the content of a query is the memory at its place, see `content_of` and `proposed_boxes`
     content_from_memory = False
+    #: the place of a query is a box that may be anywhere, see `queries_of_boxes`
+    queries_are_boxes = False
     #: keyword arguments of the decoder that say how the main queries and the others of a training call see each other
     group_masks: ClassVar[tuple[str, ...]] = ()
 
@@ -181,6 +183,12 @@ class Family:
         """Rows (B, N, ...) as in the table -> the queries that the model would make of them; `own` are those it has made."""
         return Queries(content=torch.zeros_like(cast(Tensor, own.content)), position=rows)
 
+    def queries_of_boxes(self, model: DetectionModel, boxes: Tensor, own: Queries) -> Queries:
+        """Queries that ask for boxes (B, N, 4), of inputs that the decoder was trained on, where `queries_are_boxes`; `own` are
+        those of the model."""
+        content = cast(Tensor, own.content).mean(1, keepdim=True)  # what is learned belongs to ranks and not to boxes
+        return Queries(content=content.expand(-1, boxes.shape[1], -1), reference=boxes)
+
     def content_of(self, model: DetectionModel, cells: Tensor) -> Tensor:
         """Cells of the memory (B, N, D) -> the content of queries there, where `content_from_memory`."""
         raise NotImplementedError
@@ -194,6 +202,10 @@ class Family:
         """Logits (B, N, C) and boxes (B, N, 4) of the cells that became the main queries, out of the model's own output, where
         `proposes_classes`."""
         raise NotImplementedError
+
+    def self_attention(self, layer: Any) -> nn.Module:
+        """A decoder layer's attention among the queries."""
+        return layer.self_attn
 
     def cross_attention(self, layer: Any) -> nn.Module | None:
         """A decoder layer's attention to the memory; None where it has none (AdaMixer)."""

@@ -36,6 +36,7 @@ class LwDetr(Family):
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
     class_loss: ClassVar[ClassLoss] = ClassLoss.IOU_AWARE
     queries_from_encoder = True
+    queries_are_boxes = True
     proposes_classes = True
     one_backbone = True
     encoder_parts = ("backbone",)  # with the projector that follows the vision transformer

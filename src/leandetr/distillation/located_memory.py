@@ -1,0 +1,55 @@
+"""Located memory (after CLoCKDistill, Lan and Tian, WACV 2026): the encoder's answer is imitated where objects are.
+
+    L = 1/B sum over images, levels, cells of  S (M + (1 - M) / 500) mean_c (F_T - phi(F_S))^2
+
+M is 1 in cells that a box covers, and S there 1 over the cells of the smallest box that does, so that every object counts
+alike; elsewhere S is 1 over the cells of the background. F is what the decoder attends to, phi a convolution where the widths
+differ.
+
+Known to us are the paper's abstract, and masks and weights (5e-5 and 1e-7) from another's port of its code. Ours: features are
+in units of the teacher's root mean square and channels are averaged, so that the weights' ratio alone is kept. It is FGD's
+foreground and background without its attention and relations, with FGD's masks.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from torch import Tensor
+
+from leandetr.detectors.detector import Detector
+from leandetr.distillation.fgd import object_masks
+from leandetr.distillation.levels import Level, Levels
+from leandetr.distillation.term import Term, total
+from leandetr.structures import Batch, DetectorOutput, Target
+
+RATIO = 500.0  # of a foreground's weight to a background's
+
+
+class LocatedMemory(Term):
+    """Imitates the teacher's memory object by object.
+
+    Args:
+        levels: brings the two detectors' feature maps together.
+    """
+
+    name = "located-memory"
+    needs = frozenset({"features"})
+
+    def __init__(self, levels: Levels) -> None:
+        super().__init__()
+        self.levels = levels
+
+    @classmethod
+    def build(cls, student: Detector, teacher: Detector) -> Self:
+        return cls(Levels.build(student, teacher))
+
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
+        """Features of both and the objects -> "foreground" and "background", summed over the levels."""
+        parts = [self.losses(level, batch["labels"]) for level in self.levels(student, teacher, batch)]
+        return {name: total(part[name] for part in parts) for name in parts[0]}
+
+    def losses(self, level: Level, labels: list[Target]) -> dict[str, Tensor]:
+        squares = (level.teacher - level.student).square().mean(1, keepdim=True)
+        foreground, background = ((squares * mask).sum() / len(squares) for mask in object_masks(level, labels))
+        return {"foreground": foreground, "background": background / RATIO}
