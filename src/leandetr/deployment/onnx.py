@@ -33,7 +33,14 @@ from torch import Tensor
 from leandetr.deployment.end_to_end import EndToEnd
 from leandetr.deployment.half import to_half, without_norms
 from leandetr.deployment.metadata import KEY, Metadata, describe, scheme_of
-from leandetr.deployment.rewrites import forget_types, name_axes, own_zero_points, pad_in_convolutions, select_tokens
+from leandetr.deployment.rewrites import (
+    forget_types,
+    name_axes,
+    own_zero_points,
+    pad_in_convolutions,
+    select_tokens,
+    spell_out_group_norms,
+)
 from leandetr.deployment.runtimes import OnnxRuntime, PlainDetector
 from leandetr.detectors.create import check_size
 from leandetr.detectors.detector import Detector
@@ -236,6 +243,7 @@ def _to_onnx(model: PlainDetector | EndToEnd, sample: tuple[Tensor, ...], dynami
         common.ClearMetadataAndDocStringPass(),
     )
     cleaned = clean(program.model).model
+    spell_out_group_norms(cleaned.graph)
     own_zero_points(cleaned.graph)
     forget_types(cleaned.graph)
     name_axes(cleaned.graph)
