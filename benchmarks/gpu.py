@@ -35,8 +35,10 @@ from leandetr.data.coco import CocoDataset, class_map_of, find_split
 from leandetr.data.shapes import write_shapes
 from leandetr.data.transforms import eval_transform, train_transform
 from leandetr.deployment.benchmark import environment, measure
+from leandetr.deployment.engines import ENGINES
 from leandetr.deployment.onnx import export_onnx
-from leandetr.deployment.runtimes import ENGINES, PyTorchRuntime, open_runtime
+from leandetr.deployment.pytorch import PyTorchRuntime
+from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
 from leandetr.distillation.distiller import Distiller

@@ -6,8 +6,10 @@ import onnx
 import pytest
 import torch
 
-from leandetr.deployment.onnx import agreement, export_onnx
-from leandetr.deployment.runtimes import OnnxRuntime, PyTorchRuntime
+from leandetr.deployment.agreement import agreement
+from leandetr.deployment.onnx import export_onnx
+from leandetr.deployment.pytorch import PyTorchRuntime
+from leandetr.deployment.runtimes import OnnxRuntime
 from leandetr.errors import UserError
 from leandetr.quantization import WeightOnly, quantize
 
