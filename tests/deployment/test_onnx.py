@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from leandetr.deployment import onnx as exporting
-from leandetr.deployment.agreement import agreement, in_words, sure_boxes
+from leandetr.deployment.agreement import SureBoxes, agreement, in_words, sure_boxes
 from leandetr.deployment.metadata import describe
 from leandetr.deployment.onnx import export_onnx
 from leandetr.deployment.pytorch import PyTorchRuntime
@@ -176,14 +176,14 @@ class TestSureBoxes:
     def test_neither_order_nor_class_nor_what_scores_little_counts(self):
         other = torch.tensor([3, 1, 2, 0])
         theirs = self.logits.flip(-1)[:, other], self.boxes[:, other] + torch.tensor([0.0, 0, 0.1, 0.0])[:, None]
-        assert sure_boxes((self.logits, self.boxes), theirs, Head.SIGMOID, 1e-2) == (2, 2)
+        assert sure_boxes((self.logits, self.boxes), theirs, Head.SIGMOID, 1e-2) == SureBoxes(2, 2)
 
     def test_a_box_that_moved_is_missed_and_one_box_is_not_found_twice(self):
         moved = self.boxes.clone()
         moved[0, 0, 0] += 0.05
-        assert sure_boxes((self.logits, self.boxes), (self.logits, moved), Head.SIGMOID, 1e-2) == (2, 1)
+        assert sure_boxes((self.logits, self.boxes), (self.logits, moved), Head.SIGMOID, 1e-2) == SureBoxes(2, 1)
         twice = self.boxes[:, [0, 0, 2, 3]]
-        assert sure_boxes((self.logits, twice), (self.logits, self.boxes), Head.SIGMOID, 1e-2) == (2, 1)
+        assert sure_boxes((self.logits, twice), (self.logits, self.boxes), Head.SIGMOID, 1e-2) == SureBoxes(2, 1)
 
     def test_the_sentence_says_what_was_compared(self):
         found = sure_boxes((self.logits, self.boxes), (self.logits, self.boxes), Head.SIGMOID, 1e-2)

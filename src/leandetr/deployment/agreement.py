@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -29,7 +29,8 @@ def agreement(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], head: 
     return min(found)
 
 
-class SureBoxes(NamedTuple):
+@dataclass(frozen=True)
+class SureBoxes:
     """Of the boxes with a score of `SURE` or more: how many there are, and how many the other answer has too."""
 
     count: int
