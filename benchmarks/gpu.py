@@ -34,8 +34,10 @@ from typing import Any
 
 from leandetr.data.coco import find_split
 from leandetr.deployment.benchmark import environment, measure
+from leandetr.deployment.engines import ENGINES
 from leandetr.deployment.onnx import export_onnx
-from leandetr.deployment.runtimes import ENGINES, PyTorchRuntime, open_runtime
+from leandetr.deployment.pytorch import PyTorchRuntime
+from leandetr.deployment.runtimes import open_runtime
 from leandetr.files import write_json, write_text
 from leandetr.machine import chosen_device, name_of
 from leandetr.training.trainer import DetectionTrainer

@@ -36,8 +36,9 @@ from leandetr.deployment.benchmark import environment, measure
 from leandetr.deployment.metadata import KEY, scheme_of
 from leandetr.deployment.onnx import export_onnx
 from leandetr.deployment.openvino import import_openvino, onnx_metadata, read_onnx
+from leandetr.deployment.pytorch import PyTorchRuntime
 from leandetr.deployment.runtime import Runtime
-from leandetr.deployment.runtimes import OnnxRuntime, OpenVinoRuntime, PyTorchRuntime
+from leandetr.deployment.runtimes import OnnxRuntime, OpenVinoRuntime
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector

@@ -8,7 +8,7 @@ import torch
 from leandetr import verbs
 from leandetr.data.coco import class_map_of, find_split
 from leandetr.data.shapes import write_shapes
-from leandetr.deployment.runtimes import PyTorchRuntime
+from leandetr.deployment.pytorch import PyTorchRuntime
 from leandetr.detectors.create import create
 from leandetr.errors import UserError
 from leandetr.machine import VISIBLE, chosen_device, use_device

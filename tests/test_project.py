@@ -30,7 +30,9 @@ def environment():
 
 def declared() -> list[Requirement]:
     """What `make install` asks for: the dependencies and, from the extras, what is not the package itself."""
-    extras = [entry for name, entries in PROJECT["optional-dependencies"].items() if name != "peers" for entry in entries]
+    extras = [
+        entry for name, entries in PROJECT["optional-dependencies"].items() if name not in ("gpu", "peers") for entry in entries
+    ]
     return [found for found in map(Requirement, [*PROJECT["dependencies"], *extras]) if found.name != "leandetr"]
 
 

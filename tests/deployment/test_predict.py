@@ -10,8 +10,8 @@ from PIL import Image
 
 from leandetr.data.transforms import eval_transform
 from leandetr.deployment.predict import predict_sources
+from leandetr.deployment.pytorch import PyTorchRuntime
 from leandetr.deployment.runtime import Runtime
-from leandetr.deployment.runtimes import PyTorchRuntime
 from leandetr.errors import UserError
 from leandetr.structures import ClassMap, Detections, Preprocessing
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from leandetr.deployment.onnx import agreement, export_onnx
-from leandetr.deployment.runtimes import PyTorchRuntime, open_runtime
+from leandetr.deployment.agreement import agreement
+from leandetr.deployment.onnx import export_onnx
+from leandetr.deployment.pytorch import PyTorchRuntime
+from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.attention import open_attention
 from leandetr.errors import UserError
 from leandetr.quantization.config import scheme_config

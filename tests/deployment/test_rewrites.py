@@ -5,9 +5,10 @@ import onnx
 import onnx_ir
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from leandetr.deployment.rewrites import own_zero_points, pad_in_convolutions
+from leandetr.deployment.rewrites import own_zero_points, pad_in_convolutions, spell_out_group_norms
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.standard_normal((4, 3, 3, 3)).astype(np.float32)
@@ -114,3 +115,21 @@ def test_no_two_weights_share_zero_points():
     zeros = [node.input[2] for node in changed.graph.node if node.op_type == "DequantizeLinear"]
     assert len(set(zeros)) == 3
     np.testing.assert_array_equal(answer(changed, x), answer(model, x))
+
+
+def test_group_norms_are_known_to_type_inference_and_compute_as_in_pytorch():
+    scale, shift = RNG.standard_normal((2, 6)).astype(np.float32)
+    x = RNG.standard_normal((2, 6, 5, 7)).astype(np.float32)
+    attributes = {"num_groups": 3, "epsilon": 1e-3}
+    nodes = [
+        ("GroupNormalization", ["x", "scale", "shift"], ["normed"], attributes),
+        ("Reshape", ["normed", "one"], ["y"], {}),
+    ]
+    model = graph(nodes, {"scale": scale, "shift": shift, "one": np.array([0, 6, 5, 7])}, x.shape)
+    rewritten = onnx_ir.from_proto(model)
+    spell_out_group_norms(rewritten.graph)
+    rewritten = onnx_ir.to_proto(rewritten)
+    onnx.checker.check_model(rewritten, full_check=True)
+    assert "GroupNormalization" not in {node.op_type for node in rewritten.graph.node}
+    expected = torch.nn.functional.group_norm(torch.tensor(x), 3, torch.tensor(scale), torch.tensor(shift), 1e-3)
+    np.testing.assert_allclose(answer(rewritten, x), expected, atol=1e-5)

@@ -80,10 +80,10 @@ def test_one_photograph_in_any_form_has_one_answer(saved, photograph):
             runtime.predict(wrong)
 
 
-def test_a_file_says_that_no_gpu_computes_it(saved, caplog):
+def test_openvino_says_that_it_stays_on_the_cpu(saved, caplog):
     _, sources = saved
-    leandetr.open_runtime(sources["onnxruntime"], device="cuda")
-    assert "runs on the CPU: only detectors of PyTorch compute on cuda here" in caplog.text
+    assert leandetr.open_runtime(sources["openvino"], device="cuda").device.type == "cpu"
+    assert "runs on the CPU: OpenVINO computes nowhere else here" in caplog.text
 
 
 def test_size_is_what_was_written(saved):
@@ -131,7 +131,7 @@ def stranger(folder, text=None):
             None,
             "not an OpenVINO model",
         ),
-        (stranger, "m.onnx", "pytorch", "runs on onnxruntime or openvino"),
+        (stranger, "m.onnx", "pytorch", "runs on onnxruntime, onnxruntime-tensorrt, openvino"),
         (stranger, "m.onnx", "onnxrutime", "did you mean 'onnxruntime'"),
         (lambda folder: None, "m.xml", "onnxruntime", "it runs on openvino"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForObjectDetection
 
-from leandetr.deployment.runtimes import PlainDetector
+from leandetr.deployment.pytorch import PlainDetector
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.query_sets import add_distillation_queries, answer_with
 from leandetr.errors import UserError

@@ -69,7 +69,7 @@ def _defined(numbers: Any) -> Any:
 def export(
     model: Annotated[str, typer.Argument(help="Saved detector, hub id or published .pth, float or quantized.")],
     out: Annotated[Path, typer.Option(help="The .onnx or .xml file.")],
-    to: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
+    to: Annotated[str, typer.Option(help="onnx, tensorrt (an .onnx as it takes them quantized) or openvino.")] = "onnx",
     image_size: Annotated[
         tuple[int, int] | None, typer.Option(help="Fixed height and width; the model's own by default.")
     ] = None,
@@ -80,7 +80,7 @@ def export(
     half: Annotated[
         bool, typer.Option("--half", help="Of a float detector's .onnx: products in float16, boxes in float32.")
     ] = False,
-    opset: Annotated[int, typer.Option(help="Of ONNX; integer weights need 21.")] = 21,
+    opset: Annotated[int, typer.Option(help="Of ONNX, from 17; integer weights need 21, but for tensorrt.")] = 21,
 ) -> None:
     """Write one file that works alone: graph, weights, classes, preprocessing.
 
@@ -89,7 +89,7 @@ def export(
     from leandetr import verbs
 
     path = verbs.export(model, out, to, image_size, queries, end_to_end, opset, half)
-    files = [path] if to == "onnx" else [path, path.with_suffix(".bin")]
+    files = [path, path.with_suffix(".bin")] if to == "openvino" else [path]
     out_console.print(f"{path}  {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
 
 

@@ -18,7 +18,12 @@ from leandetr.errors import UserError
 
 Json = Annotated[Path | None, typer.Option("--json", help="Also write every number there.")]
 Out = Annotated[Path, typer.Option(help="Folder for the result; started again, interrupted work goes on there.")]
-Engine = Annotated[str | None, typer.Option(help="pytorch, onnxruntime or openvino; by default what the file is made for.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="pytorch, also -compile, -graphs (GPU), -half; onnxruntime, also -tensorrt (GPU); openvino. By default the file's."
+    ),
+]
 Queries = Annotated[
     str | None,
     typer.Option(help="object, distillation or both: which queries answer, where a detector has both; object by default."),

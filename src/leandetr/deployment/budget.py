@@ -32,7 +32,8 @@ from leandetr.data.transforms import eval_transform
 from leandetr.deployment.benchmark import Measurement, measure
 from leandetr.deployment.costs import layer_costs
 from leandetr.deployment.onnx import export_onnx
-from leandetr.deployment.runtimes import PyTorchRuntime, open_runtime
+from leandetr.deployment.pytorch import PyTorchRuntime
+from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.evaluation import coco

@@ -28,6 +28,7 @@ class Metadata:
     head: what the columns of its logits mean. parameters: how many the model has. scheme: of its quantization, None for float.
     provenance: what it was made from and with, by name. end_to_end: whether pre- and post-processing are in the graph, see
     `end_to_end.py`; its labels are positions in `class_map.names`, and `class_map.dataset_ids` has the data set's own ids.
+    half: whether its products are float16.
     theoretical_speedup: over float by the bits of its products, see `quantization/theoretical_cost.py`; None for float.
     """
 
@@ -39,6 +40,7 @@ class Metadata:
     provenance: dict[str, str]
     theoretical_speedup: float | None = None
     end_to_end: bool = False
+    half: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -61,7 +63,7 @@ class Metadata:
         )
 
 
-def describe(detector: Detector, preprocessing: Preprocessing, end_to_end: bool = False) -> Metadata:
+def describe(detector: Detector, preprocessing: Preprocessing, end_to_end: bool = False, half: bool = False) -> Metadata:
     """The metadata of a detector that is exported for photographs prepared as `preprocessing` says."""
     packages = {name: version(name) for name in ("leandetr", "onnx", "onnxscript")}
     return Metadata(
@@ -79,6 +81,7 @@ def describe(detector: Detector, preprocessing: Preprocessing, end_to_end: bool 
         | packages,
         theoretical_speedup=None if scheme_of(detector) is None else theoretical_cost(detector, preprocessing.size).speedup,
         end_to_end=end_to_end,
+        half=half,
     )
 
 

@@ -20,21 +20,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import onnx_ir
 import torch
 from onnx_ir.passes import Sequential, common
 from onnxscript.optimizer import fold_constants
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 from torch import Tensor
 
+from leandetr.deployment.agreement import SureBoxes, agreement, in_words, sure_boxes
 from leandetr.deployment.end_to_end import EndToEnd
 from leandetr.deployment.half import to_half, without_norms
 from leandetr.deployment.metadata import KEY, Metadata, describe, scheme_of
-from leandetr.deployment.rewrites import forget_types, name_axes, own_zero_points, pad_in_convolutions, select_tokens
-from leandetr.deployment.runtimes import OnnxRuntime, PlainDetector
+from leandetr.deployment.opsets import OPSET, TRACED, check_opset, lower
+from leandetr.deployment.pytorch import PlainDetector
+from leandetr.deployment.rewrites import (
+    forget_types,
+    name_axes,
+    own_zero_points,
+    pad_in_convolutions,
+    select_tokens,
+    spell_out_group_norms,
+)
+from leandetr.deployment.runtimes import OnnxRuntime
+from leandetr.deployment.tensorrt import check_tensorrt, to_tensorrt
 from leandetr.detectors.create import check_size
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.image_size import check_answers
@@ -43,22 +50,21 @@ from leandetr.errors import UserError
 from leandetr.files import writing
 from leandetr.heads import Head
 from leandetr.quantization.training.finish import finish, in_training
+from leandetr.structures import Preprocessing
 
 logger = logging.getLogger(__name__)
 
-OPSET = 21  # the first with 4-bit integers and scales of groups
-OLDEST_OPSET = 18  # that PyTorch's exporter writes without translating back
 # (height, width) at which a graph of free size is traced, and one at which it is checked besides
 FREE_SIZE, OTHER_SIZE = (192, 256), (256, 224)
 CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
-# Of the queries, below which a warning is given: where two encoder scores nearly tie, either engine may choose another query.
+# Of the boxes, below which a warning is given: where two encoder scores nearly tie, either engine may choose another query.
 AGREEING = 0.95
 # Largest difference of a class probability or box coordinate: of float arithmetic in another order; of values that such a
 # difference puts on the next step of an integer grid, of ONNX Runtime's 8-bit arithmetic behind integer weights; of halves.
 FLOAT_TOLERANCE, INTEGER_TOLERANCE = 1e-3, 1e-2
 
 
-def export_onnx(
+def export_onnx(  # noqa: PLR0913 - what a file can be is what is asked
     detector: Detector,
     path: Path,
     image_size: tuple[int, int] | None = None,
@@ -66,6 +72,7 @@ def export_onnx(
     opset: int = OPSET,
     end_to_end: bool = False,
     half: bool = False,
+    tensorrt: bool = False,
 ) -> Path:
     """Write a detector, float or quantized, as an ONNX file that carries all that is needed to use it.
 
@@ -75,12 +82,14 @@ def export_onnx(
         image_size: fixed (height, width) that photographs are resized to. By default that of the detector's preprocessing; if
             this keeps the aspect ratio, height and width stay free and the graph takes a padding mask.
         dynamic_batch: any number of images in a call, else always one.
-        opset: of ONNX, 18 or newer; graphs with integer weights need 21.
+        opset: of ONNX, 17 or newer; graphs with integer weights need 21, but for TensorRT.
         end_to_end: with pre- and post-processing in the graph; needs a fixed size, to which it resizes photographs of any.
         half: with products in float16, see `half.py`; inputs and outputs stay as they are. Of float detectors.
+        tensorrt: with integers as TensorRT takes them, see `tensorrt.py`. Of detectors quantized for it.
 
     Before the file gets its name, ONNX Runtime and PyTorch answer the same random pixels. A warning says when fewer than 95 %
-    of the queries agree, as happens with untrained weights, whose scores tie: which of them become queries is then arbitrary.
+    of the queries agree, unless the boxes with a score of 0.3 or more do: where scores nearly tie, as those of untrained
+    weights, or are rounded, which of them become queries is arbitrary.
 
     Raises:
         UserError: another ending, a size that the family cannot take or that has fewer cells than queries, the model cannot
@@ -88,13 +97,44 @@ def export_onnx(
     """
     path = Path(path)
     check_onnx(path)
-    _check_opset(path, detector, opset)
+    if tensorrt:
+        check_tensorrt(detector, path)
+    check_opset(path, opset, stored_integers=scheme_of(detector) is not None and not tensorrt)
     if half and scheme_of(detector) is not None:
         raise UserError(f"{path}: half precision is of float detectors, this one is quantized; leave out --half")
     if in_training(detector):
         detector = finish(detector)
     if half:
         detector = without_norms(detector)
+    preprocessing = _preprocessing(detector, path, image_size, end_to_end)
+    training = detector.training
+    detector.eval()
+    model = (EndToEnd(detector, preprocessing) if end_to_end else PlainDetector(detector)).eval()
+    metadata = describe(detector, preprocessing, end_to_end, half)
+    try:
+        with quiet_export(), torch.no_grad(), writing(path) as temporary:
+            graph = _to_onnx(model, _sample(2 if dynamic_batch else 1, metadata), dynamic_batch, max(opset, TRACED))
+            if half:
+                to_half(graph)
+            if tensorrt:
+                to_tensorrt(graph)
+            if opset < TRACED:
+                lower(graph)
+            graph.metadata_props[KEY] = metadata.to_json()
+            onnx_ir.save(graph, temporary)
+            exact = scheme_of(detector) is None and not half
+            share, sure = _check(model, temporary, dynamic_batch, FLOAT_TOLERANCE if exact else INTEGER_TOLERANCE)
+    except _ExportError as error:
+        raise UserError(f"{path}: {detector.config.model_type} {error}") from error
+    finally:
+        detector.train(training)
+    if share < AGREEING and sure.found <= AGREEING * sure.count:
+        logger.warning("%s: %s; compare `leandetr evaluate` of both", path, in_words(share, sure))
+    return path
+
+
+def _preprocessing(detector: Detector, path: Path, image_size: tuple[int, int] | None, end_to_end: bool) -> Preprocessing:
+    """How photographs are prepared for the file. Raises UserError for what the detector or the file cannot take."""
     preprocessing = detector.preprocessing
     if image_size is not None:
         backbone = detector.config.to_dict().get("backbone_config") or {}
@@ -109,51 +149,7 @@ def export_onnx(
         )
     if preprocessing.size is not None:
         check_answers(detector, preprocessing.size, str(path))
-    training = detector.training
-    detector.eval()
-    model = (EndToEnd(detector, preprocessing) if end_to_end else PlainDetector(detector)).eval()
-    metadata = describe(detector, preprocessing, end_to_end)
-    try:
-        with quiet_export(), torch.no_grad(), writing(path) as temporary:
-            graph = _to_onnx(model, _sample(2 if dynamic_batch else 1, metadata), dynamic_batch, opset)
-            if half:
-                to_half(graph)
-            graph.metadata_props[KEY] = metadata.to_json()
-            onnx_ir.save(graph, temporary)
-            exact = scheme_of(detector) is None and not half
-            share = _check(model, temporary, dynamic_batch, FLOAT_TOLERANCE if exact else INTEGER_TOLERANCE)
-    except _ExportError as error:
-        raise UserError(f"{path}: {detector.config.model_type} {error}") from error
-    finally:
-        detector.train(training)
-    if share < AGREEING:
-        logger.warning(
-            "%s: ONNX Runtime and PyTorch agree on %.0f %% of the boxes of a random image, as happens with near-equal scores "
-            "of an untrained model; compare `leandetr evaluate` of both",
-            path,
-            100 * share,
-        )
-    return path
-
-
-def agreement(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], head: Head, tolerance: float) -> tuple[float, float]:
-    """How far two answers (logits (B, N, C), boxes (B, N, 4)) are the same set of queries, in any order.
-
-    Returns:
-        The share of the queries whose counterpart (one to one, by least largest difference) differs by at most `tolerance` in
-        every class probability and box coordinate, in the worst image; and the median of the largest differences there.
-    """
-    found = []
-    for mine, other in zip(_rows(*ours, head), _rows(*theirs, head), strict=True):
-        distance = cdist(mine, other, "chebyshev")
-        matched = distance[linear_sum_assignment(distance)]
-        found.append((float((matched <= tolerance).mean()), float(np.median(matched))))
-    return min(found)
-
-
-def _rows(logits: Tensor, boxes: Tensor, head: Head) -> np.ndarray:
-    rows = torch.cat([head.distribution(logits), boxes], -1).float().cpu().numpy()
-    return np.nan_to_num(rows, nan=9.0)  # far from any probability and coordinate
+    return preprocessing
 
 
 class _ExportError(Exception):
@@ -165,14 +161,6 @@ def check_onnx(path: Path) -> None:
     if path.suffix != ".onnx":
         mend = "add --to openvino" if path.suffix == ".xml" else "name it so"
         raise UserError(f"{path}: an ONNX file ends in .onnx; {mend}")
-
-
-def _check_opset(path: Path, detector: Detector, opset: int) -> None:
-    if scheme_of(detector) is not None and opset < OPSET:
-        raise UserError(f"{path}: opset {opset} lacks the types of a quantized model; give {OPSET} or more")
-    newest = onnx.defs.onnx_opset_version()
-    if not OLDEST_OPSET <= opset <= newest:
-        raise UserError(f"{path}: opset {opset} cannot be written; give {OLDEST_OPSET} to {newest}, best {OPSET}")
 
 
 def _sample(images: int, metadata: Metadata, free_size: tuple[int, int] = FREE_SIZE) -> tuple[Tensor, ...]:
@@ -236,18 +224,20 @@ def _to_onnx(model: PlainDetector | EndToEnd, sample: tuple[Tensor, ...], dynami
         common.ClearMetadataAndDocStringPass(),
     )
     cleaned = clean(program.model).model
+    spell_out_group_norms(cleaned.graph)
     own_zero_points(cleaned.graph)
     forget_types(cleaned.graph)
     name_axes(cleaned.graph)
     return cleaned
 
 
-def _check(model: PlainDetector | EndToEnd, file: Path, dynamic_batch: bool, tolerance: float) -> float:
-    """The smallest share of queries that agree with PyTorch, on other inputs than the file was traced with."""
+def _check(model: PlainDetector | EndToEnd, file: Path, dynamic_batch: bool, tolerance: float) -> tuple[float, SureBoxes]:
+    """The smallest share of queries that agree with PyTorch, and all its sure boxes, on other inputs than the file was traced
+    with."""
     runtime = OnnxRuntime(file)
     metadata, device = runtime.metadata, next(model.parameters()).device
     free = metadata.end_to_end or metadata.preprocessing.size is None
-    shares = []
+    shares, sure = [], SureBoxes(0, 0)
     for count in (1, 3) if dynamic_batch else (1,):
         for size in (FREE_SIZE, OTHER_SIZE) if free else (FREE_SIZE,):
             sample = _sample(count, metadata, size)
@@ -264,7 +254,9 @@ def _check(model: PlainDetector | EndToEnd, file: Path, dynamic_batch: bool, tol
             if metadata.end_to_end:
                 expected, head = _as_queries(expected, size, len(metadata.class_map)), Head.SIGMOID
             shares.append(agreement(expected, found, head, tolerance)[0])
-    return min(shares)
+            boxes = sure_boxes(expected, found, head, INTEGER_TOLERANCE)
+            sure = SureBoxes(sure.count + boxes.count, sure.found + boxes.found)
+    return min(shares), sure
 
 
 def _as_queries(detections: tuple[Tensor, ...], size: tuple[int, int], classes: int) -> tuple[Tensor, Tensor]:

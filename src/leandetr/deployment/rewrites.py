@@ -66,6 +66,34 @@ def pad_in_convolutions(graph: onnx_ir.Graph) -> None:
             conv.replace_input_with(0, before.outputs[0])
 
 
+def spell_out_group_norms(graph: onnx_ir.Graph) -> None:
+    """A GroupNormalization becomes an InstanceNormalization of its groups, scaled and shifted channel by channel.
+
+    ONNX's own type inference fails at it, and so at all that comes after it, and it does not exist below opset 18; ONNX Runtime
+    takes it apart itself.
+    """
+    for node in [node for node in graph if node.op_type == "GroupNormalization"]:
+        name, (pixels, *affine) = node.outputs[0].name, node.inputs
+        weights = [array for value in affine if (array := value_of(value)) is not None]
+        assert len(weights) == 2  # the exporter writes trained scales as constants
+        groups, kind = node.attributes["num_groups"].as_int(), weights[0].dtype
+        split = constant(graph, f"{name}_split", np.array([0, groups, -1]))
+        unit = [constant(graph, f"{name}_{end}", np.full(groups, x, kind)) for end, x in (("ones", 1), ("zeros", 0))]
+        columns = [
+            constant(graph, f"{name}_{end}", array.reshape(-1, 1, 1))
+            for end, array in zip(("scale", "shift"), weights, strict=True)
+        ]
+        shape = onnx_ir.node("Shape", [pixels])
+        grouped = onnx_ir.node("Reshape", [pixels, split])
+        epsilon = {"epsilon": node.attributes.get_float("epsilon", 1e-5)}
+        norm = onnx_ir.node("InstanceNormalization", [grouped.outputs[0], *unit], epsilon)
+        whole = onnx_ir.node("Reshape", [norm.outputs[0], shape.outputs[0]])
+        scaled = onnx_ir.node("Mul", [whole.outputs[0], columns[0]])
+        shifted = onnx_ir.node("Add", [scaled.outputs[0], columns[1]])
+        nodes = [shape, grouped, norm, whole, scaled, shifted]
+        replace_nodes_and_values(graph, node, [node], nodes, node.outputs, shifted.outputs)
+
+
 def own_zero_points(graph: onnx_ir.Graph) -> None:
     """Every integer weight gets zero points of its own, the size of a bias.
 

@@ -1,4 +1,4 @@
-"""The engines: PyTorch, ONNX Runtime and OpenVINO as `Runtime`s, which differ in `run`."""
+"""ONNX Runtime and OpenVINO as `Runtime`s, which differ in `infer`, and the runtime of any artefact."""
 
 from __future__ import annotations
 
@@ -10,79 +10,24 @@ import onnx_ir
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from leandetr.deployment.engines import ENGINES, check_gpu, possible
 from leandetr.deployment.integer_kernels import clamp_bytes, multiply_matrices
-from leandetr.deployment.metadata import KEY, Metadata, describe
+from leandetr.deployment.metadata import KEY, Metadata
 from leandetr.deployment.openvino import core, onnx_metadata, read_onnx
+from leandetr.deployment.providers import asked_providers, check_taken
+from leandetr.deployment.pytorch import PyTorchRuntime, TorchvisionRuntime
 from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.unpacking import unpack_onnx, unpack_openvino
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.query_sets import answer_with
-from leandetr.detectors.teachers import TorchvisionDetector, load_torchvision, names_torchvision
+from leandetr.detectors.teachers import load_torchvision, names_torchvision
 from leandetr.errors import UserError, unknown
 from leandetr.structures import Batch, Detections
 
 logger = logging.getLogger(__name__)
-
-
-class PlainDetector(nn.Module):
-    """A detector as a function of tensors alone, without the hooks that read its layers: what is run, timed and exported."""
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.model = detector.model
-
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        output = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask)
-        return output.logits, output.pred_boxes
-
-
-class PyTorchRuntime(Runtime):
-    """Eager PyTorch, on the device that the detector is on; puts the detector into evaluation mode.
-
-    Args:
-        detector: float or quantized.
-        artifact: the folder or hub id that it was loaded from.
-    """
-
-    name = "pytorch"
-
-    def __init__(self, detector: Detector, artifact: str | Path = "") -> None:
-        super().__init__(str(artifact), _written_bytes(detector, Path(artifact)), describe(detector, detector.preprocessing))
-        self.detector = detector.eval()
-        self.plain = PlainDetector(detector).eval()
-        self.device = next(detector.parameters()).device
-
-    @torch.inference_mode()
-    def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        mask = None if pixel_mask is None else pixel_mask.to(self.device)
-        logits, boxes = self.plain(pixel_values.to(self.device), mask)
-        return logits.cpu(), boxes.cpu()
-
-
-class TorchvisionRuntime(Runtime):
-    """A detector of torchvision, which does its own post-processing; on the device that it is on."""
-
-    name = "torchvision"
-
-    def __init__(self, detector: TorchvisionDetector) -> None:
-        weights = list(detector.state_dict().values())
-        metadata = Metadata(
-            class_map=detector.class_map,
-            preprocessing=detector.preprocessing,
-            head=detector.head,
-            parameters=sum(parameter.numel() for parameter in detector.parameters()),
-            scheme=None,
-            provenance={"source": detector.source},
-        )
-        super().__init__(detector.source, sum(tensor.nbytes for tensor in weights), metadata)
-        self.detector, self.device = detector, next(detector.parameters()).device
-
-    def __call__(self, batch: Batch) -> list[Detections]:
-        found = self.detector.predict(batch)
-        return [Detections(each.scores.cpu(), each.labels.cpu(), each.boxes.cpu()) for each in found]
 
 
 class FileRuntime(Runtime):
@@ -120,31 +65,42 @@ class FileRuntime(Runtime):
 
 
 class OnnxRuntime(FileRuntime):
-    """ONNX Runtime on the CPU.
+    """ONNX Runtime on the CPU or, with the package onnxruntime-gpu, on a GPU, where its own kernels (CUDA) or TensorRT compute.
 
     Args:
         path: a file that `export_onnx` wrote.
         threads: of one call; by default as many as PyTorch uses.
+        device: where it computes.
+        engine: "onnxruntime" or "onnxruntime-tensorrt"; this builds its kernels at the first call with a size, in minutes.
 
     Raises:
-        UserError: no such file, not ONNX, written by something else, or refused by ONNX Runtime.
+        UserError: no such file, not ONNX, written by something else, refused by ONNX Runtime, or ONNX Runtime cannot compute on
+            that device.
     """
 
-    name = "onnxruntime"
-
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        path = Path(path)
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        device: torch.device | str = "cpu",
+        engine: str = "onnxruntime",
+    ) -> None:
+        path, self.name, self.device = Path(path), engine, torch.device(device)
+        check_gpu(engine, self.device.type)
         super().__init__(str(path), *_onnx_facts(path))
+        providers = asked_providers(self.device, self.metadata if ENGINES[engine].tensorrt else None)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised; the log would say it a second time
         options.intra_op_num_threads = threads or torch.get_num_threads()
         # Threads that spin after a call would take the processor from whatever runs next, as in an interleaved benchmark.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            model = str(path) if self.metadata.scheme is None else self._unpacked(path)
-            self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            whole = self.metadata.scheme is None or ENGINES[engine].tensorrt  # which reads the integers itself
+            model = str(path) if whole else self._unpacked(path)
+            self.session = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # ONNX Runtime's errors have no common class
             raise UserError(f"{path}: ONNX Runtime refuses it ({error}); export it again with this version") from error
+        check_taken(self.session, providers)
         self.inputs = {item.name for item in self.session.get_inputs()}
 
     def _unpacked(self, path: Path) -> bytes:
@@ -217,9 +173,6 @@ class OpenVinoRuntime(FileRuntime):
         return [answer[name] for name in outputs]
 
 
-ENGINES = ("pytorch", "onnxruntime", "openvino")
-
-
 def open_runtime(
     source: str | Path,
     threads: int | None = None,
@@ -233,35 +186,47 @@ def open_runtime(
     Args:
         source: what to run.
         threads: of one call, and of PyTorch in this process, which does the post-processing for all; by default PyTorch's own.
-        engine: one of `ENGINES`; an `.onnx` also runs on "openvino".
+        engine: one of `ENGINES`; an `.onnx` also runs on "openvino" and "onnxruntime-tensorrt", a detector of PyTorch also
+            compiled ("pytorch-compile"), as a CUDA graph ("pytorch-graphs"), and each in float16 ("pytorch-half").
         queries: which set of a saved detector answers, see `query_sets.answer_with`; by default the one it was saved with.
-        device: of PyTorch; files run on the CPU, and a warning says so where another device is given.
+        device: where it computes. OpenVINO stays on the CPU, and ONNX Runtime where it cannot compute on the device and was not
+            named as the engine; a warning says so.
 
     Raises:
-        UserError: an unknown engine, one that does not run such a file, a file that cannot be read, or a choice of queries
-            where there is none.
+        UserError: an unknown engine, one that does not run such a file or cannot compute on the device, a file that cannot be
+            read, or a choice of queries where there is none.
     """
-    suffix = Path(source).suffix
-    possible = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}.get(suffix, ("pytorch",))
+    suffix, device = Path(source).suffix, torch.device(device)
+    known = ["pytorch"] if names_torchvision(source) else possible(suffix)
     if engine is not None and engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    if engine is not None and engine not in possible:
-        raise UserError(f"{source} does not run on {engine}; it runs on {' or '.join(possible)}")
+    if engine is not None and engine not in known:
+        raise UserError(f"{source} does not run on {engine}; it runs on {', '.join(known)}")
     if queries is not None and (suffix in (".onnx", ".xml") or names_torchvision(source)):
         raise UserError(f"{source} offers no choice of queries; name a saved detector, or export one again with --queries")
     if threads is not None:
         torch.set_num_threads(threads)
-    if possible != ("pytorch",) and torch.device(device).type != "cpu":
-        logger.warning("%s runs on the CPU: only detectors of PyTorch compute on %s here", source, device)
-    match engine or possible[0]:
-        case "onnxruntime":
-            return OnnxRuntime(Path(source), threads)
-        case "openvino":
-            return OpenVinoRuntime(Path(source), threads)
-        case _ if names_torchvision(source):
-            return TorchvisionRuntime(load_torchvision(str(source)).to(device))
-        case _:
-            return PyTorchRuntime(load_answering(source, queries).to(device), source)
+    name = engine or known[0]
+    if name == "openvino":
+        if device.type != "cpu":
+            logger.warning("%s runs on the CPU: OpenVINO computes nowhere else here", source)
+        return OpenVinoRuntime(Path(source), threads)
+    if ENGINES[name].files:
+        return OnnxRuntime(Path(source), threads, device if engine else _possible_device(source, device), name)
+    if names_torchvision(source):
+        return TorchvisionRuntime(load_torchvision(str(source)).to(device))
+    check_gpu(name, device.type)
+    return PyTorchRuntime(load_answering(source, queries).to(device), source, name)
+
+
+def _possible_device(source: str | Path, device: torch.device) -> torch.device:
+    """Where ONNX Runtime runs a file that nobody asked it to run; a warning says where that is not the device."""
+    try:
+        asked_providers(device)
+    except UserError as error:
+        logger.warning("%s runs on the CPU: %s", source, error)
+        return torch.device("cpu")
+    return device
 
 
 def load_answering(source: str | Path, queries: str | None) -> Detector:
@@ -284,10 +249,3 @@ def _read_metadata(path: Path, text: str | None) -> Metadata:
         return Metadata.from_json(text)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} was exported by another version of leandetr ({error!r}); export it again") from error
-
-
-def _written_bytes(detector: Detector, folder: Path) -> int:
-    """Of the folder's weights; where there is no such folder, of the weights as they would be written."""
-    files = [file.stat().st_size for file in folder.glob("*.safetensors")] if str(folder) != "." else []
-    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in detector.state_dict().values()}
-    return sum(files) or sum(tensors.values())

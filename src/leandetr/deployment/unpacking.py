@@ -30,7 +30,7 @@ def unpack_onnx(model: onnx_ir.Model) -> int:
         integers = node.inputs[0] if node.op_type == "DequantizeLinear" else None
         if integers is None or not integers.is_initializer() or _multiplied_on_a_grid(node):
             continue
-        values = _dequantized(node)
+        values = dequantized(node)
         if values is None:
             continue
         output = node.outputs[0]
@@ -54,20 +54,21 @@ def _multiplied_on_a_grid(dequantize: onnx_ir.Node) -> bool:
                 continue
             elif use.node.op_type != "Shape" and (
                 use.node.op_type not in PRODUCTS
-                or any(_was_dequantized(value) for index, value in enumerate(use.node.inputs[:2]) if index != use.idx)
+                or any(was_dequantized(value) for index, value in enumerate(use.node.inputs[:2]) if index != use.idx)
             ):
                 return True
     return False
 
 
-def _was_dequantized(value: onnx_ir.Value | None) -> bool:
+def was_dequantized(value: onnx_ir.Value | None) -> bool:
+    """Whether a value comes off a grid, by way of nothing but changes of its layout."""
     node = producer(value)
     while node is not None and node.op_type in BETWEEN[:2]:
         node = producer(node.inputs[0])
     return node is not None and node.op_type == "DequantizeLinear"
 
 
-def _dequantized(node: onnx_ir.Node) -> NDArray | None:
+def dequantized(node: onnx_ir.Node) -> NDArray | None:
     """integers * scale, a channel or a group each; None where the file is not one of `export_onnx`."""
     scale = node.inputs[1]
     if value_of(scale) is None and (cast := producer(scale)) is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from leandetr.data.transforms import AUGMENTATIONS
-from leandetr.deployment.runtimes import ENGINES
+from leandetr.deployment.engines import CPU_ENGINES
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.names import MODELS
 from leandetr.distillation.distiller import Distiller
@@ -33,8 +33,8 @@ def check_names(models: Iterable[Model], variants: Iterable[Variant], benchmark:
         for quantization in variant.quantization:
             scheme_config(quantization.scheme, **quantization.options)
     for engine in benchmark.runtimes if benchmark else ():
-        if engine not in ENGINES:
-            raise unknown("engine", engine, ENGINES)
+        if engine not in CPU_ENGINES:
+            raise unknown("engine", engine, CPU_ENGINES)
 
 
 def check_fit(

@@ -17,6 +17,7 @@ from typing import Any
 
 from leandetr.data.coco import class_map_of
 from leandetr.deployment.benchmark import environment
+from leandetr.deployment.engines import ENGINES
 from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.checkpoints.load import load, load_class_map
@@ -218,7 +219,7 @@ class Run:
         """The accuracy of a detector on every engine, into the table."""
         threads = self.benchmark.threads if self.benchmark else None
         for engine in self.engines:
-            artefact = detector if engine == "pytorch" else self.steps.exported(detector)
+            artefact = self.steps.exported(detector) if ENGINES[engine].files else detector
             opened = functools.partial(open_runtime, artefact.path, threads, engine)
             metrics = self.steps.evaluated(detector, engine, opened)
             if seed == self.seeds[0]:
@@ -275,7 +276,7 @@ class Run:
 
     def _write_images(self) -> None:
         """Validation images with what the first seed of each row found, on an engine rather than on PyTorch."""
-        engine = next((engine for engine in self.engines if engine != "pytorch"), "pytorch")
+        engine = next((engine for engine in self.engines if ENGINES[engine].files), "pytorch")
         found = {}
         for row in self.table.plans:
             if self.seeds[0] in self.table.found[row, engine]:

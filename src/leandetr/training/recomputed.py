@@ -28,7 +28,7 @@ def recompute_blocks(detector: Detector) -> None:
     found = [block for part in parts if isinstance(part, nn.Module) for block in blocks_of(part)]
     found += list(model.model.decoder.layers)
     for block in found:
-        block.forward = functools.partial(_recomputed, block, block.forward)  # type: ignore[method-assign]  # of this one alone
+        block.forward = functools.partial(_recomputed, block, block.forward)
 
 
 def blocks_of(module: nn.Module) -> Iterator[nn.Module]:

@@ -31,6 +31,8 @@ from leandetr.processes import say, share
 from leandetr.shards import Shards
 from leandetr.verbs.data import Data, annotations_of, split_of
 
+TARGETS = ("onnx", "tensorrt", "openvino")  # of `export`
+
 
 def evaluate(
     model: str | Path,
@@ -126,17 +128,19 @@ def export(  # noqa: PLR0913 - what a file can be is what is asked
     opset: int = 21,
     half: bool = False,
 ) -> Path:
-    """Write a saved detector as an .onnx file, or as OpenVINO's .xml and .bin.
+    """Write a saved detector as an .onnx file, as one for TensorRT, or as OpenVINO's .xml and .bin.
 
-    queries: as in `evaluate`. end_to_end: from the bytes of a photograph to detections in one graph. opset: of ONNX.
-    half: products in float16, of a float detector's .onnx.
+    to: "onnx"; "tensorrt", an .onnx with integers as TensorRT takes them, of a detector quantized with
+    `Static(target="tensorrt")`; or "openvino". queries: as in `evaluate`. end_to_end: from the bytes of a photograph to
+    detections in one graph. opset: of ONNX. half: products in float16, of a float detector's .onnx.
     """
     out = Path(out)
-    if to not in ("onnx", "openvino"):
-        raise unknown("format", to, ("onnx", "openvino"))
-    if to == "onnx":
+    if to not in TARGETS:
+        raise unknown("format", to, TARGETS)
+    if to != "openvino":
         check_onnx(out)
-        return export_onnx(load_answering(model, queries), out, image_size, opset=opset, end_to_end=end_to_end, half=half)
+        options: dict[str, Any] = {"opset": opset, "end_to_end": end_to_end, "half": half, "tensorrt": to == "tensorrt"}
+        return export_onnx(load_answering(model, queries), out, image_size, **options)
     if half:
         raise UserError(f"{out}: OpenVINO chooses its precision itself; leave out --half, or write an .onnx")
     check_xml(out)

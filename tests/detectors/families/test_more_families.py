@@ -285,7 +285,8 @@ def test_weights_of_a_vision_transformer_come_with_a_whole_checkpoint(classes):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_onnx_runtime_agrees(detector, tmp_path, name):
-    from leandetr.deployment.onnx import agreement, export_onnx
+    from leandetr.deployment.agreement import agreement
+    from leandetr.deployment.onnx import export_onnx
     from leandetr.deployment.runtimes import OnnxRuntime
 
     found = detector(name)

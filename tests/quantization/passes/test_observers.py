@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from leandetr.quantization.grids import grid_of
+from leandetr.quantization.grids import GridSetting, grid_of
 from leandetr.quantization.passes.observers import Entropy, MeanSquares, MinMax, MovingAverage, Percentile
 
 
@@ -48,7 +48,7 @@ def test_mse_range_rounds_better_than_min_max_where_there_are_outliers(batches):
         zero = zero.float()
         return (((values / scale).round() + zero).clamp(0, 15) - zero).mul(scale).sub(values).square().sum()
 
-    assert error(observed(MeanSquares(4), spiked)) < 0.9 * error(observed(MinMax(), spiked))
+    assert error(observed(MeanSquares(GridSetting(4)), spiked)) < 0.9 * error(observed(MinMax(), spiked))
 
 
 def test_percentile_is_that_of_numpy_to_a_bin(batches):
@@ -76,7 +76,7 @@ def test_mse_range_is_the_best_for_the_values_themselves(batches, bits):
         levels, scale, zero = rounded(values, ends, bits)
         return ((values - (levels - zero) * scale) ** 2).sum()
 
-    observer = MeanSquares(bits)
+    observer = MeanSquares(GridSetting(bits))
     found = observed(observer, batches)
     assert error(found) <= 1.02 * min(error(ends) for ends in candidates(*observer.ends()))
 
@@ -85,7 +85,7 @@ def test_mse_range_is_the_best_for_the_values_themselves(batches, bits):
 def test_entropy_is_that_of_a_plain_loop(batches, bits):
     spiked = [torch.cat([batch.flatten(), torch.tensor([40.0, -9.0])]).relu() for batch in batches]
     values = torch.cat(spiked).double().numpy()
-    observer = Entropy(bits)
+    observer = Entropy(GridSetting(bits))
     found = observed(observer, spiked)
     counts, edges = np.histogram(values, bins=observer.bins, range=(0, observer.bins * observer.width))
     best, least = None, np.inf
@@ -110,7 +110,10 @@ def test_entropy_is_that_of_a_plain_loop(batches, bits):
     assert found[1] < 39
 
 
-@pytest.mark.parametrize("make", [MinMax, MovingAverage, lambda: Percentile(99.9), lambda: MeanSquares(8), lambda: Entropy(8)])
+@pytest.mark.parametrize(
+    "make",
+    [MinMax, MovingAverage, lambda: Percentile(99.9), lambda: MeanSquares(GridSetting(8)), lambda: Entropy(GridSetting(8))],
+)
 def test_memory_does_not_grow_with_the_number_of_batches(batches, make):
     few, many = make(), make()
     observed(few, batches[:1])
@@ -133,3 +136,22 @@ def test_a_grid_holds_zero_exactly_and_its_range(low, high, bits):
     reach = [float((level - int(zero)) * scale) for level in (0, 2**bits - 1)]
     assert reach[0] <= min(low, 0) + scale / 2 + 1e-6
     assert reach[1] >= max(high, 0) - scale / 2 - 1e-6
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 6.0), (-2.0, -0.5), (0.0, 0.0)])
+def test_a_symmetric_grid_is_int8_around_zero(low, high):
+    scale, zero = grid_of(low, high, 8, symmetric=True)
+    assert (int(zero), zero.dtype) == (128, torch.uint8)  # 0..255 less 128 is int8
+    assert float(scale) == pytest.approx(max(-low, high) / 127 or 1.0)
+
+
+def test_mse_of_a_symmetric_grid_is_that_of_the_grid_it_gets(batches):
+    values, setting = torch.cat([batch.flatten() for batch in batches]), GridSetting(8, "mse", symmetric=True)
+
+    def error(top):
+        scale = top / 127
+        return ((values / scale).round().clamp(-128, 127) * scale - values).square().sum()
+
+    low, high = observed(MeanSquares(setting), batches)
+    tops = values.abs().max() * torch.arange(20, 81) / 80
+    assert error(max(-low, high)) <= 1.02 * min(error(top) for top in tops)

@@ -14,8 +14,8 @@ from leandetr.quantization.passes.placement import place
 X = torch.randn(1, 8, 6, 6)
 
 
-def placed(model: nn.Module):
-    settings = {module: Static() for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+def placed(model: nn.Module, **options):
+    settings = {module: Static(**options) for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     return place(model, settings, lambda: model(X))
 
 
@@ -26,6 +26,15 @@ def test_a_residual_block_is_integer_throughout():
     assert set(activations) == {block.act1}
     assert (plans[block.conv1].input, plans[block.conv1].output_bits) == ("grid", None)
     assert (plans[block.conv2].input, plans[block.conv2].output_bits) == ("given", 8)
+
+
+def test_for_tensorrt_nothing_stands_between_a_convolution_and_the_shortcut():
+    blocks = nn.Sequential(BasicBlock(8, 8), BasicBlock(8, 8)).eval()
+    fold_batch_norms(blocks, lambda: blocks(X))
+    placement = placed(blocks, target="tensorrt")
+    assert {placement.plans[conv].output_bits for block in blocks for conv in (block.conv1, block.conv2)} == {None}
+    assert set(placement.activations) == {blocks[0].act1, blocks[0].act2, blocks[1].act1}  # the shortcut is on a grid
+    assert all(setting.symmetric for setting in (*placement.inputs.values(), *placement.outputs.values()))
 
 
 def test_the_sum_of_a_block_is_on_a_grid_where_a_convolution_reads_it():

@@ -13,6 +13,7 @@ GROUP_SIZES = (32, 64, 128)
 
 AUTO = "auto"
 ACTIVATIONS = (FLOAT, "dynamic", "static")
+CPU, TENSORRT = TARGETS = ("cpu", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Static(Scheme):
         calibration_images: how many images are read from the batches.
         attention: whether the products of attention, q k^T and p v, multiply integers too, where the model's attention can be
             opened; what that gains is in `passes/operands.py`.
+        target: what the grids are for. "cpu", ONNX Runtime and OpenVINO: unsigned, with zero points. "tensorrt": signed around
+            0, of 8 bits, and none on the output of a convolution that no ReLU follows, as TensorRT wants it.
     """
 
     weight_bits: int = 8
@@ -89,6 +92,7 @@ class Static(Scheme):
     percentile: float = 99.99
     calibration_images: int = 128
     attention: bool = False
+    target: str = CPU
 
     name: ClassVar[str] = "static"
 
@@ -98,6 +102,9 @@ class Static(Scheme):
         self._require_bits("activation_bits", self.activation_bits)
         if self.observer not in OBSERVERS:
             raise unknown("observer", self.observer, OBSERVERS)
+        if self.target not in TARGETS:
+            raise unknown("target of static", self.target, TARGETS)
+        self._require(self.target == CPU or self.activation_bits == 8, "activation_bits", f"8 with the target {self.target}")
         self._require(50 < self.percentile <= 100, "percentile", "more than 50 and at most 100")
         self._require_images(self.calibration_images)
 
@@ -106,7 +113,8 @@ class Static(Scheme):
 
     def grid(self) -> GridSetting:
         """How the grids of activations are found."""
-        return GridSetting(self.activation_bits, self.observer, self.percentile, self.calibration_images)
+        symmetric = self.target == TENSORRT
+        return GridSetting(self.activation_bits, self.observer, self.percentile, self.calibration_images, symmetric)
 
     def operand(self, name: str) -> GridSetting | None:
         return self.grid() if self.attention else None

@@ -138,5 +138,6 @@ def _reader(observers: Mapping[nn.Module, Observer | InputMoment]) -> Callable[.
 def _chosen(observers: dict[nn.Module, Observer], settings: dict[nn.Module, GridSetting]) -> Found:
     ranges = {module: observer.range() for module, observer in observers.items()}
     return {
-        module: Grid(*grid_of(low, high, settings[module].bits), has_negatives(low)) for module, (low, high) in ranges.items()
+        module: Grid(*grid_of(low, high, settings[module].bits, settings[module].symmetric), has_negatives(low))
+        for module, (low, high) in ranges.items()
     }

@@ -114,9 +114,9 @@ class Shrunk(Histogram):
 
     ratios = 80
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, setting: GridSetting) -> None:
         super().__init__()
-        self.bits = bits
+        self.bits, self.symmetric = setting.bits, setting.symmetric
 
     @abstractmethod
     def loss(self, candidate: Range) -> float:
@@ -134,7 +134,7 @@ class MeanSquares(Shrunk):
     def loss(self, candidate: Range) -> float:
         centres = (torch.arange(self.bins, dtype=torch.float64) + 0.5) * self.width
         values = torch.stack([-centres, centres])
-        scale, zero_point = (t.double() for t in grid_of(*candidate, self.bits))
+        scale, zero_point = (t.double() for t in grid_of(*candidate, self.bits, self.symmetric))
         rounded = (torch.clamp(torch.round(values / scale) + zero_point, *unsigned(self.bits)) - zero_point) * scale
         return (self.counts * (values - rounded) ** 2).sum().item()
 
@@ -160,7 +160,7 @@ class Entropy(Shrunk):
         clipped = kept.clone()
         clipped[0] += counts[:first].sum()
         clipped[-1] += counts[last + 1 :].sum()
-        scale, zero_point = (t.double() for t in grid_of(*candidate, self.bits))
+        scale, zero_point = (t.double() for t in grid_of(*candidate, self.bits, self.symmetric))
         level = torch.clamp(torch.round((edge + self.width / 2)[inside] / scale) + zero_point, *unsigned(self.bits)).long()
         filled = (kept > 0).double()
         totals, shares = (torch.zeros(2**self.bits, dtype=torch.float64).index_add(0, level, x) for x in (kept, filled))
@@ -176,6 +176,6 @@ def observer_of(setting: GridSetting) -> Observer:
         "min-max": MinMax,
         "moving-average": MovingAverage,
         "percentile": lambda: Percentile(setting.percentile),
-        "mse": lambda: MeanSquares(setting.bits),
-        "entropy": lambda: Entropy(setting.bits),
+        "mse": lambda: MeanSquares(setting),
+        "entropy": lambda: Entropy(setting),
     }[setting.observer]()

@@ -8,6 +8,8 @@ on grids. So:
 - every static layer gets a grid on its input, unless the module before it has put the tensor on one already;
 - a ReLU that follows a static convolution, or feeds one, gets a grid on its output, which all who read that tensor share;
 - every other static convolution gets a grid on its own output.
+
+TensorRT adds a shortcut in the convolution before it, whose sum it keeps in float for that: there the last rule does not hold.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ def place(model: nn.Module, settings: dict[nn.Module, Static], run: Callable[[],
     for conv, grid in convolutions.items():
         follows = flow.consumers.get(conv, set())
         gridded = follows and all(module in placement.activations and flow.source(module) is conv for module in follows)
-        if conv not in placement.idle and not gridded:
+        if conv not in placement.idle and not gridded and not grid.symmetric:
             placement.outputs[conv] = grid
 
     for layer, setting in settings.items():
