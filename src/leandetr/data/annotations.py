@@ -116,12 +116,11 @@ def read_annotations(source: Split | Path, class_map: ClassMap | None = None) ->
         if said := difference(written, names):
             logger.warning("%s: %s", file, said)
         usable = _usable(file, sizes, [split.images / name for name in names])
-        lost = {image_id for image_id, is_usable in zip(image_ids.tolist(), usable, strict=True) if not is_usable}
+        lost = set(image_ids[~usable].tolist())
         image_ids, sizes, names = image_ids[usable], sizes[usable], [name for name, kept in zip(names, usable) if kept]
         _complete(sizes, file, [split.images / name for name in names])
     else:
         names, lost = [image.get("file_name", "") for image in images], set()
-
     annotations = [
         entry for entry in coco["annotations"] if not (is_whole(entry.get("image_id")) and entry["image_id"] in lost)
     ]
