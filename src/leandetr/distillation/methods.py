@@ -132,6 +132,7 @@ def build_terms(distillation: Distillation | str, student: Detector, teacher: De
     """
     if isinstance(distillation, str):
         distillation = Distillation(method=distillation)
+    chosen = chosen_terms(distillation)
     shown: Any = teacher  # to the terms
     if isinstance(teacher, Teacher) and teacher.detects:
         shown = teacher.detector
@@ -139,7 +140,7 @@ def build_terms(distillation: Distillation | str, student: Detector, teacher: De
     source = teacher.source if isinstance(teacher, Teacher) else f"this {teacher.config.model_type} teacher"
     detects = not isinstance(teacher, Teacher) or teacher.detects
     terms: list[tuple[Term, float]] = []
-    for name, weight in chosen_terms(distillation).items():
+    for name, weight in chosen.items():
         kind = TERMS[name]
         if isinstance(teacher, Teacher) and teacher.lacks and "logits" in kind.needs:
             raise UserError(teacher.lacks)
