@@ -247,7 +247,8 @@ def _usable(file: Path, sizes: np.ndarray, paths: Sequence[Path]) -> np.ndarray:
     usable = np.array([fault is None for fault in found])
     if not usable.any():
         raise UserError(
-            f"{file}: none of its images can be read in the size that it gives, {paths[0]} the first; `leandetr data check` lists why"
+            f"{file}: none of its images can be read in the size that it gives, {paths[0]} the first; "
+            "`leandetr data check` lists why"
         )
     return usable
 
