@@ -27,8 +27,8 @@ FREE = {"size": None, "shortest_edge": 96, "longest_edge": 160}
     "name",
     [
         "conditional_detr",
-        "deformable_detr_refine",
         "rt_detr_v2",
+        pytest.param("deformable_detr_refine", marks=pytest.mark.slow),
         pytest.param("deformable_detr", marks=pytest.mark.slow),
         pytest.param("rt_detr", marks=pytest.mark.slow),
     ],

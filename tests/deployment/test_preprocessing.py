@@ -20,8 +20,11 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("values", SETTINGS.values(), ids=SETTINGS)
-def test_detections_are_those_of_transformers(build, shared, tmp_path, values):
+@pytest.mark.parametrize(
+    "name", [pytest.param("bicubic", marks=pytest.mark.slow), "bytes", pytest.param("not antialiased", marks=pytest.mark.slow)]
+)
+def test_detections_are_those_of_transformers(build, shared, tmp_path, name):
+    values = SETTINGS[name]
     build("detr").save(tmp_path)
     file = tmp_path / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))

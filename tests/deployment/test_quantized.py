@@ -46,7 +46,7 @@ MODELS = [
     ("detr", "weight-only"),
     ("detr", "dynamic"),
     ("detr", "static"),
-    ("rt_detr_v2", "static"),
+    pytest.param("rt_detr_v2", "static", marks=pytest.mark.slow),
     pytest.param("rt_detr_v2", "weight-only", marks=pytest.mark.slow),
     pytest.param("rt_detr_v2", "dynamic", marks=pytest.mark.slow),
 ]
