@@ -54,6 +54,7 @@ def main() -> None:
         os.environ.setdefault(variable, value)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     warnings.filterwarnings("ignore", module="transformers|torch|timm")
+    warnings.filterwarnings("ignore", message="Image size")  # Pillow's of half the size at which it refuses an image
     try:
         app(arguments)
     except UserError as error:
