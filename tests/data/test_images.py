@@ -143,9 +143,7 @@ def test_what_claims_more_pixels_than_memory_holds_is_refused_by_its_head(tmp_pa
     path = tmp_path / "bomb.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
     for read in (read_image, read_pixels):
-        with pytest.raises(
-            UserError, match=r"bomb\.png says that it has more than 178 million pixels, which is not decoded"
-        ):
+        with pytest.raises(UserError, match=r"bomb\.png says that it has more than 178 million pixels, which is not decoded"):
             read(path)
     kind, example = fault_of(path)
     assert kind == "unreadable image"
