@@ -144,6 +144,31 @@ def test_validation_images_are_drawn_and_the_draw_is_written_down(run, refused, 
     refused("out holds the result of other settings", *train, "--val-fraction", 0.5, "--val-seed", 4)
 
 
+@pytest.mark.parametrize("name", ["[/x].png", "[red]a.png", "\ud800.png"])
+def test_square_brackets_and_broken_letters_of_names_are_printed_as_they_are(run, shapes, tmp_path, name):
+    """Rich takes [/x] for the end of a style that has not begun, and no terminal can encode half a letter."""
+    folder = tmp_path / "[/y]"
+    shutil.copytree(shapes, folder)
+    file = folder / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = content["categories"][0]["name"] = name
+    file.write_text(json.dumps(content))
+    status, out, err = run("data", "check", folder)
+    assert status != 0
+    assert "missing image" in out
+    assert "Traceback" not in err
+    assert ("[/x]" if name[1] == "/" else "[red]" if name[1] == "r" else "ud800") in out
+
+
+def test_brackets_without_end_are_no_json(run, shapes, tmp_path):
+    folder = tmp_path / "deep"
+    shutil.copytree(shapes, folder)
+    (folder / "annotations" / "instances_val.json").write_text("[" * 100_000)
+    status, _, err = run("data", "check", folder)
+    assert status == 2
+    assert re.fullmatch("error: .*instances_val.json is not JSON .*\n", err)
+
+
 def test_an_ap_of_nothing_is_a_dash(run, data, tmp_path):
     edit(data / "annotations" / "instances_val.json", lambda coco: coco.update(annotations=[]))
     status, _, err = run("train", "--data", data, *DETR, "--out", tmp_path / "out")

@@ -104,7 +104,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some tools on Windows put a mark in front
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give the path of an existing JSON file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
         raise UserError(f"{path} is not JSON ({error}); write the file again or name another") from error
 
 

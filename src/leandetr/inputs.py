@@ -26,7 +26,7 @@ def weights_state(what: str, source: str | Path | None) -> State:
 
 def files_digest(folder: Path, names: Iterable[str]) -> str:
     """Of the names and sizes of files; one that is missing has no size."""
-    return digest([(name, os.path.getsize(file) if (file := folder / name).is_file() else None) for name in names])
+    return digest([(name, os.path.getsize(file) if os.path.isfile(file := folder / name) else None) for name in names])
 
 
 def file_digest(file: Path) -> str:

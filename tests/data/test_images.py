@@ -1,12 +1,14 @@
 """What reading promises: any photograph becomes upright RGB in the annotations' frame; what cannot be read is named."""
 
 import logging
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from leandetr.data.images import read_image, to_rgb
+from leandetr.data.images import fault_of, read_image, read_pixels, to_rgb
 from leandetr.errors import UserError
 
 RED = np.array([200, 40, 40], dtype=np.uint8)
@@ -131,3 +133,28 @@ def test_what_cannot_be_read_is_named(tmp_path, spoil, message, suffix):
         read_image(path)
     assert f"photo.{suffix}" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_claims_more_pixels_than_memory_holds_is_refused_by_its_head(tmp_path):
+    """A PNG of 100 bytes that says 50,000 x 50,000 pixels, 7.5 GB in RGB."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    parts = [head, b"IDAT" + zlib.compress(b""), b"IEND"]
+    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
+    path = tmp_path / "bomb.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    for read in (read_image, read_pixels):
+        with pytest.raises(UserError, match=r"bomb\.png says that it has more than 178 million pixels, which is not decoded"):
+            read(path)
+    kind, example = fault_of(path)
+    assert kind == "unreadable image"
+    assert "more than 178 million pixels" in example
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("GIF", "gif"), ("WEBP", "webp"), ("PNG", "jpg"), ("JPEG", "png")])
+def test_of_several_frames_the_first_is_read_and_endings_do_not_count(tmp_path, form, suffix):
+    path = tmp_path / f"image.{suffix}"
+    frames = [Image.new("RGB", (16, 8), colour) for colour in ("white", "black")]
+    more = {"save_all": True, "append_images": frames[1:]} if suffix in ("gif", "webp") else {}
+    frames[0].save(path, form, **more)
+    assert close(read_image(path), np.full((8, 16, 3), 255))
+    assert read_pixels(path).min() == 255

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from leandetr.data.annotations import class_map_of
+from leandetr.data.annotations import Split, class_map_of
 from leandetr.data.check import check, notes
 from leandetr.data.coco import CocoDataset
 from leandetr.data.duplicates import near_duplicates
@@ -437,6 +437,45 @@ def test_no_image_outside_of_the_folder_and_none_for_two_names_is_taken(tmp_path
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"2 of the 2 images of .* do not exist"):
         CocoDataset(find_split(data, "train"), PLAIN)
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "{}/secret.png", "../train/../../secret.png"])
+def test_a_file_name_cannot_reach_out_of_the_data_but_a_link_can(tmp_path, name):
+    picture(tmp_path / "secret.png")
+    data = LAYOUTS["COCO"](tmp_path / "data")
+    file = data / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = name.format(tmp_path)
+    file.write_text(json.dumps(content))
+    for reads in (lambda split: CocoDataset(split, PLAIN), check):
+        with pytest.raises(UserError, match=r"instances_train\.json names images outside of .*, 1 in all, .*secret\.png; "):
+            reads(find_split(data, "train"))
+    assert len(CocoDataset(Split(file, tmp_path, (data / "train",)), PLAIN)) == 2  # as --images says
+    (data / "train" / "link.png").symlink_to(tmp_path / "secret.png")
+    content["images"][0]["file_name"] = "link.png"
+    file.write_text(json.dumps(content))
+    assert len(CocoDataset(find_split(data, "train"), PLAIN)) == 2
+
+
+def test_a_list_of_yolos_cannot_reach_out_of_the_data(tmp_path):
+    picture(tmp_path / "images" / "secret.png")
+    data = LAYOUTS["YOLO, lists"](tmp_path / "data")
+    with open(data / "train.txt", "a") as lines:
+        lines.write("\n../images/secret.png\n")
+    with pytest.raises(UserError, match=r"train\.txt lists \.\./images/secret\.png, which is outside of .*; name the folder"):
+        find_split(data, "train")
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".png", "\ud800.png", "a\0.png", ""])
+def test_what_no_file_can_be_called_is_a_missing_image(tmp_path, name):
+    data = LAYOUTS["COCO"](tmp_path / "data")
+    file = data / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = name
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"1 of the 2 images of .* do not exist"):
+        CocoDataset(find_split(data, "train"), PLAIN)
+    assert [str(fault) for fault in check(find_split(data, "train"))] == ["missing image"]
 
 
 def test_two_files_for_one_split_are_refused(tmp_path):

@@ -112,3 +112,15 @@ def test_an_unwritable_folder_is_one_sentence(results, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
         write_report(results, tmp_path / "file" / "run")
+
+
+def test_names_of_classes_and_files_are_text_in_the_gallery(tmp_path):
+    hostile = ["<script>alert(1)</script>", '"><img src=x onerror=y>', "{{ 7 * 7 }}{% raw %}", "\u202egnp.exe", "a" * 5000]
+    found = Detections(torch.ones(5), torch.arange(5), torch.tensor([[2.0, 2, 20, 20]] * 5))
+    picture = Picture(hostile[0] + hostile[1] + hostile[2], Image.new("RGB", (30, 30)), found, {hostile[1]: found})
+    write_images([picture], hostile, tmp_path)
+    text = (tmp_path / "images.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(source.startswith("data:") for source in page.fetched)
+    assert not re.search("<script|<img src=x|49", re.sub('data:[^"]*', "", text))
+    assert "{{ 7 * 7 }}{% raw %}" in text

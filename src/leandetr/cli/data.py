@@ -56,14 +56,14 @@ def data_check(
     if isinstance(source, DataFolder):
         found = source.recognised
         for text in (f"{found.place}: {found.layout}", *(f"  {text}" for text in found.said)):
-            out_console.print(text, markup=False, highlight=False, soft_wrap=True)
+            out_console.print(text, highlight=False, soft_wrap=True)
     names = source.splits if isinstance(source, DataFolder) else ("train",)
     splits = {name: split_of(source, name) for name in names}
     checked = {name: (summarise(split), check(split)) for name, split in splits.items()}
     for name, (summary, faults) in checked.items():
-        out_console.print(f"{name}: {summary}", markup=False, highlight=False)
+        out_console.print(f"{name}: {summary}", highlight=False)
         for text in notes(splits[name]):
-            out_console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
+            out_console.print(f"  {text}", highlight=False, soft_wrap=True)
         out_console.print(faults_table(faults) if faults else "  no faults")
     shared = near_duplicates(splits)
     if shared:

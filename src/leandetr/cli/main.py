@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -28,7 +29,8 @@ QUIET = {
     "TORCH_LOGS": "-torch",  # errors alone
     "TRANSFORMERS_VERBOSITY": "error",
 }
-out_console, err_console = Console(), Console(stderr=True, highlight=False)
+# Names of files and classes are text: square brackets in them are no markup, in tables either.
+out_console, err_console = Console(markup=False), Console(stderr=True, markup=False, highlight=False)
 
 
 def _say_version(asked: bool) -> None:
@@ -50,10 +52,14 @@ def main() -> None:
     """Run a command; what the user can mend is one sentence and exit status 2."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name may hold what a terminal's encoding lacks
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     warnings.filterwarnings("ignore", module="transformers|torch|timm")
+    warnings.filterwarnings("ignore", message="Image size")  # Pillow's of half the size at which it refuses an image
     try:
         app(arguments)
     except UserError as error:
@@ -62,7 +68,7 @@ def main() -> None:
         sentence = (
             str(error).strip().splitlines()[-1].removeprefix("leandetr.errors.UserError: ")
         )  # as a loader's worker says it
-        err_console.print(f"error: {sentence}", markup=False, soft_wrap=True)
+        err_console.print(f"error: {sentence}", soft_wrap=True)
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == 130:  # typer's answer to an interrupt

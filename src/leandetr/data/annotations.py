@@ -1,6 +1,7 @@
 """A COCO JSON: its images, classes and boxes as arrays."""
 
 import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import numpy as np
 
 from leandetr.data.entries import box_of, is_crowd, is_whole, whole
 from leandetr.data.faults import Fault, Faults, images_left_out
-from leandetr.data.file_names import difference, located
+from leandetr.data.file_names import difference, leading_out, located
 from leandetr.data.images import fault_of, image_sizes
 from leandetr.errors import UserError
 from leandetr.files import read_json
@@ -28,16 +29,25 @@ OVERHANG = 1.0  # pixels by which a box may reach over the image's edge: roundin
 class Split:
     """One part of a data set: a COCO JSON and the folder that its file names are relative to.
 
-    root: the folder of the data set, in which images are sought too (`file_names.py`).
+    roots: folders of the data set besides `images` and that of `annotations`, in which images are sought too and may lie.
     """
 
     annotations: Path
     images: Path
-    root: Path | None = field(default=None, repr=False, compare=False)
+    roots: tuple[Path, ...] = field(default=(), repr=False, compare=False)
 
     def located(self, names: Sequence[str]) -> list[str]:
-        """Of the JSON's file names those under which the images are, relative to `images`."""
-        return located(names, self.images, [self.annotations.parent, *([] if self.root is None else [self.root])])
+        """Of the JSON's file names those under which the images are, relative to `images`. Raises UserError for a name that
+        leads to a file outside of the data set's folders: a data set must not choose which files of a machine are read."""
+        places = [self.images, self.annotations.parent, *self.roots]
+        found = located(names, self.images, places)
+        outside = list(filter(os.path.isfile, leading_out([self.images / name for name in found], places)))
+        if outside:
+            raise UserError(
+                f"{self.annotations} names images outside of {self.images}, {len(outside)} in all, the first is {outside[0]}; "
+                "move them there, or name the folder that holds all images with --images"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class Annotations:
     encoded_names: np.ndarray  # bytes of one width: Python strings would be copied into every loader worker as they are counted
 
     def file_name(self, index: int) -> str:
-        return self.encoded_names[index].decode()
+        return self.encoded_names[index].decode(errors="surrogatepass")
 
     def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
         """A COCO dictionary for evaluation, crowd boxes in it.
@@ -132,7 +142,6 @@ def read_annotations(source: Split | Path, class_map: ClassMap | None = None) ->
     boxes = np.array([box_of(annotation) for annotation in annotations], dtype=np.float64).reshape(-1, 4)
     areas = np.array([_area(annotation, box) for annotation, box in zip(annotations, boxes)], dtype=np.float64)
     crowd = np.array([is_crowd(annotation) for annotation in annotations], dtype=bool)
-
     if is_relative(boxes):
         raise UserError(
             f"{file} gives its boxes in parts of the image, from 0 to 1; COCO has pixels: multiply by width and height"
@@ -151,7 +160,7 @@ def read_annotations(source: Split | Path, class_map: ClassMap | None = None) ->
         crowd=crowd[order],
         skipped=int((~good).sum()) + coco["skipped"],
         clipped=int((good & overhanging).sum()),
-        encoded_names=np.array([str(name).encode() for name in names]),
+        encoded_names=np.array([str(name).encode(errors="surrogatepass") for name in names]),
     )
     if result.skipped or result.clipped:
         faults = f"{result.skipped} faulty boxes are skipped, {result.clipped} are cut at the image's edge"
@@ -223,7 +232,7 @@ def size_of(image: dict[str, Any]) -> tuple[int, int]:
 
 def _complete(sizes: np.ndarray, file: Path, paths: list[Path]) -> None:
     """Put the files' own sizes where there are zeros; a missing file keeps them."""
-    lacking = [index for index in np.flatnonzero(sizes.min(axis=1) < 1) if paths[index].is_file()]
+    lacking = [index for index in np.flatnonzero(sizes.min(axis=1) < 1) if os.path.isfile(paths[index])]
     if not lacking:
         return
     with ThreadPoolExecutor() as pool:
@@ -238,7 +247,7 @@ def _usable(file: Path, sizes: np.ndarray, paths: Sequence[Path]) -> np.ndarray:
     looked at. Raises UserError where none can be read."""
     frames = [(height, width) for height, width in sizes.tolist()]
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda path, size: fault_of(path, size) if path.is_file() else None, paths, frames))
+        found = list(pool.map(lambda path, size: fault_of(path, size) if os.path.isfile(path) else None, paths, frames))
     faults = Faults()
     for fault in filter(None, found):
         faults.add(*fault, image=True)

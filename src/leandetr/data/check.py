@@ -236,7 +236,7 @@ def _image_faults(images: list[dict[str, Any]], split: Split) -> Iterator[tuple[
 
 
 def _image_fault(image: dict[str, Any], path: Path) -> tuple[str, str, bool] | None:
-    if not path.is_file():
+    if not os.path.isfile(path):
         return "missing image", str(path), False
     if fault := fault_of(path, size_of(image)):
         return *fault, True

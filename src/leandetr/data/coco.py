@@ -1,5 +1,6 @@
 """A data set in COCO's layout, one image and its boxes at a time."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class CocoDataset(Dataset):
         self.annotations = read_annotations(split, class_map)
         self._decoded: Decoded | None = None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers that persist see a new epoch too
-        missing = [index for index in range(len(self)) if not self.path(index).is_file()]
+        missing = [index for index in range(len(self)) if not os.path.isfile(self.path(index))]
         if missing:
             count = f"{len(missing)} of the {len(self)} images of {split.annotations} do not exist"
             raise UserError(f"{count}, the first is {self.path(missing[0])}; restore them or remove them from the annotations")

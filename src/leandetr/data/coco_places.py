@@ -6,6 +6,7 @@ The format's own tree is `annotations/instances_{train,val}2017.json` with `{tra
 people `train.json`.
 """
 
+import os
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
@@ -58,12 +59,12 @@ def images_of(data: Path, split: str, file: Path) -> Path:
         return named[0]
     places = dict.fromkeys([*named, *_image_folders(data, split), file.parent, data])
     names = _first_names(file, file.stat().st_size, file.stat().st_mtime_ns)
-    hits = {place: sum((place / name).is_file() for name in names) for place in places}
+    hits = {place: sum(os.path.isfile(place / name) for name in names) for place in places}
     best = max(hits, key=lambda place: hits[place])  # of equal ones the first
     if hits[best]:
         return best
     bare = [Path(name.replace("\\", "/")).name for name in names]
-    hits = {place: sum((place / name).is_file() for name in bare) for place in places}
+    hits = {place: sum(os.path.isfile(place / name) for name in bare) for place in places}
     best = max(hits, key=lambda place: hits[place])
     if hits[best] or named:
         return best if hits[best] else named[0]

@@ -14,18 +14,20 @@ logger = logging.getLogger(__name__)
 def located(names: Sequence[str], images: Path, roots: Iterable[Path] = ()) -> list[str]:
     """The names, relative to `images`, under which the files are.
 
-    A name that is a file as it stands stays as it is. For the others backslashes are folded, URL escapes undone, and leading
-    folders left out one by one, while the rest is sought below `images` and the roots; last comes the bare name, where it is
-    that of one file below `images`. Nothing outside of these folders is found in that way, and no file is found for two names.
+    A name that is a file below `images` or a root as it stands stays as it is. For the others backslashes are folded, URL
+    escapes undone, and leading folders left out one by one, while the rest is sought below `images` and the roots; last comes
+    the bare name, where it is that of one file below `images`. Nothing outside of these folders is found in that way, and no
+    file is found for two names.
     What is not found stays as it is.
 
     Args:
         roots: folders besides `images` to which names may be relative: that of the JSON, that of the data set.
     """
-    lost = [index for index, name in enumerate(names) if not (images / name).is_file()]
+    places = list(dict.fromkeys([images, *roots]))
+    led_out = set(leading_out([images / name for name in names], places))
+    lost = [index for index, name in enumerate(names) if images / name in led_out or not os.path.isfile(images / name)]
     if not lost:
         return list(names)
-    places = list(dict.fromkeys([images, *roots]))
     by_name: dict[str, list[Path]] = {}
     for path in _files_below(images):
         by_name.setdefault(path.name, []).append(path)
@@ -36,6 +38,15 @@ def located(names: Sequence[str], images: Path, roots: Iterable[Path] = ()) -> l
         if taken[path] == 1:
             result[index] = os.path.relpath(path, images) if _below(path, images) else str(path.absolute())
     return result
+
+
+def leading_out(paths: Iterable[Path], places: Sequence[Path]) -> list[Path]:
+    """Of the paths those that are written as places outside of these folders: absolute, or by `..`. Links may lead anywhere."""
+    doubtful = [path for path in paths if ".." in path.parts or not any(map(path.is_relative_to, places))]
+    if not doubtful:
+        return []
+    folders = {of(place).rstrip(os.sep) + os.sep for place in places for of in (os.path.abspath, os.path.realpath)}
+    return [path for path in doubtful if not os.path.abspath(path).startswith(tuple(folders))]
 
 
 def difference(names: Sequence[str], result: Sequence[str]) -> str:
@@ -54,7 +65,7 @@ def _find(name: str, places: list[Path], by_name: dict[str, list[Path]]) -> Path
         for start in range(len(parts) - 1):
             for place in places:
                 path = place.joinpath(*parts[start:])
-                if path.is_file():
+                if os.path.isfile(path):
                     return path
         if parts and len(same := by_name.get(parts[-1], [])) == 1:
             return same[0]

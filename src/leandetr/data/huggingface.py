@@ -5,6 +5,7 @@ right, lower) are told from them and read as such. Images that lie in the tables
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -18,6 +19,7 @@ from leandetr.data.annotations import size_of
 from leandetr.data.cache import cache_folder, state_of_places
 from leandetr.data.entries import is_crowd, is_whole
 from leandetr.data.faults import Fault, Faults, Unusable
+from leandetr.data.file_names import leading_out
 from leandetr.data.images import same_proportions
 from leandetr.data.labelled import SUFFIXES, Labelled, LabelledImage, LabelledObject, LabelledSet, refusal, sizes_of, tracked
 from leandetr.data.tables import LINES, Columns, class_names, columns_of, find_tables, rows_of
@@ -126,9 +128,8 @@ def _file(source: _Source, split: str, file: Path, number: int, row: dict[str, A
     image = given if isinstance(given, dict) else {"path": given}
     content, name = image.get("bytes"), str(image.get("path") or "")
     if content is None:
-        inside = source.folder.resolve()
         for path in (file.parent / name, source.folder / name):
-            if path.is_file() and path.resolve().is_relative_to(inside):
+            if os.path.isfile(path) and not leading_out([path], [source.folder]):
                 return path
         raise Unusable("missing image", f"{place}: {name!r:.80}")
     try:

@@ -95,8 +95,14 @@ def decode(path: Path) -> tuple[Image.Image, int]:
     except (
         Exception
     ) as error:  # Pillow's readers raise whatever the bytes lead them to: OSError, SyntaxError, struct.error, ...
-        reason = "is not an image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be decoded ({error})"
-        raise UserError(f"{path} {reason}; replace the file or leave it out") from error
+        raise UserError(f"{path} {_reason(error)}; replace the file or leave it out") from error
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow's readers say of a file, in words. They take no memory for what claims to be larger than their limit."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"says that it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels, which is not decoded"
+    return "is not an image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be decoded ({error})"
 
 
 def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -109,7 +115,7 @@ def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
         with Image.open(path) as image:
             stored, orientation = (image.height, image.width), image.getexif().get(TURN, 1)
     except Exception as error:  # Pillow's readers raise whatever the bytes lead them to
-        raise UserError(f"{path} cannot be read as an image; replace the file or remove it with its boxes") from error
+        raise UserError(f"{path} {_reason(error)}; replace the file or remove it with its boxes") from error
     return stored, stored[::-1] if swaps_sides(orientation) else stored
 
 

@@ -55,7 +55,8 @@ class Partition:
         if not all(file.is_file() for file in files.values()):
             for part, coco in self._divided(whole).items():
                 write_json(files[part], coco)
-        return {part: Split(file, whole.images, whole.root or whole.annotations.parent) for part, file in files.items()}
+        roots = (whole.annotations.parent, *whole.roots)
+        return {part: Split(file, whole.images, roots) for part, file in files.items()}
 
     def write(self, file: Path) -> None:
         """Write down how the images were divided, and which are where."""

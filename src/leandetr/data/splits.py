@@ -51,8 +51,8 @@ class DataFolder:
         """
         file, found = self.annotations(name), self.recognised
         if isinstance(found.content, LabelledSet):
-            return Split(file, found.place if found.place.is_dir() else found.place.parent)
-        return Split(file, images_of(found.place, name, found.content[name]), found.place)
+            return Split(file, found.place if found.place.is_dir() else found.place.parent, tuple(found.content.places))
+        return Split(file, images_of(found.place, name, found.content[name]), (found.place,))
 
     def annotations(self, name: str) -> Path:
         """The annotations of `split`, whether there are COCO's images or not; sizes of VOC's and YOLO's images are read from

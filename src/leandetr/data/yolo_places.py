@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from leandetr.data.file_names import leading_out
 from leandetr.data.labelled import SUFFIXES, image_files, is_hidden, read_text
 from leandetr.data.split_names import ALIASES, SPLITS, child, split_folders, split_named
 from leandetr.errors import UserError
@@ -155,10 +156,16 @@ def _list(file: Path, roots: list[Path], said: list[str]) -> Part:
     places = list(dict.fromkeys([file.parent, *roots]))
     images, moved, lost = [], [], []
     for line in lines:
-        found = next((place / line for place in places if (place / line).is_file()), None)
+        written = next((place / line for place in places if os.path.isfile(place / line)), None)
+        found = written if written is not None and not leading_out([written], places) else None
         if found is None:
             found = _elsewhere(line, places)
             moved.append(line)
+        if found is None and written is not None:
+            raise UserError(
+                f"{file} lists {line}, which is outside of {' and '.join(map(str, places))}; name the folder that holds all "
+                "images as `path` in the YAML file, or move them"
+            )
         if found is None:
             lost.append(line)
         else:
@@ -180,7 +187,7 @@ def _list(file: Path, roots: list[Path], said: list[str]) -> Part:
 def _elsewhere(line: str, places: list[Path]) -> Path | None:
     parts = [part for part in PurePosixPath(line).parts if part not in ("/", "..", ".")]
     rests = (place.joinpath(*parts[start:]) for start in range(1, len(parts)) for place in places)
-    return next((path for path in rests if path.is_file()), None)
+    return next((path for path in rests if os.path.isfile(path)), None)
 
 
 def _usual(base: Path, split: str) -> Path | None:

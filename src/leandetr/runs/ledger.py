@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.text import Text
 
 from leandetr.files import read_json, write_json
 from leandetr.inputs import State, changed, digest
@@ -93,7 +94,7 @@ class Ledger:
         spent = before.get("seconds", 0.0) if same and "summary" not in before else 0.0
         begun = {"name": name, "kind": kind, "made_from": key, "state": state}
         write_json(note, begun | {"seconds": spent})
-        self.console.print(f"[bold]{name}[/bold]")
+        self.console.print(Text(name, style="bold"))
         self.worked += 1
 
         def seconds() -> float:
