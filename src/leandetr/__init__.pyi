@@ -5,13 +5,14 @@ from .detectors.detector import Detector
 from .detectors.spec import NewBackbone, NewDetector
 from .distillation import Distillation, Distiller, Teaching, Term, build_terms
 from .errors import UserError
+from .pruning import Pruning
 from .quantization import Dynamic, LowBit, Scheme, SmoothQuant, Static, Unified, WeightOnly
 from .recipe import Recipe, read_recipe
 from .runs import compress
 from .structures import ClassMap, Detections, DetectorOutput, Preprocessing, Queries
 from .training.config import Training
 from .trimming import TrimGoal
-from .verbs import LowBitTraining, benchmark, distill, evaluate, export, predict, pretrain, quantize, train, trim
+from .verbs import LowBitTraining, benchmark, distill, evaluate, export, predict, pretrain, prune, quantize, train, trim
 
 __version__: str
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "NewBackbone",
     "NewDetector",
     "Preprocessing",
+    "Pruning",
     "Queries",
     "Recipe",
     "Scheme",
@@ -50,6 +52,7 @@ __all__ = [
     "open_runtime",
     "predict",
     "pretrain",
+    "prune",
     "quantize",
     "read_recipe",
     "train",

@@ -25,8 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForObjectDetection, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING
+from transformers import PreTrainedConfig
 
 from leandetr.detectors.attention import open_attention
 from leandetr.detectors.families.registry import family_of
@@ -128,24 +127,6 @@ class _Line:
         x, y, xx, xy = self.sums / self.count
         slope = (xy - x * y) / (xx - x * x).clamp(min=torch.finfo(torch.float32).eps)
         return slope, y - slope * x
-
-
-def class_to_load(config: PreTrainedConfig) -> Any:
-    """What `from_pretrained` is called on: transformers' Auto class, or one whose models are built with the alignment that the
-    configuration names, before the weights come."""
-    if (found := alignment_of(config)) is None:
-        return AutoModelForObjectDetection
-    which: str = found
-    plain: Any = MODEL_FOR_OBJECT_DETECTION_MAPPING[type(config)]
-
-    class Aligned(plain):
-        def __init__(self, config: PreTrainedConfig, *arguments: Any, **options: Any) -> None:
-            super().__init__(config, *arguments, **options)
-            align_queries(self, which)
-            self.__class__ = plain  # what it is saved as
-
-    Aligned.__name__ = plain.__name__  # by which transformers chooses the loss
-    return Aligned
 
 
 def _align(attention: Any, kind: str, model: DetectionModel) -> None:

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
-from leandetr.detectors.alignment import class_to_load
+from leandetr.detectors.architecture import class_to_load
 from leandetr.detectors.backbones import Backbone, load_backbone_weights
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families.registry import FAMILIES, family_of

@@ -18,10 +18,11 @@ from leandetr.detectors.reconfigure import reconfigure, resize_images, resize_qu
 from leandetr.errors import UserError
 
 
-def check_float(detector: Detector, name: str) -> None:
-    """Raises UserError for a quantized detector, called `name`, and for one whose answer is not its last layer's."""
+def check_float(detector: Detector, name: str, verb: str = "trim") -> None:
+    """Raises UserError for a quantized detector, called `name`, and for one whose answer is not its last layer's. verb: what is
+    to be done to it."""
     if getattr(detector.config, "quantization_config", None) is not None:
-        raise UserError(f"{name} is quantized already; trim the float detector and quantize what comes of it")
+        raise UserError(f"{name} is quantized already; {verb} the float detector and quantize what comes of it")
     if getattr(detector.config, "eval_idx", -1) not in (-1, detector.config.decoder_layers - 1):
         raise UserError(f"{name} answers with decoder layer eval_idx = {detector.config.eval_idx}, not its last; give another")
 

@@ -5,6 +5,7 @@ from leandetr.verbs.artefacts import benchmark, detections_of, evaluate, evaluat
 from leandetr.verbs.data import Data, opened, split_of, state_of
 from leandetr.verbs.fitting import open_teacher
 from leandetr.verbs.low_bit import LowBitTraining
+from leandetr.verbs.pruning import prune
 from leandetr.verbs.quantization import quantize, quantize_within
 from leandetr.verbs.training import distill, pretrain, train
 from leandetr.verbs.trimming import trim
@@ -22,6 +23,7 @@ __all__ = [
     "opened",
     "predict",
     "pretrain",
+    "prune",
     "quantize",
     "quantize_within",
     "split_of",

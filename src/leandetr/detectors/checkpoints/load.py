@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
-from leandetr.detectors.alignment import class_to_load
+from leandetr.detectors.architecture import class_to_load
 from leandetr.detectors.checkpoints.published import SUFFIXES as PUBLISHED
 from leandetr.detectors.checkpoints.published import layout_of, load_published
 from leandetr.detectors.checkpoints.state_dict import SUFFIXES, read_checkpoint

@@ -1,0 +1,6 @@
+"""Hidden units of a trained detector's feed-forward layers, ranked by what they do for the loss and left out."""
+
+from leandetr.pruning.config import Pruning
+from leandetr.pruning.prune import prune_units
+
+__all__ = ["Pruning", "prune_units"]
