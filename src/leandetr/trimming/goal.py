@@ -48,7 +48,7 @@ class TrimGoal(Checked):
     Attributes:
         max_ap_drop: in AP on the held-out photographs, a fraction; 0.005 where neither is given.
         target_latency_ms: of one photograph on the engine, with its post-processing.
-        engine: "pytorch", "onnxruntime" or "openvino".
+        engine: a name in `ENGINES`.
         held_out: photographs of the training split that AP is measured on, evenly spread; at most half of them.
     """
 
