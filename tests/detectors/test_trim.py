@@ -11,7 +11,9 @@ from leandetr.errors import UserError
 from leandetr.quantization import WeightOnly, quantize
 from leandetr.structures import Queries
 
-NAMES = [name for name in MODELS if not missing(name)]
+#: built of the parts of another
+ALIKE = ("rt_detr", "deformable_detr_refine", "deformable_detr_two_stage", "lw_detr")
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in MODELS if not missing(name)]
 #: with one layer transformers finds no second head to tie to the first
 TWO_LAYERS = ("deformable_detr", "deformable_detr_refine", "rt_detr_v2", "d_fine", "deimv2")
 

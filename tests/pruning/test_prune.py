@@ -20,7 +20,9 @@ from leandetr.pruning import Pruning
 from leandetr.pruning.importance import magnitude, taylor, tokens
 from leandetr.pruning.prune import choose, keep_units
 
-NAMES = [name for name in MODELS if not missing(name)]
+#: built of the parts of another
+ALIKE = ("rt_detr", "deformable_detr_refine", "deformable_detr_two_stage", "lw_detr")
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in MODELS if not missing(name)]
 
 
 @pytest.fixture

@@ -31,7 +31,10 @@ def step(detector, labels):
     return loss.detach(), gradients, {name: value.clone() for name, value in detector.named_buffers()}, size
 
 
-@pytest.mark.parametrize("name", MODELS)
+ALIKE = ("rt_detr", "deformable_detr_refine", "deformable_detr_two_stage", "lw_detr")  # built of the parts of another
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in MODELS])
 def test_the_same_step_in_less_memory(tiny_detector, labels, name):
     (plain, recomputed), found = (tiny_detector(name).train() for _ in range(2)), labels(3, 1)
     recompute_blocks(recomputed)
