@@ -207,3 +207,12 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if (self.size is None) == (self.shortest_edge is None):
             raise ValueError("preprocessing takes either a fixed size or a shortest edge")
+
+
+def size_in_words(size: tuple[int, int] | int) -> str:
+    """A size of images: (height, width) in pixels, or the shorter side.
+
+    >>> size_in_words((480, 640)), size_in_words(800)
+    ('480 x 640', 'shorter side 800')
+    """
+    return f"shorter side {size}" if isinstance(size, int) else f"{size[0]} x {size[1]}"

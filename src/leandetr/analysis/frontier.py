@@ -9,6 +9,7 @@ from typing import Any
 from leandetr.analysis import figures
 from leandetr.errors import UserError
 from leandetr.files import read_json
+from leandetr.structures import size_in_words
 
 
 def frontier(file: Path, out: Path) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def frontier(file: Path, out: Path) -> dict[str, Any]:
 def draw(found: dict[str, Any], path: Path) -> None:
     """AP over latency: every point, its colour the size of the images and its marker the layers; the frontier as a line."""
     full, chosen = found["full"], found["chosen"]
-    sizes = list(dict.fromkeys(_size(point) for point in found["points"]))
+    sizes = list(dict.fromkeys(size_in_words(point["size"]) for point in found["points"]))
     caption = (
         f"Each mark is the detector with so many decoder layers (the more, the larger the mark) and queries (the fewer, the "
         f"paler) and images of one size, without training. AP on {found['images']} photographs of the training split; one "
@@ -37,7 +38,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figure, axes = figures.panels(title, caption, 1, 1, (9, 5.4))
     panel = axes[0, 0]
     for place, size in enumerate(sizes):
-        mine = [point for point in found["points"] if _size(point) == size]
+        mine = [point for point in found["points"] if size_in_words(point["size"]) == size]
         panel.scatter(
             [point["latency_ms"] for point in mine],
             [point["ap"] for point in mine],
@@ -50,14 +51,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     line = found["frontier"]
     panel.plot([p["latency_ms"] for p in line], [p["ap"] for p in line], color="#444444", linewidth=1, label="frontier")
     for point, marker, name in ((full, "s", "untrimmed"), (chosen, "*", "chosen")):
-        text = f"{name}: {point['layers']} layers, {point['queries']} queries, {_size(point)}"
+        text = f"{name}: {point['layers']} layers, {point['queries']} queries, {size_in_words(point['size'])}"
         style = {"facecolors": "none", "edgecolors": "black", "s": 160, "linewidths": 1.4}
         panel.scatter([point["latency_ms"]], [point["ap"]], marker=marker, label=text, **style)
     figures.label(panel, "", f"milliseconds a photograph on {found['engine']}", "AP")
     figures.legend_beside(figure, panel)
     figures.save(figure, path)
-
-
-def _size(point: dict[str, Any]) -> str:
-    size = point["size"]
-    return f"shorter side {size}" if isinstance(size, int) else f"{size[0]} x {size[1]}"

@@ -50,18 +50,17 @@ def trim(
 
 def frontier_table(found: dict[str, Any]) -> Table:
     """The frontier and the untrimmed detector, the slowest first."""
-    from leandetr.trimming.goal import shown
+    from leandetr.structures import size_in_words
 
     full, chosen = found["full"], found["chosen"]
     table = Table("layers", "queries", "size", "AP", "drop", "ms", "speed-up", "")
     rows = [full, *(point for point in found["frontier"] if point != full)]
     for point in rows + ([] if chosen in rows else [chosen]):
         marks = [mark for mark, one in (("untrimmed", full), ("chosen", chosen)) if point == one]
-        size = point["size"] if isinstance(point["size"], int) else tuple(point["size"])
         table.add_row(
             str(point["layers"]),
             str(point["queries"]),
-            shown(size),
+            size_in_words(point["size"]),
             f"{point['ap']:.4f}",
             f"{full['ap'] - point['ap']:.4f}",
             f"{'' if point['measured'] else 'about '}{point['latency_ms']:.2f}",

@@ -13,15 +13,13 @@ an anchor like them. Levels are averaged; padding is not imitated.
 from __future__ import annotations
 
 import math
-from typing import Self
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from leandetr.detectors.detector import Detector
-from leandetr.distillation.levels import Level, Levels
-from leandetr.distillation.term import Term
+from leandetr.distillation.level_term import LevelTerm
+from leandetr.distillation.levels import Level
 from leandetr.structures import Batch, DetectorOutput, Target
 
 THRESHOLD = 0.5
@@ -29,23 +27,11 @@ RATIOS = (0.5, 1.0, 2.0)  # height to width
 SIDES, SIDES_OF_A_SINGLE_LEVEL = (8,), (2, 4, 8)  # in cells
 
 
-class FineGrained(Term):
-    """Mean squared error between the teacher's features and the adapted student's in the cells near objects.
-
-    Args:
-        levels: brings the two detectors' feature maps together, with a 3x3 convolution.
-    """
+class FineGrained(LevelTerm):
+    """Mean squared error between the teacher's features and the adapted student's in the cells near objects."""
 
     name = "fgfi"
-    needs = frozenset({"features"})
-
-    def __init__(self, levels: Levels) -> None:
-        super().__init__()
-        self.levels = levels
-
-    @classmethod
-    def build(cls, student: Detector, teacher: Detector) -> Self:
-        return cls(Levels.build(student, teacher, kernel_size=3))
+    kernel_size = 3
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         """Features of both and the objects -> {"imitation": scalar}, 0 without objects."""

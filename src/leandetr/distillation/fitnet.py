@@ -10,34 +10,18 @@ The plainest feature distillation, and the baseline that every masked one has to
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 from torch import Tensor
 
-from leandetr.detectors.detector import Detector
-from leandetr.distillation.levels import Level, Levels
-from leandetr.distillation.term import Term
+from leandetr.distillation.level_term import LevelTerm
+from leandetr.distillation.levels import Level
 from leandetr.structures import Batch, DetectorOutput
 
 
-class FitNet(Term):
-    """Mean squared error between the teacher's features and the adapted student's. Padded cells do not count.
-
-    Args:
-        levels: brings the two detectors' feature maps together.
-    """
+class FitNet(LevelTerm):
+    """Mean squared error between the teacher's features and the adapted student's. Padded cells do not count."""
 
     name = "fitnet"
-    needs = frozenset({"features"})
-
-    def __init__(self, levels: Levels) -> None:
-        super().__init__()
-        self.levels = levels
-
-    @classmethod
-    def build(cls, student: Detector, teacher: Detector) -> Self:
-        return cls(Levels.build(student, teacher))
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         """Features of both -> {"imitation": scalar}."""

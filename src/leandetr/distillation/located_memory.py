@@ -13,36 +13,21 @@ foreground and background without its attention and relations, with FGD's masks.
 
 from __future__ import annotations
 
-from typing import Self
-
 from torch import Tensor
 
-from leandetr.detectors.detector import Detector
 from leandetr.distillation.fgd import object_masks
-from leandetr.distillation.levels import Level, Levels
-from leandetr.distillation.term import Term, total
+from leandetr.distillation.level_term import LevelTerm
+from leandetr.distillation.levels import Level
+from leandetr.distillation.term import total
 from leandetr.structures import Batch, DetectorOutput, Target
 
 RATIO = 500.0  # of a foreground's weight to a background's
 
 
-class LocatedMemory(Term):
-    """Imitates the teacher's memory object by object.
-
-    Args:
-        levels: brings the two detectors' feature maps together.
-    """
+class LocatedMemory(LevelTerm):
+    """Imitates the teacher's memory object by object."""
 
     name = "located-memory"
-    needs = frozenset({"features"})
-
-    def __init__(self, levels: Levels) -> None:
-        super().__init__()
-        self.levels = levels
-
-    @classmethod
-    def build(cls, student: Detector, teacher: Detector) -> Self:
-        return cls(Levels.build(student, teacher))
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, batch: Batch) -> dict[str, Tensor]:
         """Features of both and the objects -> "foreground" and "background", summed over the levels."""

@@ -44,8 +44,8 @@ def bootstrap(ground_truth: Mapping[str, Any], results: Iterable[Mapping[str, An
         ground_truth: a COCO dictionary.
         results: detections in COCO's results format.
     """
-    images = {image["id"]: place for place, image in enumerate(ground_truth["images"])}
-    counts = np.random.default_rng(0).multinomial(len(images), [1 / len(images)] * len(images), size=draws)
+    images = len(ground_truth["images"])
+    counts = np.random.default_rng(0).multinomial(images, [1 / images] * images, size=draws)
     return weighted_ap(ground_truth, results, counts)
 
 

@@ -9,7 +9,7 @@ from leandetr.detectors.create import COARSEST
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.trim import query_count, trim
 from leandetr.errors import UserError
-from leandetr.trimming.goal import shown
+from leandetr.structures import size_in_words
 
 Size = tuple[int, int] | int
 QUERIES = (1, 0.75, 0.5, 0.375, 0.25)  # of the detector's own
@@ -50,7 +50,7 @@ def grid_of(detector: Detector) -> Grid:
         try:
             bases[size] = _largest(detector, size, counts)
         except UserError as error:
-            left_out.append(f"images of {shown(size)}: {error}")
+            left_out.append(f"images of {size_in_words(size)}: {error}")
     return Grid(layers, counts, bases, left_out)
 
 

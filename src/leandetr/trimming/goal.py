@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from leandetr.checked import Checked
 from leandetr.deployment.runtimes import ENGINES
 from leandetr.errors import UserError
+from leandetr.structures import size_in_words
 
 DROP = 0.005  # of AP, where no goal is named
 
@@ -84,7 +85,7 @@ class TrimGoal(Checked):
             fastest = min(points, key=lambda point: point.latency_ms)
             raise UserError(
                 f"the target of {target:g} ms cannot be met by trimming: the fastest of {len(points)} detectors, with "
-                f"{fastest.layers} layers, {fastest.queries} queries and images of {shown(fastest.size)}, takes "
+                f"{fastest.layers} layers, {fastest.queries} queries and images of {size_in_words(fastest.size)}, takes "
                 f"{fastest.latency_ms:.2f} ms on {self.engine}; allow more time, or quantize too"
             )
         return min(within, key=lambda point: (-point.ap, point.layers, point.queries))
@@ -97,11 +98,3 @@ def frontier(points: Sequence[Point]) -> list[Point]:
         if not kept or point.ap > kept[-1].ap:
             kept.append(point)
     return kept[::-1]
-
-
-def shown(size: tuple[int, int] | int) -> str:
-    """
-    >>> shown((480, 640)), shown(800)
-    ('480 x 640', 'shorter side 800')
-    """
-    return f"shorter side {size}" if isinstance(size, int) else f"{size[0]} x {size[1]}"
