@@ -90,11 +90,13 @@ def _remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """UTF-8, whole or not at all."""
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """An indented JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from leandetr.deployment.integer_kernels import answers_on_a_grid, clamp_bytes, multiply_matrices
+from leandetr.deployment.integer_kernels import answers_on_a_grid, clamp_bytes, multiply_matrices, repeat_bytes
 from leandetr.deployment.unpacking import unpack_onnx
 
 RNG = np.random.default_rng(0)
@@ -142,3 +142,46 @@ def test_weights_are_unpacked_where_the_convolution_has_no_grid_behind_it():
         expected = run(model, x, optimised=False)
         assert unpack_onnx(model) == unpacked
         np.testing.assert_allclose(run(model, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def enlarged(mode="nearest", on_a_grid=True):
+    """A grid made twice as large and joined with another grid, as in a feature pyramid, with a grid behind it or none."""
+    values = {"low": np.float32(0.02), "high": np.float32(0.03), "zero": np.uint8(120), "twice": np.float32([1, 1, 2, 2])}
+    nodes = [
+        ("QuantizeLinear", ["x", "low", "zero"], ["q"], {}),
+        ("DequantizeLinear", ["q", "low", "zero"], ["d"], {}),
+        (
+            "Resize",
+            ["d", "", "twice"],
+            ["large"],
+            {"mode": mode, "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"},
+        ),
+        ("Concat", ["large", "large"], ["both"], {"axis": 1}),
+    ]
+    if on_a_grid:
+        nodes += [
+            ("QuantizeLinear", ["both", "high", "zero"], ["qq"], {}),
+            ("DequantizeLinear", ["qq", "high", "zero"], ["y"], {}),
+        ]
+    else:
+        nodes.append(("Relu", ["both"], ["y"], {}))
+    return graph(nodes, values)
+
+
+def test_repeated_pixels_are_repeated_bytes():
+    model, x = enlarged(), RNG.standard_normal(SHAPE).astype(np.float32)
+    expected = run(model, x, optimised=False)
+    assert repeat_bytes(model.graph) == 1
+    assert [kind for kind in kinds(model) if kind != "DequantizeLinear"] == [
+        "QuantizeLinear",
+        "Resize",
+        "Concat",
+        "QuantizeLinear",
+    ]
+    np.testing.assert_array_equal(run(model, x, optimised=False), expected)
+    np.testing.assert_allclose(run(model, x), expected, atol=0.031)  # it joins bytes by way of tables, a step apart at most
+
+
+@pytest.mark.parametrize("case", [{"mode": "linear"}, {"on_a_grid": False}])
+def test_other_enlargements_stay(case):
+    assert repeat_bytes(enlarged(**case).graph) == 0

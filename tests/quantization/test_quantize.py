@@ -229,3 +229,12 @@ def test_faults_are_one_sentence(tiny_detector, batches, make, says):
     with pytest.raises(UserError, match=says) as fault:
         make(tiny_detector("detr"), batches)
     assert "\n" not in str(fault.value)
+
+
+def test_a_relu_behind_merged_convolutions_takes_their_grid(tiny_detector, batches):
+    detector = tiny_detector("rt_detr_v2", activation_function="relu")
+    record = quantize(detector, Static(calibration_images=2), batches).config.quantization_config
+    merged = [name for name in record.layers if ".bottlenecks." in name]
+    assert merged
+    assert not any(record.layers[name]["output_bits"] for name in merged)
+    assert {name.replace(".conv1.conv", ".activation") for name in merged} <= set(record.activations)

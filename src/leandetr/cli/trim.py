@@ -71,6 +71,7 @@ def frontier_table(found: dict[str, Any]) -> Table:
 
 
 def in_words(found: dict[str, Any]) -> str:
+    """What a trimming found, as it stands in `frontier.json`, in a sentence."""
     full, chosen = found["full"], found["chosen"]
     return (
         f"AP {chosen['ap']:.4f} against {full['ap']:.4f} on {found['images']} training photographs; "

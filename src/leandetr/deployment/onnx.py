@@ -27,6 +27,7 @@ from onnxscript.optimizer import fold_constants
 from torch import Tensor
 
 from leandetr.deployment.agreement import SureBoxes, agreement, in_words, sure_boxes
+from leandetr.deployment.attention import attention_translations
 from leandetr.deployment.end_to_end import EndToEnd
 from leandetr.deployment.half import to_half, without_norms
 from leandetr.deployment.metadata import KEY, Metadata, describe, scheme_of
@@ -34,6 +35,7 @@ from leandetr.deployment.opsets import OPSET, TRACED, check_opset, lower
 from leandetr.deployment.pytorch import PlainDetector
 from leandetr.deployment.rewrites import (
     forget_types,
+    infer_free_lengths,
     name_axes,
     own_zero_points,
     pad_in_convolutions,
@@ -199,7 +201,7 @@ def _to_onnx(model: PlainDetector | EndToEnd, sample: tuple[Tensor, ...], dynami
             opset_version=opset,
             input_names=inputs[: len(sample)],
             output_names=outputs,
-            custom_translation_table=onnx_translations(),
+            custom_translation_table=onnx_translations() | attention_translations(),
             optimize=False,
             verbose=False,
         )
@@ -211,6 +213,7 @@ def _to_onnx(model: PlainDetector | EndToEnd, sample: tuple[Tensor, ...], dynami
     common.InlinePass()(program.model)
     fold_constants(program.model)
     store_integers(program.model.graph)
+    infer_free_lengths(program.model.graph)
     select_tokens(program.model.graph)
     pad_in_convolutions(program.model.graph)
     clean = Sequential(

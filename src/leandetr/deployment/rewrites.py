@@ -37,6 +37,18 @@ def select_tokens(graph: onnx_ir.Graph) -> None:
             replace_nodes_and_values(graph, node, [node], [choice], node.outputs, choice.outputs)
 
 
+def infer_free_lengths(graph: onnx_ir.Graph) -> None:
+    """A Reshape to a computed shape with one free length, such as (batch, 300, 8, 32), infers that length.
+
+    The engines then compute nothing to know the shape. Shapes are those that the exporter says.
+    """
+    for node in [node for node in graph if node.op_type == "Reshape" and value_of(node.inputs[1]) is None]:
+        shape = node.outputs[0].shape
+        lengths = [length if isinstance(length, int) else -1 for length in shape or ()]
+        if lengths.count(-1) == 1 and 0 not in lengths:
+            node.replace_input_with(1, constant(graph, f"{node.outputs[0].name}_shape", np.array(lengths)))
+
+
 def pad_in_convolutions(graph: onnx_ir.Graph) -> None:
     """Zero padding before a convolution becomes the convolution's own, also through an integer grid, on which 0 always lies:
 

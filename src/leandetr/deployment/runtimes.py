@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leandetr.deployment.engines import ENGINES, check_gpu, possible
-from leandetr.deployment.integer_kernels import clamp_bytes, multiply_matrices
+from leandetr.deployment.integer_kernels import clamp_bytes, multiply_matrices, repeat_bytes
 from leandetr.deployment.metadata import KEY, Metadata
 from leandetr.deployment.openvino import core, onnx_metadata, read_onnx
 from leandetr.deployment.providers import asked_providers, check_taken
@@ -108,6 +108,7 @@ class OnnxRuntime(FileRuntime):
         model = onnx_ir.load(path)
         clamp_bytes(model.graph)
         multiply_matrices(model.graph)
+        repeat_bytes(model.graph)
         self.unpacked = unpack_onnx(model)
         file = onnx_ir.to_proto(model).SerializeToString()
         self.unpack_seconds = time.perf_counter() - start

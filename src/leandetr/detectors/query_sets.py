@@ -22,6 +22,7 @@ SETS = ("object", "distillation", "both")
 
 
 def has_distillation_queries(config: PreTrainedConfig) -> bool:
+    """Whether queries that learn from a teacher stand beside those that are trained on boxes."""
     return getattr(config, "distillation_queries", 0) > 0
 
 

@@ -40,6 +40,7 @@ RULES: Rules = (
 
 
 def published_config(state: State, name: str) -> PreTrainedConfig:
+    """The sizes of a published AdaMixer's weights, read off their shapes; name: of its file."""
     queries, width = state["rpn_head.init_content_features.weight"].shape
     mixing = "roi_head.bbox_head.0.sampling_n_mixing."
     mixed = state[f"{mixing}adaptive_mixing.out_proj.weight"].shape[1] // width

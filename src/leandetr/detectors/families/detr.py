@@ -36,6 +36,7 @@ RULES: Rules = (
 
 
 def published_config(state: State, name: str) -> PreTrainedConfig:
+    """The sizes of a published DETR's weights, read off their shapes; name: of its file."""
     backbone = timm_resnet(state, "backbone.0.body.", [4], output_stride=16 if "dc5" in name.lower() else None)
     classes = len(state["class_embed.weight"]) - 1
     return AutoConfig.for_model("detr", backbone_config=backbone, num_labels=classes, **sizes_of_transformer(state))

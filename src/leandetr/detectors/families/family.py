@@ -54,6 +54,7 @@ SAMPLING = {"*sampling_offsets": "sampling offsets", "*.attention_weights": "wei
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """log(x / (1 - x)) of x in [0, 1], which is kept `eps` from both ends."""
     x = x.clamp(eps, 1 - eps)
     return torch.log(x / (1 - x))
 

@@ -51,6 +51,7 @@ RULES: Rules = (
 
 
 def published_config(state: State, name: str) -> PreTrainedConfig:
+    """The sizes of a published RT-DETR's or RT-DETRv2's weights, read off their shapes; name: of its file."""
     second = any(key.endswith("cross_attn.num_points_scale") for key in state)
     bottleneck = "backbone.res_layers.0.blocks.0.branch2c.conv.weight" in state
     depths = [numbers_after(state, f"backbone.res_layers.{stage}.blocks.") for stage in range(4)]

@@ -24,6 +24,7 @@ RULES: Rules = (
 
 
 def published_config(state: State, name: str) -> PreTrainedConfig:
+    """The sizes of a published SMCA DETR's weights, read off their shapes; name: of its file."""
     backbone = timm_resnet(state, "backbone.0.body.", [4])
     sizes = sizes_of_transformer(state)
     scale = "transformer.decoder.layers.0.point3.weight"

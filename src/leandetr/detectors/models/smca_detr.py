@@ -197,6 +197,8 @@ class SmcaDecoder(Decoder):
 
 
 class SmcaDetrPreTrainedModel(SetPredictionPreTrainedModel):
+    """What SMCA DETR's model and detector share."""
+
     config: SmcaDetrConfig
     _no_split_modules = ["ConvBackbone", "DetrEncoderLayer", "SmcaDecoderLayer"]  # noqa: RUF012
 
