@@ -14,8 +14,9 @@ from leandetr.verbs.data import Data, opened, split_of
 
 
 def prune(model: str | Path, data: Data, out: Path, pruning: Pruning) -> tuple[Detector, dict[str, Any]]:
-    """Leave the least important hidden units of a saved detector's feed-forward layers out, without training, and save what
-    stays in `out`; `pruning.json` there says what of each layer. `distill` with the whole detector as teacher recovers it.
+    """Leave the least important hidden units, attention heads and inner channels of a saved detector out as far as a goal says,
+    without training, and save what stays in `out`; `pruning.json` there says what of each layer. `distill` with the whole
+    detector as teacher recovers it.
 
     data: `train` is looked at alone. Returns the detector and what is in the JSON. Raises UserError for every fault of the
     input.
