@@ -28,9 +28,11 @@ def prune(model: str | Path | NewDetector, data: Data, out: Path, pruning: Pruni
     data = opened(data)
     with claiming(out, ["prune", model, data, pruning.model_dump()]):
         split = split_of(data, "train")
-        new = isinstance(model, NewDetector)
-        whole, name = (build(model, class_map_of(split)), model.checkpoint) if new else (load(model), model)
-        detector, found = prune_units(whole.to(chosen_device()), split, pruning, str(name))
+        if isinstance(model, NewDetector):
+            whole, name = build(model, class_map_of(split)), str(model.checkpoint)
+        else:
+            whole, name = load(model), str(model)
+        detector, found = prune_units(whole.to(chosen_device()), split, pruning, name)
         write_json(Path(out) / "pruning.json", found)
         detector.save(Path(out))
         return detector, found
