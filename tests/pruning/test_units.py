@@ -27,6 +27,7 @@ BLOCKS = {
     "universal inverted residuals": ("detr", "mobilenetv4_conv_small_035", SMALL, 12),
     "aggregation, also depthwise": ("smca_detr", "hgnetv2_b0", SMALL, 20),
     "partial stages": ("rt_detr_v2", "resnet10t", SMALL | {"encoder_hidden_dim": 32, "hidden_expansion": 0.5}, 4 + 4),
+    "efficient layer aggregation": ("d_fine", "resnet10t", SMALL | {"encoder_hidden_dim": 32}, 4 + 4 * 4),
     "transformers' basic blocks": (
         "rt_detr_v2",
         "rt_detr_resnet",

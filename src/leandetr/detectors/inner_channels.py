@@ -32,6 +32,7 @@ CHAINS = {
 }
 AGGREGATING = ("HGNetV2BasicLayer", "HighPerfGpuBlock")  # layers in a row, all concatenated
 PARTIAL = ("RTDetrCSPRepLayer", "RTDetrV2CSPRepLayer")  # two branches added, one of them through more blocks
+ELAN = ("DFineRepNCSPELAN4",)  # two of such blocks with a convolution after each, all concatenated
 EXCITING = (("conv_reduce", "conv_expand"), ("fc1", "fc2"))  # convolutions of squeeze-and-excitation
 
 
@@ -46,7 +47,9 @@ def inner_channels(model: PreTrainedModel) -> dict[str, Units]:
         if kinds & set(AGGREGATING):
             found |= _of_aggregation(module)
         elif kinds & set(PARTIAL) and isinstance(module.conv3, nn.Module) and any(True for _ in _convolutions(module.conv3)):
-            found[module] = _of_partial(module)
+            found[module] = _of_partial(module, module.conv3)
+        elif kinds & set(ELAN):
+            found |= _of_elan(module)
         elif name.startswith("model.backbone.") and _is_feed_forward(module):
             units = hidden_units_of(module, "channels")
             found |= {} if units is None else {module: units}
@@ -94,15 +97,31 @@ def _of_aggregation(block: Any) -> dict[nn.Module, Units]:
     return found | (_of_chain(block.aggregation) if plain else {})
 
 
-def _of_partial(block: Any) -> Units:
-    """The channels of both branches, which are added and pass through all blocks of the first."""
+def _of_partial(block: Any, reader: nn.Module) -> Units:
+    """The channels of both branches, which are added, pass through all blocks of the first and are read by a convolution."""
     made = [*_in_order([block.conv1]), *_in_order([block.conv2])]
     parts = [Part(layer) for layer in made]
     for layer in _in_order(block.bottlenecks):
         parts += [Part(layer), *([Part(layer, reads=True)] if isinstance(layer, nn.Conv2d) else [])]
-    parts.append(Part(next(_convolutions(block.conv3)), reads=True))
+    parts.append(Part(next(_convolutions(reader)), reads=True))
     gates = (Gate(module, answers=True, axis=1) for module in (block.conv1, block.conv2, *block.bottlenecks))
     return Units("channels", tuple(parts), tuple(gates))
+
+
+def _of_elan(block: Any) -> dict[nn.Module, Units]:
+    """The channels of either partial block, which have one width, and of the convolutions after them."""
+    last, split = next(_convolutions(block.conv4)), next(_convolutions(block.conv1)).out_channels
+    inner, outer = (next(_convolutions(layer)) for layer in (block.conv2, block.conv3))
+    branches = (next(_convolutions(layer)) for layer in (block.csp_rep2.conv1, block.csp_rep2.conv2))
+    of_inner = [*(Part(each) for each in _in_order([block.conv2])), *(Part(each, reads=True) for each in branches)]
+    of_inner.append(Part(last, reads=True, first=split))
+    of_outer = [*(Part(each) for each in _in_order([block.conv3])), Part(last, reads=True, first=split, behind=(inner,))]
+    return {
+        block.csp_rep1: _of_partial(block.csp_rep1, block.conv2),
+        inner: Units("channels", tuple(of_inner), (Gate(block.conv2, answers=True, axis=1),)),
+        block.csp_rep2: _of_partial(block.csp_rep2, block.conv3),
+        outer: Units("channels", tuple(of_outer), (Gate(block.conv3, answers=True, axis=1),)),
+    }
 
 
 def _in_order(layers: Iterable[nn.Module | None]) -> Iterator[nn.Module]:
