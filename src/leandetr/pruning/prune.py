@@ -128,12 +128,11 @@ def _ranked(
     detector: Detector, found: Mapping[str, Units], loader: Loader, image_size: tuple[int, int], pruning: Pruning
 ) -> list[Group]:
     """The groups in the order in which they leave."""
-    if pruning.importance == "taylor":
-        with counting("images", len(loader)) as step:
-            importance = taylor(detector, found, loader, step)
-    else:
-        importance = magnitude(found)
     together = {name: units.together for name, units in found.items()}
+    if pruning.importance == "magnitude":
+        return order_of(magnitude(found), dict.fromkeys(found, 1.0), together)
+    with counting("images", len(loader)) as step:
+        importance = taylor(detector, found, loader, step)
     return order_of(importance, costs(detector.model, found, image_size), together)
 
 
