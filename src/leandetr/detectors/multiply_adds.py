@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,9 +16,16 @@ def multiply_adds(model: nn.Module, image_size: tuple[int, int]) -> int:
 
     No parameter may require a gradient: PyTorch's counter would ask views of parameters for one that is never computed.
     """
+    return multiply_adds_of(model, [model], image_size)[0]
+
+
+def multiply_adds_of(model: nn.Module, modules: Iterable[nn.Module], image_size: tuple[int, int]) -> list[int]:
+    """The same, of these modules in it alone, each with what is inside of it."""
     image = torch.zeros(1, 3, *image_size, device=next(model.parameters()).device)
     # Which fused kernels the counter knows differs between PyTorch's versions, and an unknown one counts as nothing; the
     # unfused kernel is two matrix products in all of them.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(pixel_values=image)
-    return counter.get_total_flops() // 2
+    found, top = counter.get_flop_counts(), type(model).__name__
+    names = {id(module): f"{top}.{name}" if name else top for name, module in model.named_modules()}
+    return [sum(found.get(names[id(module)], {}).values()) // 2 for module in modules]

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from leandetr.detectors.create import build_model, check_keys, check_size
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families.registry import family_of
-from leandetr.detectors.feed_forward import pruned_widths
 from leandetr.detectors.image_size import check_answers
 from leandetr.detectors.preprocessing import resized_to
+from leandetr.detectors.prunable import pruned_units
 from leandetr.errors import UserError
 
 ANCHORS = ("anchor_image_size", "eval_size")  # for which RT-DETR's lineage keeps anchors and position embeddings ready
@@ -53,15 +53,15 @@ def reconfigure(detector: Detector, values: Mapping[str, Any]) -> tuple[Detector
     """A detector of the same family, classes and preprocessing with other configuration values, filled from this one.
 
     Raises UserError for an unknown key, one that follows from data or backbone, values that no model can be built with, widths
-    of a pruned detector's layers, and a quantized detector.
+    and heads of a pruned detector, and a quantized detector.
     """
     old, family = detector.config, detector.family
     check_keys(values, old)
     if getattr(old, "quantization_config", None) is not None:
         raise UserError(f"a quantized detector cannot have another {', '.join(values)}; change the float detector")
-    asked = [key for key in ("encoder_ffn_dim", "decoder_ffn_dim") if key in values]
-    if asked and pruned_widths(old):
-        raise UserError(f"model.{asked[0]}: feed-forward layers that were pruned have widths of their own; leave it out")
+    asked = [key for key in values if key in ("encoder_ffn_dim", "decoder_ffn_dim") or key.endswith("attention_heads")]
+    if asked and pruned_units(old):
+        raise UserError(f"model.{asked[0]}: layers that were pruned have widths and heads of their own; leave it out")
     config = copy.deepcopy(old)
     for key, value in values.items():
         setattr(config, key, value)

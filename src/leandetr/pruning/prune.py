@@ -1,17 +1,12 @@
-"""Units of all feed-forward layers ranked together, the least important left out, in one shot.
-
-Importance is divided by its mean in the layer, since gradients and weights of layers differ in size. Units leave a layer by
-eights, so that widths stay multiples of what integer kernels compute at once.
-"""
+"""Units of a whole detector ranked together, the least important left out in one shot until the goal is reached."""
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
@@ -20,16 +15,19 @@ from leandetr.data.batches import Loader
 from leandetr.data.coco import CocoDataset, Split
 from leandetr.data.transforms import eval_transform
 from leandetr.deployment.progress import counting
+from leandetr.detectors.attention_heads import whole_attentions
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.feed_forward import feed_forward_layers, pruned_widths
 from leandetr.detectors.multiply_adds import multiply_adds
+from leandetr.detectors.prunable import prunable_units, pruned_units
 from leandetr.detectors.trim import check_float
+from leandetr.detectors.units import Structure, Units
 from leandetr.errors import UserError
 from leandetr.pruning.config import Pruning
-from leandetr.pruning.importance import magnitude, taylor, tokens
+from leandetr.pruning.goal import least_for_latency, least_for_macs
+from leandetr.pruning.importance import costs, magnitude, taylor
+from leandetr.pruning.order import Group, order_of, staying
 
-TOGETHER = 8  # units
-NOT_YET = "attention heads and the backbone's channels are not pruned yet"
+WORDS: dict[Structure, str] = {"ffn": "feed-forward layers", "heads": "attention heads", "channels": "inner channels"}
 
 
 def prune_units(
@@ -43,102 +41,100 @@ def prune_units(
         name: of the detector, in sentences and in the result.
 
     Returns:
-        The detector, not recovered by any training; and {"model", "ratio", "importance", "images": that the loss was computed
-        on, "image_size": (height, width) that multiply-adds are counted at, "parameters", "multiply_adds", "feed_forward": the
-        multiply-adds of the feed-forward layers, each {"before", "after"}, "layers": [{"name", "width": units before, "kept"}],
-        "left_out": sentences}.
+        The detector, not recovered by any training; and {"model", "goal": its name and value, "structures", "importance",
+        "images": that the loss was computed on, "image_size": (height, width) that multiply-adds are counted at, "parameters",
+        "multiply_adds": of the whole, each {"before", "after"}, "layers": [{"name", "structure", "width": units before,
+        "kept"}], "left_out": sentences; for a latency what `least_for_latency` measured}.
 
     Raises:
-        UserError: a quantized detector; a split without images; a ratio at which a layer would have no unit left.
+        UserError: a quantized detector; a split without images; a family in which none of the structures can be pruned; a goal
+            that cannot be met.
     """
     check_float(detector, name, "prune")
     detector = copy.deepcopy(detector).requires_grad_(False)
+    found, left_out = _found(detector, pruning, name)
+    loader = _loader(detector, split, pruning)
+    height, width = next(iter(loader))["pixel_values"].shape[-2:]
+    groups = _ranked(detector, found, loader, (height, width), pruning)
+
+    @cache
+    def macs(count: int) -> int:
+        return multiply_adds(keep_units(detector, staying(found, groups[:count])).model, (height, width))
+
+    measured: dict[str, Any] = {}
+    if pruning.target_latency_ms is None:
+        count = least_for_macs(pruning, len(groups), macs)
+    else:
+        count, measured = least_for_latency(
+            pruning, len(groups), lambda count: keep_units(detector, staying(found, groups[:count])), split
+        )
+    kept = staying(found, groups[:count])
+    pruned = keep_units(detector, kept)
+    return pruned.requires_grad_(True), {
+        "model": name,
+        "goal": pruning.goal,
+        "structures": list(pruning.structures),
+        "importance": pruning.importance,
+        "images": len(loader) if pruning.importance == "taylor" else 0,
+        "image_size": [height, width],
+        "parameters": {"before": _parameters(detector), "after": _parameters(pruned)},
+        "multiply_adds": {"before": macs(0), "after": macs(count)},
+        **measured,
+        "layers": [
+            {"name": key, "structure": units.structure, "width": units.count, "kept": len(kept[key])}
+            for key, units in found.items()
+        ],
+        "left_out": left_out,
+    }
+
+
+def keep_units(detector: Detector, kept: Mapping[str, Tensor]) -> Detector:
+    """A copy that has only these units, as its configuration says. kept: name -> indices (K,) of those that stay."""
+    detector = copy.deepcopy(detector)
+    found, counts = prunable_units(detector.model), pruned_units(detector.config)
+    for name, units in kept.items():
+        if len(units) < found[name].count:
+            found[name].keep(units)
+            counts[name] = len(units)
+    detector.config.pruned_units = counts
+    return detector
+
+
+def _found(detector: Detector, pruning: Pruning, name: str) -> tuple[dict[str, Units], list[str]]:
+    """What can leave, and sentences about what cannot."""
+    found, kind = prunable_units(detector.model, pruning.structures), detector.config.model_type
+    there = {units.structure for units in found.values()}
+    left_out = [f"{WORDS[each]}: none of this {kind} can be pruned" for each in pruning.structures if each not in there]
+    if not found:
+        raise UserError(
+            f"{name} cannot be pruned: no {' or '.join(WORDS[each] for each in pruning.structures)} of a {kind} can"
+        )
+    stay = whole_attentions(detector.model) if "heads" in there else []
+    if stay:
+        left_out.append(f"attention heads of {len(stay)} layers, such as {stay[0]}: all must stay in a {kind}")
+    return found, left_out
+
+
+def _loader(detector: Detector, split: Split, pruning: Pruning) -> Loader:
+    """The photographs that judge, one a batch."""
     dataset = CocoDataset(split, eval_transform(detector.preprocessing), detector.class_map)
     chosen = spread(len(dataset), pruning.calibration_images)
     if not chosen:
         raise UserError(f"{split.annotations} has no images, and pruning needs some to judge by; add some")
-    loader = Loader(Subset(dataset, chosen), 1)
-    height, width = next(iter(loader))["pixel_values"].shape[-2:]
-    layers = feed_forward_layers(detector.model)
-    if not layers:
-        raise UserError(f"no feed-forward layers of {name}, a {detector.config.model_type}, are known; it cannot be pruned")
-    costs = {key: count * _products(detector, key) for key, count in tokens(detector, (height, width)).items()}
-    if pruning.importance == "taylor":
-        with counting("images", len(chosen)) as step:
-            importance = taylor(detector, loader, step)
-    else:
-        importance = magnitude(detector)
-    kept = choose(importance, costs, pruning.ratio)
-    found: dict[str, Any] = {
-        "model": name,
-        "ratio": pruning.ratio,
-        "importance": pruning.importance,
-        "images": len(chosen) if pruning.importance == "taylor" else 0,
-        "image_size": [height, width],
-    }
-    before = _measured(detector, (height, width), costs)
-    found["layers"] = [{"name": key, "width": layers[key].width, "kept": len(kept[key])} for key in layers]
-    detector = keep_units(detector, kept)
-    after = _measured(detector, (height, width), costs)
-    found |= {what: {"before": before[what], "after": after[what]} for what in before}
-    return detector.requires_grad_(True), found | {"left_out": [NOT_YET]}
+    return Loader(Subset(dataset, chosen), 1)
 
 
-def keep_units(detector: Detector, kept: Mapping[str, Tensor]) -> Detector:
-    """A copy whose feed-forward layers have only these units, as its configuration says. kept: layer -> indices (K,)."""
-    detector = copy.deepcopy(detector)
-    widths = pruned_widths(detector.config)
-    for name, layer in feed_forward_layers(detector.model).items():
-        if len(kept[name]) < layer.width:
-            layer.keep(kept[name].to(layer.out.weight.device))
-            widths[name] = layer.width
-    detector.config.pruned_ffn = widths
-    return detector
+def _ranked(
+    detector: Detector, found: Mapping[str, Units], loader: Loader, image_size: tuple[int, int], pruning: Pruning
+) -> list[Group]:
+    """The groups in the order in which they leave."""
+    together = {name: units.together for name, units in found.items()}
+    if pruning.importance == "magnitude":
+        return order_of(magnitude(found), dict.fromkeys(found, 1.0), together)
+    with counting("images", len(loader)) as step:
+        importance = taylor(detector, found, loader, step)
+    return order_of(importance, costs(detector.model, found, image_size), together)
 
 
-def choose(importance: Mapping[str, Tensor], costs: Mapping[str, int], ratio: float) -> dict[str, Tensor]:
-    """Layer -> the units that stay, in their order.
-
-    The least important leave until `ratio` of all multiply-adds has left.
-
-    Args:
-        importance: layer -> (K,), at least 0.
-        costs: layer -> multiply-adds of one unit.
-        ratio: between 0 and 1.
-
-    Raises UserError where a layer would have none left.
-    """
-    ranked = []
-    for name, values in importance.items():
-        values = values / values.mean().clamp(min=torch.finfo(values.dtype).tiny)
-        order = values.argsort(stable=True)
-        first = len(order) % TOGETHER  # what is over leaves first
-        groups = [group for group in order.tensor_split(tuple(range(first, len(order), TOGETHER))) if len(group)]
-        ranked += [(float(values[group].mean()), name, group) for group in groups]
-    total = sum(len(values) * costs[name] for name, values in importance.items())
-    stays = {name: torch.ones(len(values), dtype=torch.bool) for name, values in importance.items()}
-    left = 0
-    for _, name, group in sorted(ranked, key=lambda entry: entry[0]):
-        if left >= ratio * total:
-            break
-        stays[name][group] = False
-        if not stays[name].any():
-            most = math.floor(1000 * left / total) / 1000
-            raise UserError(f"at a ratio of {ratio:g} no hidden unit would be left in {name}; ask for at most {most:g}")
-        left += len(group) * costs[name]
-    return {name: mask.nonzero().flatten() for name, mask in stays.items()}
-
-
-def _products(detector: Detector, name: str) -> int:
-    """Of one hidden unit and token."""
-    layer = feed_forward_layers(detector.model)[name]
-    return sum(linear.in_features for linear in layer.into) + layer.out.out_features
-
-
-def _measured(detector: Detector, size: tuple[int, int], costs: Mapping[str, int]) -> dict[str, int]:
-    layers = feed_forward_layers(detector.model)
-    return {
-        "parameters": sum(parameter.numel() for parameter in detector.parameters()),
-        "multiply_adds": multiply_adds(detector.model, size),
-        "feed_forward": sum(costs[name] * layer.width for name, layer in layers.items()),
-    }
+def _parameters(detector: Detector) -> int:
+    return sum(parameter.numel() for parameter in detector.parameters())

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt, model_validator
 from leandetr.checked import Checked
 from leandetr.detectors.spec import NewDetector
 from leandetr.distillation.spec import Distillation
+from leandetr.pruning.config import Pruning
 from leandetr.training.config import Seed, Training
 
 
@@ -63,8 +64,14 @@ class Pretraining(Checked):
 
 class Model(NewDetector):
     """A new detector and how it is trained; a checkpoint as it is; or, with `training`, a checkpoint that is trained further,
-    on the recipe's data and for its classes."""
+    on the recipe's data and for its classes.
 
+    prune: what of such a checkpoint is left out before its training, once for all variants and seeds that say the same.
+    """
+
+    later: ClassVar[frozenset[str]] = NewDetector.later | {"prune"}
+
+    prune: Pruning | None = None
     pretraining: Pretraining | None = None
     training: Training = Training()
 
@@ -72,6 +79,8 @@ class Model(NewDetector):
     def _can_be_trained(self) -> Model:
         if self.pretraining is not None and (self.model is None or self.backbone is None):
             raise ValueError("pretraining is of a new detector's backbone: give model and backbone, or leave it out")
+        if self.prune is not None and not (self.checkpoint is not None and self.is_trained):
+            raise ValueError("prune is of a trained detector that is trained further: give checkpoint and training too")
         check_seed(self.training)
         return self
 

@@ -222,6 +222,6 @@ def merge(base: Any, changes: Any) -> Any:
     if changes.get("model", base.get("model")) != base.get("model"):
         base = {key: value for key, value in base.items() if key != "set"}
     if changes.get("checkpoint") is not None:
-        gone = {*NEW_MODEL, "pretraining", *(() if "training" in changes else ("training",))}
+        gone = {*NEW_MODEL, "pretraining", "prune", *(() if "training" in changes else ("training",))}
         base = {key: value for key, value in base.items() if key not in gone}
     return base | {key: merge(base.get(key), value) if value is not None else None for key, value in changes.items()}

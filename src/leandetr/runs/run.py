@@ -47,7 +47,8 @@ def compress(
     """Run a recipe into `out` and return what `results.json` holds.
 
     The folder then has: `recipe.yaml`; the shared `teacher`, one folder a variant, a trimming and a quantization (`NAME-seed-N`
-    where the recipe names variants or several seeds), each a detector that `load` takes; `onnx/` with the exported files;
+    where the recipe names variants or several seeds), `pruned-...` of what a student is pruned to before its training, each a
+    detector that `load` takes; `onnx/` with the exported files;
     `predictions/` in COCO's results format; `benchmark.json`; `results.json`, `report.md`, `report.html`, `images.html`;
     `steps/` with what was done, from what and in how many seconds.
 
@@ -180,7 +181,7 @@ class Run:
         teachers = self._train_teachers()
         for variant in self.variants:
             with self._attempt(variant.name):
-                self.steps.pretrained(variant.student)  # shared by variants and seeds
+                self.steps.prepared(variant.student)  # shared by variants and seeds
         waiting = {
             (variant.name, seed): variant
             for variant, seed in self._able(teachers)

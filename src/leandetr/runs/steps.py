@@ -118,6 +118,30 @@ class Steps:
         self.ledger.step(name, made_from, state, weights, work, "pretraining")
         return model.model_copy(update={"weights": str(weights)})
 
+    def prepared(self, model: Model) -> Model:
+        """As a training takes it: with the recipe's image size where it has none, after what its recipe does before."""
+        return self._pruned(self._sized(self.pretrained(model)))
+
+    def _pruned(self, model: Model) -> Model:
+        """Prune a checkpoint where its recipe says how, once for all models and seeds that say the same.
+
+        Returns the model with what that left as its checkpoint.
+        """
+        if (pruning := model.prune) is None:
+            return model
+        whole = model.model_dump(include={"checkpoint", "set", "queries", "image_size"})
+        made_from = [self.data_key, whole, pruning.model_dump()]
+        folder = self.out / f"pruned-{fingerprint(made_from)[:8]}"
+
+        def work() -> str:
+            _, found = verbs.prune(model, self.data, folder, pruning)
+            gone = {what: 1 - found[what]["after"] / found[what]["before"] for what in ("parameters", "multiply_adds")}
+            return f"{gone['multiply_adds']:.1%} of multiply-adds and {gone['parameters']:.1%} of parameters left out"
+
+        state = self.data_state | self._read_by(model)
+        self._detector(folder.name, made_from, state, work, "pruning")
+        return model.model_copy(update={"checkpoint": folder, "set": {}, "queries": None})
+
     def model(self, name: str, model: Model, seed: int) -> Made:
         """Train a model, or take a finished one."""
         folder = self.out / name
@@ -131,7 +155,7 @@ class Steps:
             detector = verbs.train(self.data, built, folder, _with_seed(model.training, seed), self.ledger.until)
             return f"{_schedule(model)}, {millions(detector)}"
 
-        built = self._sized(self.pretrained(model))
+        built = self.prepared(model)
         made_from = [self.data_key, said(model), self._size(model), seed]
         kind = TRAINING if model.is_trained else "copy"
         state = self.data_state if model.is_trained else {}
@@ -156,7 +180,7 @@ class Steps:
             return f"{_schedule(student)} with {distillation.method}"
 
         method = distillation.model_dump(exclude={"cache"})  # where the answers are kept changes none
-        built = self._sized(self.pretrained(student))
+        built = self.prepared(student)
         made_from = [self.data_key, teacher.key, said(student), method, self._size(student), seed]
         state = self.data_state | self._read_by(built) | inherited(teacher=teacher)
         return self._detector(name, made_from, state, work, TRAINING)

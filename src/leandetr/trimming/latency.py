@@ -11,24 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from leandetr.data.coco import Split
-from leandetr.deployment.benchmark import Measurement, measure
-from leandetr.deployment.budget import whole_latencies
-from leandetr.deployment.runtimes import PyTorchRuntime
-from leandetr.detectors.detector import Detector
+from leandetr.deployment.latency import measured
 from leandetr.detectors.trim import trim
 from leandetr.trimming.candidates import Grid, Size
 from leandetr.trimming.goal import Point
 
-REPEATS = 30
 Key = tuple[int, int, Size]
-
-
-def measured(detectors: Mapping[str, Detector], split: Split, engine: str) -> dict[str, Measurement]:
-    """What each takes on the engine, measured in turn; speed-ups are over the first."""
-    if engine != "pytorch":
-        return whole_latencies(detectors, split, engine)
-    found = measure([PyTorchRuntime(each) for each in detectors.values()], split, repeats=REPEATS)
-    return dict(zip(detectors, found, strict=True))
 
 
 def estimated(grid: Grid, split: Split, engine: str) -> dict[Key, Point]:

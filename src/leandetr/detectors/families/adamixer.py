@@ -75,6 +75,7 @@ class AdaMixer(Family):
         PHOTOGRAPHS,
         no_weights=r"num_batches_tracked$|^rpn_head\.init_proposal_bboxes\.",
     )
+    bound_heads = ("self_attn",)
     arguments: ClassVar[dict[str, str]] = {"content": "inputs_embeds", "reference": "reference_points"}
     queries_are_boxes = True
     stages = 4

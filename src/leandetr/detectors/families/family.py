@@ -105,6 +105,8 @@ class Family:
     query_table: str | None = "query_position_embeddings"
     #: the last projection of a decoder layer's attention to the memory; None where there is none
     output_projection: str | None = "o_proj"
+    #: attentions of a layer that has weights of its own for each of their heads, so that none can leave
+    bound_heads: tuple[str, ...] = ()
     #: pattern -> what the layers are. Those that compute classes; those that compute boxes, and the points that boxes are told
     #: from; and others that lose much where their arithmetic is rounded: all compute in float unless told otherwise, and boxes
     #: in single precision

@@ -39,6 +39,7 @@ class SmcaDetr(Family):
 
     source = "https://github.com/gaopengcuhk/SMCA-DETR"
     layout = Layout("SMCA-DETR", "transformer.decoder.layers.0.point1.layers.0.weight", RULES, published_config, PHOTOGRAPHS)
+    bound_heads = ("encoder_attn",)
     box_layers: ClassVar[Mapping[str, str]] = {**Family.box_layers, "*reference_predictor*": "reference points"}
     delicate_layers: ClassVar[Mapping[str, str]] = {
         "*decoder.layers.*.offset": "offsets from the reference point",
