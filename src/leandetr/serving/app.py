@@ -73,7 +73,8 @@ def application(runtime: Runtime, threshold: float, limits: ServerLimits) -> Fas
     async def health() -> Response:
         return JSONResponse(about(runtime, threshold, limits) | {"ready": True, "requests": len(pipeline.places)})
 
-    page = TEMPLATES.get_template("page.html.j2").render(about(runtime, threshold, limits), colours=COLOURS)
+    shown = about(runtime, threshold, limits) | {"name": Path(runtime.artifact).name, "colours": COLOURS}
+    page = TEMPLATES.get_template("page.html.j2").render(shown)
 
     @app.get("/")
     async def index() -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ def run_server(
 
     Raises UserError where it cannot listen there.
     """
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # whoever sends a broken form is told so
     runtime.predict(np.zeros((64, 64, 3), dtype=np.uint8))  # the first call is the slowest, and would fail here if at all
     with _listening(host, port) as listener, _stopped_quietly():
         config = uvicorn.Config(
@@ -65,5 +67,5 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = (error.strerror or str(error)).partition(" (while")[0]
         raise UserError(f"cannot listen on {host} port {port} ({reason}); name another --host or --port") from error
