@@ -116,7 +116,11 @@ def test_the_threshold_is_the_servers_where_a_request_does_not_say(serve):
 def test_of_several_frames_the_first_is_looked_at_and_that_is_said(serve):
     frames, out = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")], BytesIO()
     frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
-    assert serve().post("/detect", content=out.getvalue()).json()["image"] == {"width": 64, "height": 48, "frames": 2}
+    assert serve().post("/detect", content=out.getvalue()).json()["image"] == {
+        "width": 64,
+        "height": 48,
+        "several_frames": True,
+    }
 
 
 def form(**files):

@@ -107,9 +107,9 @@ def reason(error: Exception) -> str:
     return "is not an image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be decoded ({error})"
 
 
-def frames_of(image: Image.Image) -> int:
-    """How many frames an open image has, of which the first is read; a phone's JPEG with a preview beside it has one."""
-    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+def has_frames(image: Image.Image) -> bool:
+    """Whether an open image has several frames, of which the first is read; a phone's JPEG with a preview beside it has one."""
+    return image.format != "MPO" and getattr(image, "is_animated", False)
 
 
 def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:

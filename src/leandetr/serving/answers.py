@@ -15,14 +15,14 @@ from leandetr.structures import ClassMap, Detections
 class Found:
     """What one photograph shows.
 
-    width, height: of the upright photograph, in pixels. frames: in its file, of which the first was looked at. seconds: for
-    decoding it and detecting, without waiting.
+    width, height: of the upright photograph, in pixels. several: whether its file has more frames than the one that was looked
+    at, the first. seconds: for decoding it and detecting, without waiting.
     """
 
     detections: Detections
     width: int
     height: int
-    frames: int
+    several: bool
     seconds: float
 
 
@@ -60,7 +60,7 @@ def roboflow(found: Found, classes: ClassMap) -> dict[str, Any]:
 
 
 def _image(found: Found) -> dict[str, Any]:
-    several = {"frames": found.frames} if found.frames > 1 else {}
+    several = {"several_frames": True} if found.several else {}
     return {"time": round(found.seconds, 4), "image": {"width": found.width, "height": found.height} | several}
 
 

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from leandetr.data.images import frames_of, read_image, reason
+from leandetr.data.images import has_frames, read_image, reason
 from leandetr.errors import UserError
 from leandetr.serving.limits import Refused
 
@@ -27,10 +27,10 @@ class Sent:
 
 @dataclass(frozen=True)
 class Opened:
-    """image: RGB, upright, as `leandetr predict` reads it. frames: in the file, of which this is the first."""
+    """image: RGB, upright, as `leandetr predict` reads it. several: whether the file has more frames than this first one."""
 
     image: Image.Image
-    frames: int
+    several: bool
 
 
 def open_photograph(sent: Sent, megapixels: float) -> Opened:
@@ -39,21 +39,21 @@ def open_photograph(sent: Sent, megapixels: float) -> Opened:
     Raises:
         Refused: 415 for what is no image of `FORMATS`, 413 for more million pixels than that, 400 for what cannot be decoded.
     """
-    frames = _frames(sent, megapixels)
+    several = _check_head(sent, megapixels)
     sent.file.seek(0)
     try:
-        return Opened(read_image(sent.file, name=sent.name), frames)
+        return Opened(read_image(sent.file, name=sent.name), several)
     except UserError as error:
         raise Refused(400, str(error)) from error
 
 
-def _frames(sent: Sent, megapixels: float) -> int:
-    """How many there are, once the head was looked at."""
+def _check_head(sent: Sent, megapixels: float) -> bool:
+    """Whether there are several frames; they are not counted, since a small file may have millions."""
     try:
         with Image.open(sent.file, formats=FORMATS) as image:
             width, height = image.size
             if width * height <= megapixels * 1e6:
-                return frames_of(image)
+                return has_frames(image)
     except UnidentifiedImageError as error:
         raise Refused(415, f"{sent.name} is not an image that is read here; send one of {KINDS}") from error
     except Image.DecompressionBombError as error:

@@ -74,4 +74,4 @@ class Pipeline:
         start = time.perf_counter()
         detections = self.runtime.predict(opened.image, threshold)
         seconds = decoding + time.perf_counter() - start
-        return Found(detections, opened.image.width, opened.image.height, opened.frames, seconds)
+        return Found(detections, opened.image.width, opened.image.height, opened.several, seconds)
