@@ -9,10 +9,11 @@ from .pruning import Pruning
 from .quantization import Dynamic, LowBit, Scheme, SmoothQuant, Static, Unified, WeightOnly
 from .recipe import Recipe, read_recipe
 from .runs import compress
+from .serving.limits import ServerLimits
 from .structures import ClassMap, Detections, DetectorOutput, Preprocessing, Queries
 from .training.config import Training
 from .trimming import TrimGoal
-from .verbs import LowBitTraining, benchmark, distill, evaluate, export, predict, pretrain, prune, quantize, train, trim
+from .verbs import LowBitTraining, benchmark, distill, evaluate, export, predict, pretrain, prune, quantize, serve, train, trim
 
 __version__: str
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Queries",
     "Recipe",
     "Scheme",
+    "ServerLimits",
     "SmoothQuant",
     "Static",
     "Teaching",
@@ -55,6 +57,7 @@ __all__ = [
     "prune",
     "quantize",
     "read_recipe",
+    "serve",
     "train",
     "trim",
 ]

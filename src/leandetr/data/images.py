@@ -3,6 +3,7 @@
 import logging
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -30,23 +31,24 @@ UPRIGHT = {
 }
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
+def read_image(path: Path | BinaryIO, size: tuple[int, int] | None = None, name: str | None = None) -> Image.Image:
     """The image as RGB, turned upright as its EXIF orientation says.
 
     Args:
-        path: the image file; `decode` says how its colours are converted.
+        path: the image file, or one that is open; `decode` says how its colours are converted.
         size: (height, width) that the annotations give for it: the frame in which their boxes are measured. Where a file whose
             EXIF says "turn by 90 degrees" has this size unturned, its boxes were drawn on the unturned image, and it is left
             so. Where the file has other dimensions in the same proportions, it was resized after it was annotated, and
             the image is resized to the frame.
+        name: what errors call it; its path by default.
 
     Raises:
         UserError: no such file, no image, a truncated image, or one whose proportions are not those of `size`.
     """
-    image, orientation = decode(path)
+    image, orientation = decode(path, name)
     if orientation in UPRIGHT and not (swaps_sides(orientation) and size == (image.height, image.width)):
         image = image.transpose(UPRIGHT[orientation])
-    return image if size in (None, (image.height, image.width)) else _fit(image, size, path)
+    return image if size in (None, (image.height, image.width)) else _fit(image, size, name or str(path))
 
 
 def read_pixels(path: Path, size: tuple[int, int] | None = None) -> Tensor:
@@ -77,8 +79,8 @@ def _is_plain_jpeg(path: Path, size: tuple[int, int] | None) -> bool:
         return False
 
 
-def decode(path: Path) -> tuple[Image.Image, int]:
-    """The image as stored, in RGB, and its EXIF orientation from 1 (upright) to 8.
+def decode(path: Path | BinaryIO, name: str | None = None) -> tuple[Image.Image, int]:
+    """The image as stored, in RGB, and its EXIF orientation from 1 (upright) to 8. `path` and `name` are as in `read_image`.
 
     Grey, palette and CMYK images are converted; 16 bits are scaled to 8, 12 bits too where the file says so, floats from 0 to 1
     too; what is transparent becomes white, as viewers and annotation tools show it.
@@ -95,14 +97,19 @@ def decode(path: Path) -> tuple[Image.Image, int]:
     except (
         Exception
     ) as error:  # Pillow's readers raise whatever the bytes lead them to: OSError, SyntaxError, struct.error, ...
-        raise UserError(f"{path} {_reason(error)}; replace the file or leave it out") from error
+        raise UserError(f"{name or path} {reason(error)}; replace the file or leave it out") from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What Pillow's readers say of a file, in words. They take no memory for what claims to be larger than their limit."""
     if isinstance(error, Image.DecompressionBombError):
         return f"says that it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels, which is not decoded"
     return "is not an image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be decoded ({error})"
+
+
+def has_frames(image: Image.Image) -> bool:
+    """Whether an open image has several frames, of which the first is read; a phone's JPEG with a preview beside it has one."""
+    return image.format != "MPO" and getattr(image, "is_animated", False)
 
 
 def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -115,7 +122,7 @@ def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
         with Image.open(path) as image:
             stored, orientation = (image.height, image.width), image.getexif().get(TURN, 1)
     except Exception as error:  # Pillow's readers raise whatever the bytes lead them to
-        raise UserError(f"{path} {_reason(error)}; replace the file or remove it with its boxes") from error
+        raise UserError(f"{path} {reason(error)}; replace the file or remove it with its boxes") from error
     return stored, stored[::-1] if swaps_sides(orientation) else stored
 
 
@@ -189,7 +196,7 @@ def same_proportions(a: tuple[int, int], b: tuple[int, int]) -> bool:
     return abs(a[0] * b[1] - a[1] * b[0]) <= max(sum(a), sum(b))
 
 
-def _fit(image: Image.Image, size: tuple[int, int], path: Path) -> Image.Image:
+def _fit(image: Image.Image, size: tuple[int, int], path: str) -> Image.Image:
     height, width = size
     sizes = f"is {image.width} x {image.height} pixels but its annotations say {width} x {height}"
     if not same_proportions((image.height, image.width), size):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from leandetr.data.images import read_image
+from leandetr.data.images import has_frames, read_image
 from leandetr.deployment.listing import Listing
 from leandetr.deployment.progress import counting
 from leandetr.deployment.runtime import Runtime
@@ -170,8 +170,7 @@ def _drawn(image: Image.Image, detections: Detections, runtime: Runtime) -> Imag
 def _frames_beside(path: Path) -> list[str]:
     """Of an image with several frames: its name and their number."""
     with Image.open(path) as image:
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a phone's JPEG with its preview
-    return [f"{path} has {frames}"] if frames > 1 else []
+        return [f"{path} has {getattr(image, 'n_frames', 1)}"] if has_frames(image) else []
 
 
 def check_format(form: str, annotations: Path | None) -> None:

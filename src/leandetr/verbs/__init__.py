@@ -7,6 +7,7 @@ from leandetr.verbs.fitting import open_teacher
 from leandetr.verbs.low_bit import LowBitTraining
 from leandetr.verbs.pruning import prune
 from leandetr.verbs.quantization import quantize, quantize_within
+from leandetr.verbs.serving import serve
 from leandetr.verbs.training import distill, pretrain, train
 from leandetr.verbs.trimming import trim
 
@@ -26,6 +27,7 @@ __all__ = [
     "prune",
     "quantize",
     "quantize_within",
+    "serve",
     "split_of",
     "state_of",
     "train",
