@@ -169,8 +169,11 @@ def _drawn(image: Image.Image, detections: Detections, runtime: Runtime) -> Imag
 
 def _frames_beside(path: Path) -> list[str]:
     """Of an image with several frames: its name and their number."""
-    with Image.open(path) as image:
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a phone's JPEG with its preview
+    try:
+        with Image.open(path) as image:
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a phone's JPEG with its preview
+    except Exception:  # frames behind the first are damaged; Pillow's readers raise whatever the bytes lead them to
+        return []
     return [f"{path} has {frames}"] if frames > 1 else []
 
 
