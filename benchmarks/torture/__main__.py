@@ -57,7 +57,7 @@ def rows(subjects: Path, work: Path, given: argparse.Namespace) -> dict[str, Cal
     for name in ("compress", "quantize", "predict"):
         found[f"two of {name}"] = functools.partial(interruptions.both, name, JOBS[name], subjects, work, few)
     for name in JOBS:
-        found[f"full disk, {name}"] = functools.partial(losses.full, name, subjects, work, random, few)
+        found[f"full disk of {name}"] = functools.partial(losses.full, name, subjects, work, random, few)
     for what in losses.HAPPENINGS:
         found[what] = functools.partial(losses.meanwhile, what, losses.TRAIN, subjects, work, random, few)
     return found

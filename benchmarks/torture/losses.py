@@ -36,7 +36,7 @@ def _changed(out: Path, option: str) -> None:
 
 def full(name: str, subjects: Path, work: Path, random: Random, tries: int) -> Row:
     """On a disk with less room than the result needs; then with enough."""
-    row, job = Row(f"full disk, {name}"), JOBS[name]
+    row, job = Row(f"full disk of {name}"), JOBS[name]
     whole = reference(job, subjects, work)
     for _ in range(tries):
         case = fuzz.copied(subjects, work / "cases/full/case")
@@ -53,7 +53,7 @@ def full(name: str, subjects: Path, work: Path, random: Random, tries: int) -> R
                 found = found if ended.status == 0 and not other else f"fault: afterwards {ended.status}, {other[:3]}"
         finally:
             subprocess.run(["umount", "-l", str(case / "out")], check=False)
-        row.add(f"full disk, {name}", found)
+        row.add(f"full disk of {name}", found)
         shutil.rmtree(case.parent)
     return row
 
