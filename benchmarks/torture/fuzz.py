@@ -90,6 +90,7 @@ def start(case: Path, arguments: list[str]) -> Running:
     status = 70
     try:
         os.chdir(case)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
         for name in ("home", "tmp"):
             Path(name).mkdir(exist_ok=True)
         os.environ |= {"HOME": f"{case}/home", "XDG_CACHE_HOME": f"{case}/cache", "TMPDIR": f"{case}/tmp"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -92,6 +93,11 @@ def main() -> None:
             raise
         said = str(error).rpartition("leandetr.errors.UserError: ")[2]  # a loader's worker says its traceback before
         err_console.print(f"error: {_shortened(' '.join(said.split()))}", soft_wrap=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG or debug:
+            raise
+        err_console.print(f"error: {str(error.filename)[:60]}... is longer than a name can be; give another", soft_wrap=True)
         sys.exit(2)
     except Stopped as stop:
         err_console.print(str(stop), soft_wrap=True)

@@ -81,12 +81,14 @@ class StopAt(TrainerCallback):
 
     @contextmanager
     def at_signals(self) -> Iterator[None]:
-        """While the block runs, SIGINT and SIGTERM are heeded at the end of a step. Not where several processes train, which
-        would stop at different ones, and not in another thread than the first, which gets none."""
+        """While the block runs, SIGINT and SIGTERM are heeded at the end of a step; not one that the process was started to
+        ignore, as a shell's `&` does. Not where several processes train, which would stop at different steps, and not in
+        another thread than the first, which gets none."""
         if processes().num_processes > 1 or threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        heeded = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._ask) for number in heeded}
         try:
             yield
         finally:
