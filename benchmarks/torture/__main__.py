@@ -38,7 +38,7 @@ def main() -> int:
         if not given.only or name.replace(" ", "-") in given.only.split(","):
             begun, found = time.monotonic(), row()
             show(found, time.monotonic() - begun)
-            faults += len(found.faults)
+            faults += found.counts["faults"]
     print(f"{faults} faults; inputs at fault are in {work / 'faults'}" if faults else "no faults")
     return int(faults > 0)
 
@@ -67,7 +67,7 @@ def show(row: fuzz.Row, seconds: float) -> None:
     counts = row.counts
     print(
         f"{row.name:26} tried {counts['tried']:5}  exit 0 {counts['ended well']:5}  refused {counts['refused']:5}  "
-        f"faults {len(row.faults):4}  {seconds:6.0f} s",
+        f"faults {counts['faults']:4}  {seconds:6.0f} s",
         flush=True,
     )
     for where, fault in row.faults.items():

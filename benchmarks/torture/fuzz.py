@@ -28,7 +28,7 @@ CEILING = 8 << 30  # bytes that the system gives a command, so that a fault does
 
 @dataclass
 class Row:
-    """Counts of one kind of trouble. faults: what went wrong, by where to find it."""
+    """Counts of one kind of trouble. faults: the last that went wrong, by where to find it."""
 
     name: str
     counts: Counter[str] = field(default_factory=Counter)
@@ -37,6 +37,7 @@ class Row:
     def add(self, where: str, verdict: str) -> None:
         self.counts["tried"] += 1
         if verdict.startswith("fault"):
+            self.counts["faults"] += 1
             self.faults[where] = verdict.removeprefix("fault: ")
         else:
             self.counts[verdict] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import time
@@ -13,7 +14,8 @@ from torture.fuzz import Row
 from torture.jobs import Job, Reference, differences, digests, finished, reaped, reference, running_for
 
 IN_A_ROW = 4  # at most so many kills before it may end
-SOON = 10.0  # seconds in which a second command must have ended
+SOON = 10.0  # seconds of the processor in which a second command must have ended
+BEGUN = 0.2  # seconds in which a command that has made its folder has it for itself
 
 
 def killed(name: str, job: Job, subjects: Path, work: Path, random: Random, tries: int) -> Row:
@@ -59,17 +61,18 @@ def both(name: str, job: Job, subjects: Path, work: Path, tries: int) -> Row:
     while row.counts["tried"] < tries:
         case = fuzz.copied(subjects, work / "cases/both/case")
         first = job.start(case)
-        while not (case / "out/leandetr.json").exists():
+        while not (case / "out/result/leandetr.json").exists():
             if first.ended() is not None:
                 raise RuntimeError(f"{name} ends before it has made its folder")
             time.sleep(0.002)
+        time.sleep(BEGUN)
+        os.kill(first.process, signal.SIGSTOP)  # so that it is not over before the second one comes to the folder
         (case / "stderr").rename(case / "stderr-of-first")
-        begun = time.monotonic()
         second = finished(job.start(case))
-        seconds = time.monotonic() - begun
-        told = second.told.strip().splitlines() or [""]
-        at_once = second.status == 2 and "another command" in told[-1] and seconds < SOON
-        row.add(f"two of {name}", "refused" if at_once else f"fault: status {second.status}, {seconds:.0f} s, {told[-1][:200]}")
+        last = (second.told.strip().splitlines() or [""])[-1]
+        at_once = second.status == 2 and "another command" in last and second.seconds < SOON
+        found = "refused" if at_once else f"fault: status {second.status}, {second.seconds:.0f} s, {last[:200]}"
+        row.add(f"two of {name}", found)
         reaped(first, signal.SIGKILL)
         shutil.rmtree(case.parent)
     return row

@@ -20,7 +20,7 @@ RESUMING = ("training", "steps", "cache")  # folders of what is needed for going
 
 @dataclass(frozen=True)
 class Job:
-    """A command that writes into `out`."""
+    """A command that writes into `out/result`; a disk may be mounted at `out`."""
 
     arguments: tuple[str, ...]
 
@@ -29,13 +29,26 @@ class Job:
 
 
 JOBS = {
-    "compress": Job(("compress", "recipe.yaml", "--out", "out")),
-    "export": Job(("export", "model", "--out", "out/model.onnx")),
+    "compress": Job(("compress", "recipe.yaml", "--out", "out/result")),
+    "export": Job(("export", "model", "--out", "out/result/model.onnx")),
     "quantize": Job(
-        ("quantize", "model", "--data", "coco", "--scheme", "static", "--calibration", "2", "--out", "out", "--device", "cpu")
+        (
+            "quantize",
+            "model",
+            "--data",
+            "coco",
+            "--scheme",
+            "static",
+            "--calibration",
+            "2",
+            "--out",
+            "out/result",
+            "--device",
+            "cpu",
+        )
     ),
-    "data convert": Job(("data", "convert", "voc", "--out", "out")),
-    "predict": Job(("predict", "model", "coco/train", "coco/val", "--out", "out")),
+    "data convert": Job(("data", "convert", "voc", "--out", "out/result")),
+    "predict": Job(("predict", "model", "coco/train", "coco/val", "--out", "out/result")),
 }
 
 

@@ -19,7 +19,7 @@ from torture.jobs import JOBS, Job, differences, digests, finished, reference, r
 from torture.outcomes import Ended, traces, verdict
 
 TRAIN = Job(
-    ("train", "--model", "model", "--data", "coco", "--out", "out", "--epochs", "8", "--set", "training.workers=1"),
+    ("train", "--model", "model", "--data", "coco", "--out", "out/result", "--epochs", "8", "--set", "training.workers=1"),
 )
 ROOM = 512 << 20  # bytes
 

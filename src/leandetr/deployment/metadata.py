@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from math import prod
 
@@ -48,7 +48,9 @@ class Metadata:
     @classmethod
     def from_json(cls, text: str) -> Metadata:
         """Raises ValueError or UserError where the text is not what `to_json` writes."""
-        return _WRITTEN.validate_json(text)
+        found = _WRITTEN.validate_json(text)
+        prepared = found.preprocessing
+        return replace(found, preprocessing=replace(prepared, mean=tuple(prepared.mean), std=tuple(prepared.std)))
 
 
 _WRITTEN = TypeAdapter(Metadata)
