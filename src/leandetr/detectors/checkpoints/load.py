@@ -66,7 +66,7 @@ def load(source: str | Path) -> Detector:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except (OSError, SafetensorError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"{source}: its weights cannot be read ({reason(error)}); save the model again") from error
     except Exception as error:  # the models raise whatever the values lead them to
         raise UserError(
