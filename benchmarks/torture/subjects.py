@@ -25,7 +25,7 @@ RECIPE: dict[str, Any] = {
     "student": {
         "checkpoint": "model",
         "queries": 8,
-        "set": {"decoder_layers": 1},
+        "set": {"decoder_layers": 2},
         "training": {"epochs": 2, "batch_size": 2, "workers": 0, "precision": "float32", "evaluate_every": 1},
     },
     "distillation": {"method": "fitnet,logits"},
