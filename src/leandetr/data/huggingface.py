@@ -177,10 +177,8 @@ def _numbers(box: Any) -> tuple[float, float, float, float] | None:
 
 def _class(value: Any, names: list[str] | None) -> str | None:
     """The name of a class, of a number without one where none have names; None where this one has none."""
-    if not isinstance(value, str | int | float):
-        return None
     if names is None or value in names:
-        return str(value)
+        return str(value) if isinstance(value, str | int | float) else None
     return names[int(value)] if is_whole(value) and 0 <= value < len(names) else None
 
 
