@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from leandetr.errors import Stopped
+from leandetr.errors import Stopped, UserError
 from leandetr.training.callbacks import StopAt
+from leandetr.training.config import Training
+from leandetr.training.fit import run
 
 
 @pytest.fixture
@@ -48,3 +50,11 @@ def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored(handled):
     with stop.at_signals():
         os.kill(os.getpid(), signal.SIGINT)
     assert stop.signal is None
+
+
+def test_a_killed_reader_is_a_sentence(tmp_path):
+    def train(**_):
+        raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+
+    with pytest.raises(UserError, match=r"teacher: a process that reads images has ended .*pid 12.*training\.workers"):
+        run(lambda _: SimpleNamespace(train=train), None, Training(), tmp_path, "teacher")

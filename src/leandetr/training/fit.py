@@ -17,7 +17,7 @@ from leandetr.data.classification import ClassificationDataset
 from leandetr.data.coco import CocoDataset
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
-from leandetr.errors import Stopped
+from leandetr.errors import Stopped, UserError, reason
 from leandetr.training.callbacks import LOG, EvaluateEvery, LogFile, ProgressBar, StopAt, TellEpoch
 from leandetr.training.config import Training
 from leandetr.training.trainer import AveragingTrainer, DetectionTrainer, last_checkpoint
@@ -74,6 +74,7 @@ def run(
     Raises:
         OutOfTime: `until` came before the end; a checkpoint of the last step is in `output`.
         Stopped: SIGINT or SIGTERM came; likewise.
+        UserError: a process that reads images was killed.
         Diverged: the loss or its gradient is not a number; the last checkpoint stays in `output`.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -89,6 +90,13 @@ def run(
     try:
         with stop.at_signals():
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # PyTorch's word for one that was killed, mostly for want of memory
+            raise
+        raise UserError(
+            f"{title}: a process that reads images has ended ({reason(error)}); free some memory or set training.workers to "
+            "fewer, and give the same command again"
+        ) from error
     finally:
         bar.stop()
     trainer.accelerator.wait_for_everyone()
