@@ -6,7 +6,7 @@ PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
 # One thread a process: two processes with a thread pool each would fight over two cores.
 PYTEST := python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
-.PHONY: help install demo test test-oldest test-newest test-gpu lock lint docs clean
+.PHONY: help install demo test test-oldest test-newest test-gpu torture lock lint docs clean
 
 help:
 	@echo "make demo         install, then run the main job on the embedded data into runs/demo"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-oldest  the same tests with the lowest versions that pyproject.toml allows, in .venv-oldest"
 	@echo "make test-newest  the same tests with today's newest versions, in .venv-newest"
 	@echo "make test-gpu     install, then run the tests that need a GPU"
+	@echo "make torture      install, then mutated files, kills, full disks and lost folders, in 40 minutes or so on two cores"
 	@echo "make install      only create .venv with everything in it, at the versions of constraints.txt"
 	@echo "make lock         test-newest, then write its versions to constraints.txt"
 	@echo "make lint         ruff, the import layers and mypy"
@@ -62,6 +63,9 @@ lock: test-newest
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+torture: install
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m torture --jobs 2 $(TORTURE)
 
 lint: install
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from leandetr import cli
 from leandetr.data.shapes import write_shapes
 from leandetr.detectors.create import create
 from leandetr.errors import UserError
+from leandetr.files import writing
 from leandetr.structures import ClassMap
 
 SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 4, "decoder_ffn_dim": 32}
@@ -510,6 +512,29 @@ def test_an_interrupt_says_how_to_go_on(run, monkeypatch, shapes, tmp_path):
     status, _, err = run("train", "--data", shapes, *DETR, "--out", tmp_path / "out")
     assert status == 130
     assert "the same command goes on" in err
+
+
+def test_a_termination_says_how_to_go_on_and_leaves_nothing_half_written(run, monkeypatch, tmp_path):
+    def terminated(out, *_):
+        with writing(out / "a.json"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("leandetr.data.shapes.write_shapes", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    status, _, err = run("data", "shapes", "--out", tmp_path / "out")
+    assert status == 143
+    assert err.strip() == "terminated; the same command goes on from here"
+    assert list((tmp_path / "out").iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_sentence_is_one_line_of_a_length_that_can_be_read(run, tmp_path):
+    for model in (tmp_path / "no\nsuch", "x" * 300, "/".join(["x" * 200] * 12)):
+        status, _, err = run("evaluate", model, "--data", tmp_path)
+        assert status == 2
+        assert len(err.strip().splitlines()) == 1
+        assert err.startswith("error: ")
+        assert len(err) < 1700
 
 
 def test_trained_evaluated_and_started_again(run, shapes, tmp_path):

@@ -69,6 +69,14 @@ def test_a_dependency_without_a_lowest_version_is_refused(environment):
         list(environment.requirements(["torch"], {"name": "leandetr"}))
 
 
+def test_the_page_of_licences_has_every_locked_package():
+    page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| ([\w.-]+) \| (\d\S*) \| [^|]+ \|$", page, re.MULTILINE))
+    lock = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert listed == dict(line.split("==") for line in lock if not line.startswith("#"))
+    assert "not installed here" not in page
+
+
 def wheel(folder: Path, name: str, version: str, *needs: str) -> None:
     """An installable package of nothing."""
     info = f"{name}-{version}.dist-info"

@@ -4,11 +4,30 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 MANY = 40  # names beyond which a sentence lists the nearest alone
+LONGEST = 300  # characters that a sentence takes of another program's
 SIMILARITY = 0.5  # of difflib; what is less like a name is no help
 
 
 class UserError(Exception):
     """The message is one sentence that names the file or key at fault and says how to mend it."""
+
+
+class Stopped(BaseException):
+    """The command was asked to end by a signal, and did in good order; the message says where, `status` is that of its exit."""
+
+    def __init__(self, where: str, status: int) -> None:
+        super().__init__(where)
+        self.status = status
+
+
+def reason(error: BaseException) -> str:
+    """What a library's error says, in one line that fits into a sentence; its kind where it says nothing.
+
+    >>> reason(ValueError("bad magic\n  number."))
+    'bad magic number'
+    """
+    said = " ".join(str(error).split()).rstrip(".")
+    return f"{said[:LONGEST]}..." if len(said) > LONGEST else said or type(error).__name__
 
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> UserError:

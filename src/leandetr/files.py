@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 
-from leandetr.errors import UserError
+from leandetr.errors import UserError, reason
 from leandetr.inputs import changed
+from leandetr.locks import alone_in
 
 MARKER = "leandetr.json"
 
@@ -110,6 +112,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error}); write the file again or name another") from error
 
 
+def parse_yaml(text: str | bytes) -> Any:
+    """Raises ValueError, with the reason in one line, for what is no YAML."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 45th of May; RecursionError: as above
+        raise ValueError(reason(error)) from error
+
+
 def claim_folder(path: Path, made_from: Any, state: Mapping[str, str] | None = None) -> None:
     """Make `path` an output folder of ours: a marker in it says what it is made from, so that interrupted work is only ever
     continued with the same input.
@@ -142,13 +152,14 @@ def claim_folder(path: Path, made_from: Any, state: Mapping[str, str] | None = N
 
 @contextmanager
 def claiming(path: Path, made_from: Any, state: Mapping[str, str] | None = None) -> Iterator[None]:
-    """`claim_folder` while the block runs; where the block meets an error before it has made anything, the folder is
-    given back, so that the mended command can have it."""
+    """`claim_folder` while the block runs, for this command alone; where the block meets an error before it has made anything,
+    the folder is given back, so that the mended command can have it. Raises UserError where another command works there."""
     path = Path(path)
     was_there, was_ours = path.exists(), (path / MARKER).exists()
     claim_folder(path, made_from, state)
     try:
-        yield
+        with alone_in(path):
+            yield
     except Exception:
         if not was_ours and os.listdir(path) == [MARKER]:
             (path / MARKER).unlink(missing_ok=True)

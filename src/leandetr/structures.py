@@ -5,11 +5,14 @@ Shapes use B images, N queries, L decoder layers, C classes (plus one no-object 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypeAlias, TypedDict
 
 from torch import Tensor
+
+from leandetr.errors import UserError, unknown
 
 #: A `...ForObjectDetection` model of transformers. What its parts are called differs by family and is read by name; no type of
 #: transformers or PyTorch says it.
@@ -92,6 +95,9 @@ class Proposals:
     logits: Tensor
     boxes: Tensor
 
+
+LARGEST_SIDE = 8192  # pixels of an image as a detector takes it; a file that asks for more is damaged
+FILTERS = ("nearest", "bilinear", "bicubic")
 
 #: fields of a `DetectorOutput` that are filled when they are asked for
 ASKED = frozenset({"attended", "encoder_attended", "self_attention", "cross_attention"})
@@ -184,6 +190,9 @@ class Preprocessing:
     """From a photograph to a model's pixel values: resize, scale to [0, 1], subtract `mean`, divide by `std`. Another scale is
     that of `mean` and `std`: bytes as they are have 0 and 1 / 255.
 
+    Raises UserError for sides that are no whole numbers from 1 to LARGEST_SIDE, for a mean or std that is not three finite
+    numbers, a std with a zero, and an unknown filter.
+
     Attributes:
         size: fixed (height, width), aspect ratio not kept; or None, and then the shorter side becomes `shortest_edge` unless
             the longer one would exceed `longest_edge`.
@@ -207,6 +216,16 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if (self.size is None) == (self.shortest_edge is None):
             raise ValueError("preprocessing takes either a fixed size or a shortest edge")
+        sides = [*(self.size or ()), *(edge for edge in (self.shortest_edge, self.longest_edge) if edge is not None)]
+        if not all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE for side in sides) or len(self.size or "hw") != 2:
+            raise UserError(f"images are resized to {sides}; give whole numbers of pixels from 1 to {LARGEST_SIDE}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+                raise UserError(f"the {name} of pixels is {values}; give a finite number for red, green and blue each")
+        if not all(self.std):
+            raise UserError(f"the std of pixels is {self.std}, by which nothing can be divided; give numbers other than 0")
+        if self.resample not in FILTERS:
+            raise unknown("resample", self.resample, FILTERS)
 
 
 def size_in_words(size: tuple[int, int] | int) -> str:

@@ -158,3 +158,11 @@ def test_of_several_frames_the_first_is_read_and_endings_do_not_count(tmp_path, 
     frames[0].save(path, form, **more)
     assert close(read_image(path), np.full((8, 16, 3), 255))
     assert read_pixels(path).min() == 255
+
+
+def test_a_frame_that_no_memory_holds_is_refused(tmp_path):
+    Image.fromarray(gradient(64, 64)).save(tmp_path / "a.png")
+    size = (6_400_000, 6_400_000)  # the file's own proportions
+    assert fault_of(tmp_path / "a.png", size)[0] == "size is too large"
+    with pytest.raises(UserError, match="its annotations say 6400000 x 6400000"):
+        read_image(tmp_path / "a.png", size)

@@ -98,8 +98,8 @@ def test_what_transformers_processors_of_all_ages_say(tmp_path, values, expected
         ({"do_center_crop": True, "crop_size": 224}, "do_center_crop is not done here"),
         ({"do_flip_channel_order": True}, "do_flip_channel_order is not done here"),
         ({"pad_size": {"height": 100, "width": 100}}, "pad_size pads images to a fixed size"),
-        ({"image_mean": [0.5]}, "image_mean has 1 values"),
-        ({"image_processor_type": "BertModel"}, "image_processor_type BertModel is not one"),
+        ({"image_mean": [0.5]}, r"image_mean is \[0.5\]; give a number for red, green and blue each"),
+        ({"image_processor_type": "BertModel"}, "image_processor_type .BertModel. is not one"),
     ],
 )
 def test_what_is_not_done_here_is_refused_by_its_key(tmp_path, values, message):

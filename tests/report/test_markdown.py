@@ -55,3 +55,13 @@ def test_it_is_named_after_its_data_and_engines_come_first(results):
 def test_what_is_left_to_do_stands_at_the_top(results):
     results["left"] = "3 of 7 results are left"
     assert "\n\n3 of 7 results are left\n\n|" in markdown(contents(results))
+
+
+def test_what_looks_like_html_in_a_name_is_text_and_a_recipe_ends_no_fence(results):
+    results["rows"][0]["name"] = "<script>alert(1)</script>"
+    results["recipe"] = "data: {folder: '<b>'}\nnote: |\n  ```\n  <img src=x>\n"
+    text = markdown(contents(results))
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+    assert text.startswith("# What it cost on &lt;b&gt;")
+    assert text.rstrip().endswith("\n````")

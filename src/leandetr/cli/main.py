@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from io import TextIOWrapper
+from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from leandetr.errors import UserError
+from leandetr.errors import Stopped, UserError
 
 app = typer.Typer(
     help="Make DETR-family object detectors small and fast, and see what it cost.",
@@ -22,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+LONGEST = 1500  # characters of a sentence
 #: read by the libraries when a command imports them; importing them here would make `--help` take seconds
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of transformers too
@@ -48,6 +54,25 @@ def options(
     """What `leandetr` takes before a command."""
 
 
+def _shortened(sentence: str) -> str:
+    """The beginning and the mend of a sentence about a name of thousands of characters."""
+    return sentence if len(sentence) <= LONGEST else f"{sentence[: LONGEST - 400]} ... {sentence[-400:]}"
+
+
+@contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    """While the block runs, SIGTERM ends it as an interrupt does: what is half-written is removed."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Stopped("terminated; the same command goes on from here", 128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main() -> None:
     """Run a command; what the user can mend is one sentence and exit status 2."""
     debug = "--debug" in sys.argv
@@ -61,15 +86,22 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="transformers|torch|timm")
     warnings.filterwarnings("ignore", message="Image size")  # Pillow's of half the size at which it refuses an image
     try:
-        app(arguments)
+        with _terminated_in_order():
+            app(arguments)
     except UserError as error:
         if debug:
             raise
-        sentence = (
-            str(error).strip().splitlines()[-1].removeprefix("leandetr.errors.UserError: ")
-        )  # as a loader's worker says it
-        err_console.print(f"error: {sentence}", soft_wrap=True)
+        said = str(error).rpartition("leandetr.errors.UserError: ")[2]  # a loader's worker says its traceback before
+        err_console.print(f"error: {_shortened(' '.join(said.split()))}", soft_wrap=True)
         sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG or debug:
+            raise
+        err_console.print(f"error: {str(error.filename)[:60]}... is longer than a name can be; give another", soft_wrap=True)
+        sys.exit(2)
+    except Stopped as stop:
+        err_console.print(str(stop), soft_wrap=True)
+        sys.exit(stop.status)
     except SystemExit as stop:
         if stop.code == 130:  # typer's answer to an interrupt
             err_console.print("interrupted; the same command goes on from here")

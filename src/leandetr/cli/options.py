@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-import yaml
 
 from leandetr.cli.main import err_console, out_console
 from leandetr.errors import UserError
@@ -231,6 +230,8 @@ def _divided(source: Any, fraction: float | None, group: str | None, seed: int) 
 
 def read_settings(pairs: list[str] | None, sections: tuple[str, ...] = ()) -> dict[str, Any]:
     """["a.b=3"] -> {"a.b": 3}; values are read as YAML."""
+    from leandetr.files import parse_yaml
+
     settings = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
@@ -239,8 +240,8 @@ def read_settings(pairs: list[str] | None, sections: tuple[str, ...] = ()) -> di
         if sections and key.split(".")[0] not in sections:
             raise UserError(f"--set {key}: begin it with {' or '.join(f'{section}.' for section in sections)}")
         try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            settings[key] = parse_yaml(value)
+        except ValueError as error:
             raise UserError(f"--set {pair}: {value!r} is no value; quote text that begins with a bracket or a brace") from error
     return settings
 

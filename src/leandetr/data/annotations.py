@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from leandetr.data.entries import box_of, is_crowd, is_whole, whole
+from leandetr.data.entries import box_of, finite, is_crowd, is_whole, whole
 from leandetr.data.faults import Fault, Faults, images_left_out
 from leandetr.data.file_names import difference, leading_out, located
 from leandetr.data.images import fault_of, image_sizes
@@ -263,8 +263,8 @@ def _usable(file: Path, sizes: np.ndarray, paths: Sequence[Path]) -> np.ndarray:
 
 
 def _area(annotation: dict[str, Any], box: np.ndarray) -> float:
-    area = annotation.get("area")
-    return float(area) if isinstance(area, int | float) else box[2] * box[3]
+    area = finite(annotation.get("area"))
+    return box[2] * box[3] if area is None else area
 
 
 def _class_map(file: Path, categories: list[dict[str, Any]]) -> ClassMap:

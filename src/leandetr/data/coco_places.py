@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from leandetr.data.entries import is_whole
 from leandetr.data.labelled import SUFFIXES, is_hidden
 from leandetr.data.split_names import ALIASES, ALL, SPLITS, child, split_folders, split_named
 from leandetr.errors import UserError
@@ -84,21 +85,32 @@ def _image_folders(data: Path, split: str) -> list[Path]:
     return [folder for folder in found if folder is not None]
 
 
-def unused_roots(files: dict[str, Path]) -> dict[str, set[int]]:
-    """By split the ids of categories that are another's supercategory and own no box in any split, as Roboflow writes one."""
-    contents = {split: read_json(file) for split, file in files.items()}
+def lists_categories(coco: Any) -> bool:
+    """Whether a JSON's categories are as COCO has them, with a number and a name each."""
+    categories = coco.get("categories") if isinstance(coco, dict) else None
+    return isinstance(categories, list) and all(
+        isinstance(entry, dict) and is_whole(entry.get("id")) and isinstance(entry.get("name"), str) for entry in categories
+    )
+
+
+def unused_roots(contents: dict[str, dict[str, Any]]) -> dict[str, set[int]]:
+    """By split the ids of categories that are another's supercategory and own no box in any split, as Roboflow writes one.
+
+    contents: the JSON of each split, whose categories are as `lists_categories` has them.
+    """
     used, above = set(), set()
     for coco in contents.values():
-        categories = _entries(coco, "categories")
-        names = {entry.get("id"): entry.get("name") for entry in categories}
-        used |= {(entry.get("category_id"), names.get(entry.get("category_id"))) for entry in _entries(coco, "annotations")}
+        categories = coco["categories"]
+        names = {entry["id"]: entry["name"] for entry in categories}
+        annotated = [entry.get("category_id") for entry in _entries(coco, "annotations")]
+        used |= {(of, names.get(of)) for of in filter(is_whole, annotated)}
         for entry in categories:
-            others = [other for other in categories if other.get("id") != entry.get("id")]
-            if any(other.get("supercategory") == entry.get("name") for other in others):
-                above.add((entry.get("id"), entry.get("name")))
+            others = [other for other in categories if other["id"] != entry["id"]]
+            if any(other.get("supercategory") == entry["name"] for other in others):
+                above.add((entry["id"], entry["name"]))
     roots = above - used
     return {
-        split: {entry["id"] for entry in _entries(coco, "categories") if (entry.get("id"), entry.get("name")) in roots}
+        split: {entry["id"] for entry in coco["categories"] if (entry["id"], entry["name"]) in roots}
         for split, coco in contents.items()
     }
 

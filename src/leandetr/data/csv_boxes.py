@@ -3,6 +3,7 @@ RetinaNet's trainer reads them, `path,left,upper,right,lower,class`, where a row
 """
 
 import csv
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,9 +87,16 @@ def _csv_files(folder: Path) -> dict[str, Path]:
     return found
 
 
+def _cells(file: Path) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(read_text(file).splitlines())
+    except csv.Error as error:  # a cell of more than 131072 characters
+        raise UserError(f"{file} cannot be read as CSV ({error}); correct it") from error
+
+
 def _rows(file: Path) -> Iterator[Row]:
-    """The rows of a file, none where it holds no boxes; raises UserError where it is not UTF-8."""
-    lines = csv.reader(read_text(file).splitlines())
+    """The rows of a file, none where it holds no boxes; raises UserError where it is not UTF-8, or no CSV."""
+    lines = _cells(file)
     first = next(lines, [])
     titles = [title.strip().lower() for title in first]
     columns = [next((titles.index(title) for title in names if title in titles), None) for names in TITLES]
@@ -97,7 +105,7 @@ def _rows(file: Path) -> Iterator[Row]:
         if not (len(first) == len(TITLES) and (_are_numbers(first[1:5]) or not any(first[1:]))):
             return
         columns, start = list(range(len(TITLES))), 1
-        lines = csv.reader(read_text(file).splitlines())
+        lines = _cells(file)
     for number, cells in enumerate(lines, start=start):
         if cells:
             texts = [cells[column].strip() if column is not None and column < len(cells) else "" for column in columns]
@@ -106,7 +114,7 @@ def _rows(file: Path) -> Iterator[Row]:
 
 def _are_numbers(texts: list[str]) -> bool:
     try:
-        return bool([float(text) for text in texts])
+        return all(math.isfinite(float(text)) for text in texts)
     except ValueError:
         return False
 

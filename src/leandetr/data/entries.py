@@ -16,9 +16,20 @@ def is_whole(value: Any) -> bool:
 
 def whole(value: Any) -> int | None:
     """A whole number, also where it is written as text ("96"); None where it is none."""
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
         value = int(value)
     return int(value) if is_whole(value) else None
+
+
+def finite(value: Any) -> float | None:
+    """A JSON number as a float; None where it is none, or beyond what a float holds."""
+    if not isinstance(value, int | float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def is_crowd(annotation: dict[str, Any]) -> bool:

@@ -41,12 +41,18 @@ def located(names: Sequence[str], images: Path, roots: Iterable[Path] = ()) -> l
 
 
 def leading_out(paths: Iterable[Path], places: Sequence[Path]) -> list[Path]:
-    """Of the paths those that are written as places outside of these folders: absolute, or by `..`. Links may lead anywhere."""
+    """Of the paths those that are written as places outside of these folders: absolute, or by `..`, which a `..` behind a link
+    is too. Links may lead anywhere."""
     doubtful = [path for path in paths if ".." in path.parts or not any(map(path.is_relative_to, places))]
     if not doubtful:
         return []
     folders = {of(place).rstrip(os.sep) + os.sep for place in places for of in (os.path.abspath, os.path.realpath)}
-    return [path for path in doubtful if not os.path.abspath(path).startswith(tuple(folders))]
+    return [path for path in doubtful if not _written_below(path, tuple(folders))]
+
+
+def _written_below(path: Path, folders: tuple[str, ...]) -> bool:
+    written = os.path.abspath(path)  # which folds `link/..` without looking where the link leads
+    return written.startswith(folders) and (".." not in path.parts or os.path.realpath(path) == os.path.realpath(written))
 
 
 def difference(names: Sequence[str], result: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from leandetr.data.annotations import size_of
 from leandetr.data.cache import cache_folder, state_of_places
-from leandetr.data.entries import is_crowd, is_whole
+from leandetr.data.entries import finite, is_crowd, is_whole
 from leandetr.data.faults import Fault, Faults, Unusable
 from leandetr.data.file_names import leading_out
 from leandetr.data.images import same_proportions
@@ -116,8 +116,8 @@ def _image(source: _Source, split: str, file: Path, number: int, row: dict[str, 
         if name is None:
             faults.add(UNNAMED, f"{place}: class {entry[columns.classes]}")
             continue
-        area = entry.get("area")
-        area = float(area) if isinstance(area, int | float) and area > 0 else None
+        area = finite(entry.get("area"))
+        area = area if area is not None and area > 0 else None
         objects.append(LabelledObject(name, box, crowd=is_crowd(entry), area=area))
     return LabelledImage(path, path.name, size if sized else upright, objects)
 
@@ -153,6 +153,8 @@ def _entries(held: Any, columns: Columns, place: str) -> list[dict[str, Any]]:
         if not all(isinstance(entry, dict) and {columns.boxes, columns.classes} <= entry.keys() for entry in held):
             raise Unusable("boxes without classes", place)
         return held
+    if not isinstance(held, dict):
+        raise Unusable("boxes without classes", place)
     boxes, classes = held.get(columns.boxes), held.get(columns.classes)
     if boxes is None and classes is None:
         return []
@@ -168,7 +170,7 @@ def _entries(held: Any, columns: Columns, place: str) -> list[dict[str, Any]]:
 def _numbers(box: Any) -> tuple[float, float, float, float] | None:
     try:
         x, y, width, height = (float(value) for value in box)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return (x, y, width, height) if all(map(math.isfinite, (x, y, width, height))) else None
 
@@ -176,7 +178,7 @@ def _numbers(box: Any) -> tuple[float, float, float, float] | None:
 def _class(value: Any, names: list[str] | None) -> str | None:
     """The name of a class, of a number without one where none have names; None where this one has none."""
     if names is None or value in names:
-        return str(value)
+        return str(value) if isinstance(value, str | int | float) else None
     return names[int(value)] if is_whole(value) and 0 <= value < len(names) else None
 
 

@@ -103,13 +103,18 @@ def decode(path: Path | BinaryIO, name: str | None = None) -> tuple[Image.Image,
 def reason(error: Exception) -> str:
     """What Pillow's readers say of a file, in words. They take no memory for what claims to be larger than their limit."""
     if isinstance(error, Image.DecompressionBombError):
-        return f"says that it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels, which is not decoded"
+        return f"says that it has more than {most_pixels() // 10**6} million pixels, which is not decoded"
     return "is not an image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be decoded ({error})"
 
 
 def has_frames(image: Image.Image) -> bool:
     """Whether an open image has several frames, of which the first is read; a phone's JPEG with a preview beside it has one."""
     return image.format != "MPO" and getattr(image, "is_animated", False)
+
+
+def most_pixels() -> int:
+    """Pixels beyond which Pillow takes no memory for an image."""
+    return 2 * (Image.MAX_IMAGE_PIXELS or 0)
 
 
 def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -138,6 +143,8 @@ def fault_of(path: Path, size: tuple[int, int] = (0, 0)) -> tuple[str, str] | No
             decode(path)
     except UserError as error:
         return "unreadable image", str(error).partition(";")[0]
+    if size[0] * size[1] > most_pixels():
+        return "size is too large", f"{path}: {size[1]} x {size[0]} in the annotations, of which no image is made"
     if min(size) > 0 and size != stored and not same_proportions(size, upright):
         return "proportions differ from the file", (
             f"{path}: {size[1]} x {size[0]} in the annotations, {upright[1]} x {upright[0]} in the file"
@@ -199,7 +206,7 @@ def same_proportions(a: tuple[int, int], b: tuple[int, int]) -> bool:
 def _fit(image: Image.Image, size: tuple[int, int], path: str) -> Image.Image:
     height, width = size
     sizes = f"is {image.width} x {image.height} pixels but its annotations say {width} x {height}"
-    if not same_proportions((image.height, image.width), size):
+    if not same_proportions((image.height, image.width), size) or height * width > most_pixels():
         raise UserError(f"{path} {sizes}; correct the JSON or replace the file (`leandetr data check` lists them all)")
     logger.warning("%s %s: resized to the annotations' size", path, sizes)
     return image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)

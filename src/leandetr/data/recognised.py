@@ -5,7 +5,7 @@ they are. Nothing is written into the data set.
 from pathlib import Path
 
 from leandetr.data.cache import cache_folder, state_of_places
-from leandetr.data.coco_places import ROBOFLOW, unused_roots
+from leandetr.data.coco_places import ROBOFLOW, lists_categories, unused_roots
 from leandetr.data.convert import coco_of
 from leandetr.data.labelled import LabelledSet
 from leandetr.data.layouts import Recognised
@@ -42,12 +42,14 @@ def _without_roots(source: Path, files: dict[str, Path], split: str) -> Path:
     cache = cache_folder(state_of_places(source, files.values()))
     kept = {name: cache / f"instances_{name}.json" for name in files}
     if not all(file.is_file() for file in kept.values()):
-        roots = unused_roots(files)
-        for name, file in files.items():
-            coco = read_json(file)
-            dropped = [entry["name"] for entry in coco["categories"] if entry.get("id") in roots[name]]
+        contents = {name: read_json(file) for name, file in files.items()}
+        if not all(map(lists_categories, contents.values())):
+            return files[split]  # whose reader says what is wrong with it
+        roots = unused_roots(contents)
+        for name, coco in contents.items():
+            dropped = [entry["name"] for entry in coco["categories"] if entry["id"] in roots[name]]
             said = [f"the category {one!r} has no box and stands above the others; it is left out" for one in dropped]
-            coco["categories"] = [entry for entry in coco["categories"] if entry.get("id") not in roots[name]]
+            coco["categories"] = [entry for entry in coco["categories"] if entry["id"] not in roots[name]]
             write_json(kept[name], coco | {"leandetr": {"said": said}})
     return kept[split]
 

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from leandetr.data.labelled import is_hidden, read_text
 from leandetr.data.split_names import ALL, SPLITS, split_named
 from leandetr.errors import UserError
-from leandetr.files import read_json
+from leandetr.files import parse_yaml, read_json
 
 IMAGE = ("image", "img", "picture", "file_name")
 BOXES = ("bbox", "bboxes", "boxes", "box")
@@ -95,7 +93,11 @@ def class_names(folder: Path, file: Path, columns: Columns) -> list[str] | None:
     """The names of the class numbers, as the table says them or the files beside it; None where nothing does."""
     described: list[Any] = []
     if file.name != LINES:
-        described.append(json.loads((_schema(file).metadata or {}).get(b"huggingface", b"null")))
+        said = (_schema(file).metadata or {}).get(b"huggingface", b"null")
+        try:
+            described.append(json.loads(said))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file}: what it says of its columns under 'huggingface' is not JSON; write it again") from error
     for name in ("dataset_infos.json", "dataset_info.json"):
         described += [read_json(place / name) for place in dict.fromkeys((folder, file.parent)) if (place / name).is_file()]
     if (folder / "README.md").is_file():
@@ -148,7 +150,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
             raise UserError(f"{file}, line {number} is not JSON ({error}); correct it") from error
         if not isinstance(row, dict):
             raise UserError(f"{file}, line {number} is no JSON dictionary; write one an image")
@@ -159,8 +161,8 @@ def _card(file: Path) -> Any:
     """The YAML in front of a README."""
     parts = read_text(file).split("---\n", 2)
     try:
-        return yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except yaml.YAMLError:
+        return parse_yaml(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except ValueError:
         return None
 
 
@@ -181,7 +183,7 @@ def _listed(node: Any) -> list[str] | None:
     if not isinstance(node, Mapping):
         return None
     names = node.get("names")
-    if isinstance(names, Mapping):
+    if isinstance(names, Mapping) and all(str(key).isdecimal() for key in names):
         names = [names[key] for key in sorted(names, key=int)]
     if isinstance(names, list) and names:
         return [str(name) for name in names]

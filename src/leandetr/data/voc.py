@@ -181,8 +181,8 @@ def _frame(root: ElementTree.Element, xml: Path, path: Path) -> tuple[int, int]:
     """(height, width) of the XML, in which the boxes were drawn; the image's own where tools wrote none or zeros."""
     stored, upright = sizes_of(path)
     height, width = ((root.findtext(f"size/{side}") or "0").strip() for side in ("height", "width"))
-    if not (height.isdecimal() and width.isdecimal()):
-        raise Unusable("size is not whole numbers", f"{xml}: {width!r} x {height!r}")
+    if not (height.isdecimal() and width.isdecimal() and max(len(height), len(width)) < 10):
+        raise Unusable("size is not whole numbers", f"{xml}: {width!r:.20} x {height!r:.20}")
     size = int(height), int(width)
     if min(size) < 1:
         return upright

@@ -11,8 +11,6 @@ box is drawn; the four corners of an oriented box are such a polygon.
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from leandetr.data.faults import Faults, Unusable
 from leandetr.data.labelled import (
     Labelled,
@@ -29,6 +27,7 @@ from leandetr.data.split_names import ALL, child, split_folders
 from leandetr.data.yolo_labels import Line, objects_in, read_lines
 from leandetr.data.yolo_places import USUAL, Part, label_of, labels_of, parts_of
 from leandetr.errors import UserError
+from leandetr.files import parse_yaml
 
 YAML = (".yaml", ".yml")
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -106,8 +105,8 @@ def _roboflow_names(source: Path) -> Path | None:
 
 def _says_names(file: Path) -> bool:
     try:
-        content = yaml.safe_load(file.read_bytes())
-    except (yaml.YAMLError, OSError, ValueError):
+        content = parse_yaml(file.read_bytes())
+    except (OSError, ValueError):
         return False
     keys = {str(key).lower() for key in content} if isinstance(content, dict) else set()
     return "names" in keys and not keys.isdisjoint({"train", "val", "nc", "path"})
@@ -124,10 +123,9 @@ def _content(file: Path) -> dict[str, Any]:
     if file.suffix not in YAML:
         return {"names": _lines(file)}
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file} is not YAML ({reason}); correct it") from error
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{file} is not YAML ({error}); correct it") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -207,7 +205,7 @@ def _read(names: dict[int, str], parts: dict[str, Part], points: Any, file: Path
     """
     faults, unnamed = {split: Faults() for split in parts}, list[Line]()
     read: dict[str, list[LabelledImage]] = {}
-    key_points = points[0] * points[1] if isinstance(points, list) and len(points) == 2 else 0
+    key_points = points[0] * points[1] if isinstance(points, list) and len(points) == 2 and all(map(_is_count, points)) else 0
     for split, part in parts.items():
         for label in _without_image(part):
             faults[split].add("label file without an image", str(label))

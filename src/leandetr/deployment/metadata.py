@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from math import prod
-from typing import Any
 
 import torch
 import transformers
+from pydantic import TypeAdapter
 
 from leandetr.detectors.detector import Detector
 from leandetr.heads import Head
@@ -47,20 +47,13 @@ class Metadata:
 
     @classmethod
     def from_json(cls, text: str) -> Metadata:
-        """Raises KeyError, TypeError or ValueError where the text is not what `to_json` writes."""
-        values: dict[str, Any] = json.loads(text)
-        classes, preprocessing = values["class_map"], values["preprocessing"]
-        size, mean, std = (preprocessing.pop(name) for name in ("size", "mean", "std"))
-        return cls(
-            **values
-            | {
-                "head": Head(values["head"]),
-                "class_map": ClassMap(tuple(classes["names"]), tuple(classes["dataset_ids"])),
-                "preprocessing": Preprocessing(
-                    None if size is None else tuple(size), mean=tuple(mean), std=tuple(std), **preprocessing
-                ),
-            }
-        )
+        """Raises ValueError or UserError where the text is not what `to_json` writes."""
+        found = _WRITTEN.validate_json(text)
+        prepared = found.preprocessing
+        return replace(found, preprocessing=replace(prepared, mean=tuple(prepared.mean), std=tuple(prepared.std)))
+
+
+_WRITTEN = TypeAdapter(Metadata)
 
 
 def describe(detector: Detector, preprocessing: Preprocessing, end_to_end: bool = False, half: bool = False) -> Metadata:

@@ -169,8 +169,11 @@ def _drawn(image: Image.Image, detections: Detections, runtime: Runtime) -> Imag
 
 def _frames_beside(path: Path) -> list[str]:
     """Of an image with several frames: its name and their number."""
-    with Image.open(path) as image:
-        return [f"{path} has {getattr(image, 'n_frames', 1)}"] if has_frames(image) else []
+    try:
+        with Image.open(path) as image:
+            return [f"{path} has {getattr(image, 'n_frames', 1)}"] if has_frames(image) else []
+    except Exception:  # frames behind the first are damaged; Pillow's readers raise whatever the bytes lead them to
+        return []
 
 
 def check_format(form: str, annotations: Path | None) -> None:

@@ -24,7 +24,7 @@ from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.query_sets import answer_with
 from leandetr.detectors.teachers import load_torchvision, names_torchvision
-from leandetr.errors import UserError, unknown
+from leandetr.errors import UserError, reason, unknown
 from leandetr.structures import Batch, Detections
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,12 @@ class FileRuntime(Runtime):
             name: tensor.contiguous().numpy() for name, tensor in given.items() if tensor is not None and name in self.inputs
         }
         logits, boxes = self.infer(feed, ["logits", "boxes"])
+        columns = self.metadata.head.columns(len(self.class_map))
+        if logits.ndim != 3 or logits.shape[2] != columns or boxes.shape != (*logits.shape[:2], 4):
+            raise UserError(
+                f"{self.artifact} answers with logits {logits.shape} and boxes {boxes.shape}, and its classes need (B, N, "
+                f"{columns}) and (B, N, 4); export it again"
+            )
         return torch.from_numpy(logits), torch.from_numpy(boxes)
 
     def run_end_to_end(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +105,7 @@ class OnnxRuntime(FileRuntime):
             model = str(path) if whole else self._unpacked(path)
             self.session = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # ONNX Runtime's errors have no common class
-            raise UserError(f"{path}: ONNX Runtime refuses it ({error}); export it again with this version") from error
+            raise UserError(f"{path}: ONNX Runtime refuses it ({reason(error)}); export it again with this version") from error
         check_taken(self.session, providers)
         self.inputs = {item.name for item in self.session.get_inputs()}
 
@@ -115,7 +121,10 @@ class OnnxRuntime(FileRuntime):
         return file
 
     def infer(self, feed: dict[str, NDArray], outputs: list[str]) -> list[NDArray]:
-        return self.session.run(outputs, feed)
+        try:
+            return self.session.run(outputs, feed)
+        except Exception as error:  # ONNX Runtime's errors have no common class
+            raise UserError(f"{self.artifact}: ONNX Runtime cannot run it ({reason(error)}); export it again") from error
 
 
 class OpenVinoRuntime(FileRuntime):
@@ -165,13 +174,15 @@ class OpenVinoRuntime(FileRuntime):
             self.unpack_seconds = time.perf_counter() - start
             self.compiled = core().compile_model(model, "CPU", config)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"{path}: OpenVINO cannot run it ({reason}); run the .onnx on onnxruntime") from error
+            raise UserError(f"{path}: OpenVINO cannot run it ({reason(error)}); run the .onnx on onnxruntime") from error
         self.inputs = {port.get_any_name() for port in self.compiled.inputs}
 
     def infer(self, feed: dict[str, NDArray], outputs: list[str]) -> list[NDArray]:
-        answer = self.compiled(feed)
-        return [answer[name] for name in outputs]
+        try:
+            answer = self.compiled(feed)
+            return [answer[name] for name in outputs]
+        except (RuntimeError, KeyError) as error:  # KeyError: an output that it does not have
+            raise UserError(f"{self.artifact}: OpenVINO cannot run it ({reason(error)}); export it again") from error
 
 
 def open_runtime(
@@ -248,5 +259,5 @@ def _read_metadata(path: Path, text: str | None) -> Metadata:
         raise UserError(f"{path} does not say what its classes and preprocessing are; export the detector with leandetr")
     try:
         return Metadata.from_json(text)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} was exported by another version of leandetr ({error!r}); export it again") from error
+    except (ValueError, UserError) as error:
+        raise UserError(f"{path} was exported by another version of leandetr ({reason(error)}); export it again") from error

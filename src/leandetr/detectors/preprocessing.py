@@ -43,28 +43,43 @@ def read_preprocessing(source: str) -> Preprocessing | None:
         if cached_file(source, FILE, _raise_exceptions_for_missing_entries=False) is None:
             return None
         values, _ = ImageProcessingMixin.get_image_processor_dict(str(source))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{source} has no readable {FILE}; save the model's image processor beside it") from error
     place = f"{source}/{FILE}"
+    if not isinstance(values, dict):
+        raise UserError(f"{place} holds no dictionary; save the model's image processor beside it")
     processor = _processor(values, place)
     values = {key: getattr(processor, key) for key in READ} | values
     _check_steps(values, place)
     resample = values["resample"]
-    if resample not in RESAMPLE:
+    if not isinstance(resample, int) or resample not in RESAMPLE:
+        other = OTHER_RESAMPLE.get(resample, "") if isinstance(resample, int) else ""
         raise UserError(
-            f"{place}: resample {resample}{OTHER_RESAMPLE.get(resample, '')} is not done here; "
-            "give 0 (nearest), 2 (bilinear) or 3 (bicubic)"
+            f"{place}: resample {resample!r:.60}{other} is not done here; give 0 (nearest), 2 (bilinear) or 3 (bicubic)"
         )
     mean, std = ((0.0,) * 3, (1.0,) * 3) if not values["do_normalize"] else _mean_and_std(values, place)
     # what a pixel value is multiplied with, relative to the 1 / 255 that it is multiplied with here
-    scale = 255 * values["rescale_factor"] if values["do_rescale"] else 255
-    return Preprocessing(
-        **_size(values, place),
-        mean=tuple(value / scale for value in mean),
-        std=tuple(value / scale for value in std),
-        resample=RESAMPLE[resample],
-        antialias=processor.__name__ != WITHOUT_ANTIALIAS,
-    )
+    scale = 255 * _factor(values["rescale_factor"], place) if values["do_rescale"] else 255
+    try:
+        return Preprocessing(
+            **_size(values, place),
+            mean=tuple(value / scale for value in mean),
+            std=tuple(value / scale for value in std),
+            resample=RESAMPLE[resample],
+            antialias=processor.__name__ != WITHOUT_ANTIALIAS,
+        )
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+
+
+def _factor(value: Any, place: str) -> float:
+    if not _is_number(value) or not value:
+        raise UserError(f"{place}: rescale_factor is {value!r:.60}; give what a byte is multiplied with, as 1 / 255")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _processor(values: Mapping[str, Any], place: str) -> Any:
@@ -75,10 +90,12 @@ def _processor(values: Mapping[str, Any], place: str) -> Any:
         if absent:
             logger.warning("%s names no image_processor_type: DETR's defaults serve for %s", place, ", ".join(absent))
         return transformers.DetrImageProcessor
-    name = named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    name = str(named).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     found = getattr(transformers, name, None)
     if found is None or not all(hasattr(found, key) for key in READ):
-        raise UserError(f"{place}: image_processor_type {named} is not one of transformers' for images; name the model's own")
+        raise UserError(
+            f"{place}: image_processor_type {named!r:.60} is not one of transformers' for images; name the model's own"
+        )
     return found
 
 
@@ -101,9 +118,9 @@ def _mean_and_std(values: Mapping[str, Any], place: str) -> list[tuple[float, ..
     found: list[tuple[float, ...]] = []
     for key in ("image_mean", "image_std"):
         value = values[key]
-        channels = (value,) * 3 if isinstance(value, int | float) else tuple(value)
-        if len(channels) != 3:
-            raise UserError(f"{place}: {key} has {len(channels)} values; give one for red, green and blue each")
+        channels = tuple(value) if isinstance(value, list | tuple) else (value,) * 3
+        if len(channels) != 3 or not all(map(_is_number, channels)):
+            raise UserError(f"{place}: {key} is {value!r:.60}; give a number for red, green and blue each")
         found.append(channels)
     return found
 
@@ -116,10 +133,18 @@ def _size(values: Mapping[str, Any], place: str) -> dict[str, Any]:
         size = {"height": size[0], "width": size[1]}
     if isinstance(size, Mapping):
         if size.get("height") and size.get("width"):
-            return {"size": (int(size["height"]), int(size["width"]))}
+            return {"size": (_side(size["height"]), _side(size["width"]))}
         if size.get("shortest_edge"):
-            return {"size": None, "shortest_edge": size["shortest_edge"], "longest_edge": size.get("longest_edge")}
-    raise UserError(f"{place}: size {size} is neither height and width nor shortest_edge; name one")
+            edges = {
+                key: value if (value := size.get(key)) is None else _side(value) for key in ("shortest_edge", "longest_edge")
+            }
+            return {"size": None} | edges
+    raise UserError(f"{place}: size {size!r:.60} is neither height and width nor shortest_edge; name one")
+
+
+def _side(value: Any) -> Any:
+    """Pixels, also where a file has them as 640.0; `Preprocessing` refuses the rest."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def resized_to(image_size: int | tuple[int, int]) -> dict[str, Any]:

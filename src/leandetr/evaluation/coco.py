@@ -17,7 +17,7 @@ from torch.utils.data import Subset
 
 from leandetr.data.batches import Loader
 from leandetr.data.coco import CocoDataset
-from leandetr.errors import UserError
+from leandetr.errors import UserError, reason
 from leandetr.processes import blocks, gathered, share
 from leandetr.structures import Batch, ClassMap, Detections
 
@@ -196,9 +196,9 @@ def _checked(results: Iterable[dict[str, Any]], images: set[int], categories: di
             image, category = entry["image_id"], entry["category_id"]
             hash((image, category))
             box, score = [float(value) for value in entry["bbox"]], float(entry["score"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"detection {number} is not in COCO's results format ({error!r}); "
+                f"detection {number} is not in COCO's results format ({reason(error)}); "
                 "each needs image_id, category_id, bbox [x, y, width, height] and score"
             ) from error
         if len(box) != 4 or not all(map(math.isfinite, [*box, score])):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from leandetr.checked import sentence
 from leandetr.detectors.spec import NewDetector
 from leandetr.errors import UserError
+from leandetr.files import parse_yaml
 from leandetr.recipe.recipe import Recipe, merge
 from leandetr.training.config import Training
 
@@ -56,13 +56,15 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in readers:
         raise UserError(f"{path} extends itself; take it out of its own extends")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}; give the path of a YAML file") from error
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path} is not text in UTF-8; save it as such") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}); mend it") from error
+    try:
+        values = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not YAML ({error}); mend it") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is no recipe: it must be a mapping with data, teacher and student")
     extended = values.pop("extends", [])

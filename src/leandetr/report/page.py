@@ -1,6 +1,8 @@
 """`report.md`, `report.html` and `images.html`: pages that need nothing beside themselves and follow a light or dark theme."""
 
+import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +105,17 @@ def title(recipe: str) -> str:
 def markdown(found: Mapping[str, Any]) -> str:
     """The text of `report.md` from `contents`."""
     rows = found["rows"]
-    parts = [f"# {found['title']}", found["headline"], found["left"], row_table(found["columns"], rows), found["legend"]]
+    said = [escape(found[name], quote=False) for name in ("title", "headline", "left")]
+    parts = [f"# {said[0]}", *said[1:], row_table(found["columns"], rows), found["legend"]]
     if found["changes"]:
         changes = text_table(CHANGES, found["changes"], numeric=[False] * 3 + [True, True, False, True])
         parts += ["## What each step changed", changes, found["ratios"]]
     parts += ["## Accuracy", row_table(found["accuracies"], rows), found["areas"]]
     if found["steps"]:
         parts += ["## Steps", text_table(["step", "time", "result"], found["steps"], numeric=[False, True, False])]
-    parts += ["## Environment", "\n".join(f"- {key}: {value}" for key, value in found["environment"])]
+    parts += ["## Environment", "\n".join(f"- {key}: {escape(str(value), quote=False)}" for key, value in found["environment"])]
     for name, form in (("command", ""), ("recipe", "yaml")):
         if found[name]:
-            parts += [f"## {name.capitalize()}", f"```{form}\n{found[name]}\n```"]
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", found[name])), default=0))  # longer than any in it
+            parts += [f"## {name.capitalize()}", f"{fence}{form}\n{found[name]}\n{fence}"]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,6 +1,7 @@
 """The table of rows as text: for a terminal, narrower than the report's, and in Markdown."""
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from rich import box
@@ -55,8 +56,8 @@ def row_table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
 def text_table(titles: Sequence[str], cells: Sequence[Sequence[Any] | Change], numeric: Sequence[bool]) -> str:
     """A pipe table padded to equal widths, so that its source reads in a terminal as well as on a page; `numeric` columns are
     set flush right."""
-    # A bar or a line break inside a cell would end the cell.
-    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in cells]
+    # A bar or a line break inside a cell would end the cell, and a name may look like HTML.
+    cells = [[" ".join(escape(cell, quote=False).replace("|", "\\|").split()) for cell in line] for line in cells]
     widths = [max(3, *(len(line[i]) for line in [titles, *cells])) for i in range(len(titles))]
 
     def padded(line: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
+from leandetr.errors import Stopped
 from leandetr.files import read_json, write_json
 from leandetr.inputs import State, changed, digest
 from leandetr.training.fit import OutOfTime
@@ -105,6 +106,8 @@ class Ledger:
         except OutOfTime:
             write_json(note, begun | {"seconds": seconds()})
             raise
+        except KeyboardInterrupt as interrupt:
+            raise Stopped(f"stopped in the step {name}; the same command goes on from here", 130) from interrupt
         self.steps[name] = Step(name, kind, True, seconds(), summary)
         write_json(note, begun | {"seconds": self.steps[name].seconds, "summary": summary})
         return made

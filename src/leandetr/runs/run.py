@@ -86,8 +86,11 @@ class Run:
     def run(self, until: float = math.inf, jobs: int = 1) -> dict[str, Any]:
         """Do what there is time for until `until` of `time.monotonic()`, and return what `results.json` holds; its `left` says
         what remains to be done, "" where nothing does."""
+        with self.steps.claimed():
+            return self._run(until, jobs)
+
+    def _run(self, until: float, jobs: int) -> dict[str, Any]:
         ledger = self.steps.ledger
-        self.steps.claim()
         self.steps.prepare()
         self.steps.rehearsed(self._rehearsal)
         ledger.until = -math.inf

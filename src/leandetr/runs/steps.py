@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from leandetr.errors import UserError
 from leandetr.evaluation.bootstrap import bootstrap
 from leandetr.files import claim_folder, read_json, write_json, write_text
 from leandetr.inputs import State, file_digest, weights_state
+from leandetr.locks import alone_in
 from leandetr.quantization.config import scheme_config
 from leandetr.recipe import Benchmark, Model, Quantization, Recipe
 from leandetr.recipe.rows import from_outside
@@ -56,11 +58,15 @@ class Steps:
         self.ledger = Ledger(out)
         self._weights_state = functools.cache(weights_state)  # once a run, as the data's: many models start from one file
 
-    def claim(self) -> None:
-        """Take the folder and write the recipe into it. Raises UserError where the folder is not ours."""
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Take the folder for the block, with the recipe written into it. Raises UserError where the folder is not ours, or
+        another command works there."""
         claim_folder(self.out, "compress")
-        said = self.recipe.model_dump(mode="json", exclude_unset=True)
-        write_text(self.out / "recipe.yaml", yaml.safe_dump(said, sort_keys=False))
+        with alone_in(self.out):
+            said = self.recipe.model_dump(mode="json", exclude_unset=True)
+            write_text(self.out / "recipe.yaml", yaml.safe_dump(said, sort_keys=False))
+            yield
 
     def prepare(self) -> None:
         """Find the data, or write the synthetic one. Raises UserError where a split is missing."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Collection
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +21,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from leandetr.data.classification import ClassificationDataset
 from leandetr.data.coco import CocoDataset
 from leandetr.detectors.detector import Detector
+from leandetr.errors import Stopped
 from leandetr.files import errors_of_writing
+from leandetr.processes import processes
 from leandetr.training.ema import MovingAverage
 
 LOG = "log.jsonl"
@@ -65,10 +70,35 @@ class EvaluateEvery(TrainerCallback):
 
 
 class StopAt(TrainerCallback):
-    """Stop with a checkpoint at a time of `time.monotonic()`, at whatever step that is."""
+    """Stop with a checkpoint at a time of `time.monotonic()`, or once a signal asks for it, at whatever step that is.
+
+    signal: that asked. A second one ends the process at once.
+    """
 
     def __init__(self, until: float) -> None:
         self.until = until
+        self.signal: int | None = None
+
+    @contextmanager
+    def at_signals(self) -> Iterator[None]:
+        """While the block runs, SIGINT and SIGTERM are heeded at the end of a step; not one that the process was started to
+        ignore, as a shell's `&` does. Not where several processes train, which would stop at different steps, and not in
+        another thread than the first, which gets none."""
+        if processes().num_processes > 1 or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        heeded = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._ask) for number in heeded}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise Stopped("stopped within a step; the same command goes on from the last checkpoint", 128 + number)
+        self.signal, self.until = number, -math.inf
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if time.monotonic() >= self.until and state.global_step < state.max_steps:

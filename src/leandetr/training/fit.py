@@ -17,6 +17,7 @@ from leandetr.data.classification import ClassificationDataset
 from leandetr.data.coco import CocoDataset
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
+from leandetr.errors import Stopped, UserError, reason
 from leandetr.training.callbacks import LOG, EvaluateEvery, LogFile, ProgressBar, StopAt, TellEpoch
 from leandetr.training.config import Training
 from leandetr.training.trainer import AveragingTrainer, DetectionTrainer, last_checkpoint
@@ -72,6 +73,8 @@ def run(
 
     Raises:
         OutOfTime: `until` came before the end; a checkpoint of the last step is in `output`.
+        Stopped: SIGINT or SIGTERM came; likewise.
+        UserError: a process that reads images was killed.
         Diverged: the loss or its gradient is not a number; the last checkpoint stays in `output`.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -82,14 +85,26 @@ def run(
     np.random.seed(config.seed)  # noqa: NPY002 - transformers draws denoising noise from the global generators
     torch.manual_seed(config.seed)
     bar = ProgressBar(title)
-    trainer = make([TellEpoch(train), EvaluateEvery(config.evaluate_every), LogFile(output / LOG), StopAt(until), bar])
+    stop = StopAt(until)
+    trainer = make([TellEpoch(train), EvaluateEvery(config.evaluate_every), LogFile(output / LOG), stop, bar])
     try:
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        with stop.at_signals():
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # PyTorch's word for one that was killed, mostly for want of memory
+            raise
+        raise UserError(
+            f"{title}: a process that reads images has ended ({reason(error)}); free some memory or set training.workers to "
+            "fewer, and give the same command again"
+        ) from error
     finally:
         bar.stop()
     trainer.accelerator.wait_for_everyone()
+    where = f"{title}: stopped at step {trainer.state.global_step} of {trainer.state.max_steps}"
+    if stop.signal is not None:
+        raise Stopped(f"{where}; the same command goes on from here", 128 + stop.signal)
     if trainer.state.global_step < trainer.state.max_steps:
-        raise OutOfTime(f"{title}: stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
+        raise OutOfTime(where)
     return trainer
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import logging
 import pickle
 from pathlib import Path
@@ -21,7 +20,7 @@ from leandetr.detectors.checkpoints.state_dict import SUFFIXES, read_checkpoint
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families.registry import FAMILIES, family_of
 from leandetr.detectors.preprocessing import read_preprocessing
-from leandetr.errors import UserError, unknown
+from leandetr.errors import UserError, reason, unknown
 from leandetr.files import read_json
 from leandetr.structures import ClassMap
 
@@ -50,19 +49,15 @@ def load(source: str | Path) -> Detector:
     if path.suffix in PUBLISHED and path.is_file():
         return load_published(path)
     _check_source(source)
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{source}: no detector there ({_first_line(error)}); give a saved folder or a reachable hub id"
-        ) from error
+    config = _config(source)
     preprocessing = read_preprocessing(str(source))
     if preprocessing is None:
         preprocessing = family_of(config).own_preprocessing(config)
         logger.warning("%s has no preprocessor_config.json; images are prepared as its family's are: %s", source, preprocessing)
     importlib.import_module("leandetr.transformers")  # by name: the quantizers lie above the detectors
+    model_class = class_to_load(config)
     try:
-        model, report = class_to_load(config).from_pretrained(
+        model, report = model_class.from_pretrained(
             source,
             config=config,
             dtype=torch.float32,  # half-precision files are a matter of storage; the CPU computes in single precision
@@ -72,7 +67,11 @@ def load(source: str | Path) -> Detector:
             ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        raise UserError(f"{source}: its weights cannot be read ({_first_line(error)}); save the model again") from error
+        raise UserError(f"{source}: its weights cannot be read ({reason(error)}); save the model again") from error
+    except Exception as error:  # the models raise whatever the values lead them to
+        raise UserError(
+            f"{source}: no model can be built from its config.json and weights ({reason(error)}); save it again"
+        ) from error
     wrong = [*report["missing_keys"], *report["unexpected_keys"], *(key for key, *_ in report["mismatched_keys"])]
     if wrong:
         raise UserError(
@@ -117,14 +116,39 @@ def load_whole(file: Path) -> Detector | None:
 
 def load_class_map(folder: Path) -> ClassMap:
     """The classes of a saved detector, without its weights."""
-    return class_map_of_config(AutoConfig.from_pretrained(folder))
+    return class_map_of_config(_config(folder))
+
+
+def _config(source: str | Path) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: no detector there ({reason(error)}); give a saved folder or a reachable hub id") from error
+    except Exception as error:  # the configurations raise whatever the values lead them to
+        raise UserError(
+            f"{source}/config.json cannot be understood ({reason(error)}); mend it or save the model again"
+        ) from error
 
 
 def class_map_of_config(config: PreTrainedConfig) -> ClassMap:
-    """Names from `id2label`; the data set's ids from what `Detector.save` left, or the contiguous ids themselves."""
+    """Names from `id2label`; the data set's ids from what `Detector.save` left, or the contiguous ids themselves.
+
+    Raises UserError where they are no names, or no whole numbers, one a class.
+    """
     by_index: Any = config.id2label
     names = tuple(by_index[index] for index in sorted(by_index))
-    return ClassMap(names, tuple(getattr(config, "dataset_category_ids", range(len(names)))))
+    ids = getattr(config, "dataset_category_ids", range(len(names)))
+    named = sorted(by_index) == list(range(len(names))) and all(isinstance(name, str) for name in names)
+    if not named or not isinstance(ids, list | tuple | range) or len(ids) != len(names) or not all(map(_is_id, ids)):
+        raise UserError(
+            f"{config.name_or_path}/config.json: id2label and dataset_category_ids must give every class, numbered from 0, a "
+            "name and a whole number; mend them or save the model again"
+        )
+    return ClassMap(names, tuple(ids))
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) < 2**63
 
 
 def _check_source(source: str | Path) -> None:
@@ -148,10 +172,7 @@ def _check_source(source: str | Path) -> None:
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json; give a folder that save_pretrained or leandetr wrote")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder}/config.json is not JSON; save the model again") from error
+    config = read_json(folder / "config.json")
     if not isinstance(config, dict) or "model_type" not in config:
         raise UserError(f"{folder}/config.json has no model_type; give a folder that save_pretrained or leandetr wrote")
     if config["model_type"] not in FAMILIES:
@@ -184,7 +205,3 @@ def _is_pickled(folder: Path) -> bool:
     """Whether its weights are those that older versions of transformers saved, and no others."""
     names = ("pytorch_model.bin", "pytorch_model.bin.index.json")
     return not any(folder.glob("*.safetensors")) and any((folder / name).is_file() for name in names)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

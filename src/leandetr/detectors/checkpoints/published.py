@@ -14,7 +14,7 @@ from leandetr.detectors.checkpoints.published_classes import published_classes
 from leandetr.detectors.checkpoints.state_dict import read_checkpoint
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families.layout import Layout
-from leandetr.errors import UserError
+from leandetr.errors import UserError, reason
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
@@ -44,7 +44,7 @@ def load_published(file: Path) -> Detector:
         config = layout.config(state, Path(file).stem)
         model = AutoModelForObjectDetection.from_config(config)
     except (KeyError, ValueError, RuntimeError) as error:
-        fault = f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        fault = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
         raise UserError(f"{file}: no {layout.name} can be built from its keys ({fault})") from error
     fill(model, state, str(file))
     detector = Detector(model, layout.preprocessing, published_classes(model.config.num_labels, file))
