@@ -61,8 +61,8 @@ def test_the_file_says_what_it_is_and_is_used_by_its_name(written, photograph, r
     assert runtime.metadata == describe(detector, detector.preprocessing, packages=FORMATS[engine].packages)
     assert path.stat().st_size < 4 * runtime.parameters + 800_000
     status, _, errors = run("predict", path, photograph().parent, "--out", tmp_path / "found", "--threshold", 0)
-    assert (status, errors) == (0, "")
-    assert (tmp_path / "found" / "predictions.json").is_file()
+    assert status == 0
+    assert "predictions.json: 60 detections on 1 images" in errors  # 12 queries, 5 classes
 
 
 def test_what_litert_knows_about_itself_is_read_without_it(written):
