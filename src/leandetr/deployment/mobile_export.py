@@ -20,7 +20,7 @@ from leandetr.deployment.metadata import Metadata, describe, scheme_of
 from leandetr.deployment.mobile_runtimes import ExecuTorchRuntime, LiteRtRuntime
 from leandetr.deployment.pytorch import PlainDetector
 from leandetr.deployment.silence import silenced
-from leandetr.deployment.tracing import ExportError, preprocessing_for, quiet_export, root, sample_of, shared_provenance
+from leandetr.deployment.tracing import ExportError, preprocessing_for, quiet_export, root, sample_of
 from leandetr.deployment.verify import verify
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
@@ -87,7 +87,7 @@ def export_mobile(detector: Detector, path: Path, to: str, image_size: tuple[int
 def _write(model: PlainDetector, metadata: Metadata, chosen: Format, file: Path) -> None:
     (pixels,) = sample_of(1, metadata)
     try:
-        with quiet_export(), silenced(), shared_provenance():
+        with quiet_export(), silenced():
             chosen.write(folded_graph(model, pixels), pixels, metadata.to_json(), file)
     except (UserError, OSError):  # a package that is not installed, a disk that is full
         raise

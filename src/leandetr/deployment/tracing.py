@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.traceback import NodeSource
 
 from leandetr.deployment.end_to_end import EndToEnd
 from leandetr.deployment.metadata import Metadata
@@ -98,17 +97,6 @@ def quiet_export() -> Iterator[None]:
         os.environ.pop(CHECKS)
         if checks is not None:
             os.environ[CHECKS] = checks
-
-
-@contextmanager
-def shared_provenance() -> Iterator[None]:
-    """PyTorch keeps with every node of a graph the nodes that it was made from, and copies that growing chain in every pass: a
-    sixth of the time that ExecuTorch takes for 45 layers. Meanwhile the copies are one."""
-    NodeSource.__deepcopy__ = lambda source, _: source  # type: ignore[attr-defined] # a record that nobody changes
-    try:
-        yield
-    finally:
-        del NodeSource.__deepcopy__  # type: ignore[attr-defined]
 
 
 def root(error: BaseException) -> str:
