@@ -18,6 +18,9 @@ import leandetr
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
+#: extras that `make install` leaves out: for a GPU, for comparisons, and of hundreds of megabytes
+UNLOCKED = ("gpu", "peers", "executorch", "litert")
+
 
 @pytest.fixture
 def environment():
@@ -30,9 +33,7 @@ def environment():
 
 def declared() -> list[Requirement]:
     """What `make install` asks for: the dependencies and, from the extras, what is not the package itself."""
-    extras = [
-        entry for name, entries in PROJECT["optional-dependencies"].items() if name not in ("gpu", "peers") for entry in entries
-    ]
+    extras = [entry for name, entries in PROJECT["optional-dependencies"].items() if name not in UNLOCKED for entry in entries]
     return [found for found in map(Requirement, [*PROJECT["dependencies"], *extras]) if found.name != "leandetr"]
 
 

@@ -26,9 +26,11 @@ class Session:
 
 
 def test_every_artefact_has_its_own_engine_first():
-    assert {suffix: possible(suffix)[0] for suffix in (".onnx", ".xml", "")} == {
+    assert {suffix: possible(suffix)[0] for suffix in (".onnx", ".xml", ".pte", ".tflite", "")} == {
         ".onnx": "onnxruntime",
         ".xml": "openvino",
+        ".pte": "executorch",
+        ".tflite": "litert",
         "": "pytorch",
     }
     assert "onnxruntime-tensorrt" in possible(".onnx")

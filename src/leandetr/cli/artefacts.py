@@ -17,7 +17,7 @@ from leandetr.cli.options import Device, Engine, Json, OneSplit, Queries, Thread
 def evaluate(
     model: Annotated[
         str,
-        typer.Argument(help="Saved detector, hub id, published .pth, .onnx, .xml, torchvision's NAME, or a JSON of results."),
+        typer.Argument(help="Saved detector, hub id, published .pth, exported file, torchvision's NAME, or a JSON of results."),
     ],
     data: OneSplit,
     split: Annotated[str, typer.Option(help="train or val.")] = "val",
@@ -68,8 +68,11 @@ def _defined(numbers: Any) -> Any:
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Saved detector, hub id or published .pth, float or quantized.")],
-    out: Annotated[Path, typer.Option(help="The .onnx or .xml file.")],
-    to: Annotated[str, typer.Option(help="onnx, tensorrt (an .onnx as it takes them quantized) or openvino.")] = "onnx",
+    out: Annotated[Path, typer.Option(help="The .onnx, .xml, .pte or .tflite file.")],
+    to: Annotated[
+        str,
+        typer.Option(help="onnx, tensorrt (an .onnx as it takes them quantized), openvino, executorch or litert (both float)."),
+    ] = "onnx",
     image_size: Annotated[
         tuple[int, int] | None, typer.Option(help="Fixed height and width; the model's own by default.")
     ] = None,
@@ -95,7 +98,7 @@ def export(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="Saved detector, hub id, published .pth, .onnx, .xml, or torchvision's NAME.")],
+    model: Annotated[str, typer.Argument(help="Saved detector, hub id, published .pth, exported file, or torchvision's NAME.")],
     sources: Annotated[
         list[str],
         typer.Argument(help="Images, videos, folders with all below them, patterns ('photos/*.jpg'), a camera's number (0)."),
@@ -130,7 +133,7 @@ def predict(
 @with_groups
 def benchmark(
     models: Annotated[
-        list[str], typer.Argument(help="Saved detectors, .onnx and .xml files; ratios are to the first, on its engine.")
+        list[str], typer.Argument(help="Saved detectors and exported files; ratios are to the first, on its engine.")
     ],
     data: OneSplit,
     engine: Engine = None,

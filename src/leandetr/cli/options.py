@@ -20,7 +20,8 @@ Out = Annotated[Path, typer.Option(help="Folder for the result; started again, i
 Engine = Annotated[
     str | None,
     typer.Option(
-        help="pytorch, also -compile, -graphs (GPU), -half; onnxruntime, also -tensorrt (GPU); openvino. By default the file's."
+        help="pytorch, also -compile, -graphs (GPU), -half; onnxruntime, also -tensorrt (GPU); openvino; executorch; litert. "
+        "By default the file's."
     ),
 ]
 Queries = Annotated[

@@ -24,7 +24,9 @@ def trim(
     target_latency_ms: Annotated[
         float | None, typer.Option(help="In its place: milliseconds a photograph to get to, at the best AP.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="Whose latency counts: pytorch, onnxruntime or openvino.")] = "onnxruntime",
+    engine: Annotated[
+        str, typer.Option(help="Whose latency counts: pytorch, onnxruntime, openvino, executorch or litert.")
+    ] = "onnxruntime",
     held_out: Annotated[int, typer.Option(help="Training photographs that AP is measured on.", min=1)] = 256,
     device: Device = "auto",
 ) -> None:

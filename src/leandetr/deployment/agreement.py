@@ -52,15 +52,15 @@ def sure_boxes(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], head:
     return SureBoxes(count, found)
 
 
-def in_words(share: float, sure: SureBoxes) -> str:
-    """What a comparison of PyTorch with ONNX Runtime on random images has found; share: of all queries, that agree."""
+def in_words(share: float, sure: SureBoxes, engine: str) -> str:
+    """What a comparison of PyTorch with an engine on random images has found; share: of all queries, that agree."""
     queries = f"and of all queries {100 * share:.0f} % agree"
     if not sure.count:
         return (
-            f"PyTorch has no box with a score of {SURE} on random images to look for in ONNX Runtime's answer, {queries}, "
+            f"PyTorch has no box with a score of {SURE} on random images to look for in {engine}'s answer, {queries}, "
             "as happens where scores nearly tie (untrained weights, rounded scores)"
         )
-    return f"ONNX Runtime finds {sure.found} of the {sure.count} boxes with a score of {SURE} on random images, {queries}"
+    return f"{engine} finds {sure.found} of the {sure.count} boxes with a score of {SURE} on random images, {queries}"
 
 
 def _rows(logits: Tensor, boxes: Tensor, head: Head) -> np.ndarray:

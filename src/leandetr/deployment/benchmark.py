@@ -31,7 +31,7 @@ PHOTOGRAPHS = 8  # different ones, in turn
 WARM_UP = PHOTOGRAPHS  # rounds that are not counted: engines prepare for every new size once
 BOOTSTRAP = 2000  # resamples of the rounds
 INTERVAL = (2.5, 97.5)  # percentiles
-PACKAGES = ("leandetr", "torch", "transformers", "onnxruntime", "openvino")
+PACKAGES = ("leandetr", "torch", "transformers", "onnxruntime", "openvino", "executorch", "ai-edge-litert")
 
 
 class Ratio(TypedDict):

@@ -31,6 +31,8 @@ from leandetr.data.coco import CocoDataset, Split
 from leandetr.data.transforms import eval_transform
 from leandetr.deployment.benchmark import Measurement, measure
 from leandetr.deployment.costs import layer_costs
+from leandetr.deployment.engines import ENGINES
+from leandetr.deployment.mobile_export import FORMATS, export_mobile
 from leandetr.deployment.onnx import export_onnx
 from leandetr.deployment.pytorch import PyTorchRuntime
 from leandetr.deployment.runtimes import open_runtime
@@ -227,6 +229,13 @@ def _on_cpu(detectors: Mapping[str, Detector]) -> dict[str, Detector]:
 def whole_latencies(detectors: Mapping[str, Detector], split: Split, engine: str) -> dict[str, Measurement]:
     """What each detector's exported file takes on the engine, measured in turn; speed-ups are over the first."""
     with TemporaryDirectory() as folder:
-        files = [export_onnx(each, Path(folder) / f"{name}.onnx") for name, each in _on_cpu(detectors).items()]
+        files = [_exported(each, Path(folder) / name, engine) for name, each in _on_cpu(detectors).items()]
         measured = measure([open_runtime(file, engine=engine) for file in files], split, repeats=30)
     return dict(zip(detectors, measured, strict=True))
+
+
+def _exported(detector: Detector, path: Path, engine: str) -> Path:
+    """The file that an engine runs, at `path` with its own suffix."""
+    if engine in FORMATS:
+        return export_mobile(detector, path.with_name(path.name + ENGINES[engine].files[0]), engine)
+    return export_onnx(detector, path.with_name(f"{path.name}.onnx"))

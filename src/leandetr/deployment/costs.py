@@ -23,9 +23,9 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
-from leandetr.deployment.onnx import quiet_export
 from leandetr.deployment.openvino import core, read_onnx
 from leandetr.deployment.opsets import OPSET
+from leandetr.deployment.tracing import quiet_export
 from leandetr.deployment.unpacking import unpack_onnx
 from leandetr.detectors.detector import Detector
 from leandetr.errors import unknown

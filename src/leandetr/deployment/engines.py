@@ -31,14 +31,21 @@ ENGINES = {
     "onnxruntime": Engine((".onnx",)),
     "onnxruntime-tensorrt": Engine((".onnx",), gpu=True, tensorrt=True),
     "openvino": Engine((".onnx", ".xml")),
+    "executorch": Engine((".pte",)),
+    "litert": Engine((".tflite",)),
 }
 CPU_ENGINES = tuple(name for name, engine in ENGINES.items() if not engine.gpu)
 
 
 def possible(suffix: str) -> list[str]:
     """The engines that run a file with this suffix, its own first; those of PyTorch where it is none of an exported file."""
-    exported = any(suffix in engine.files for engine in ENGINES.values())
+    exported = is_exported(suffix)
     return [name for name, engine in ENGINES.items() if (suffix in engine.files if exported else not engine.files)]
+
+
+def is_exported(suffix: str) -> bool:
+    """Whether files with this suffix are exported ones."""
+    return any(suffix in engine.files for engine in ENGINES.values())
 
 
 def check_gpu(name: str, device: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from math import prod
@@ -17,7 +18,8 @@ from leandetr.quantization.layers.modules import QuantizedLayer
 from leandetr.quantization.theoretical_cost import theoretical_cost
 from leandetr.structures import ClassMap, Preprocessing
 
-#: the key under which the text is kept, in an ONNX file's properties and in an OpenVINO file's runtime information
+#: the key under which the text is kept: in an ONNX file's properties, an OpenVINO file's runtime information, an ExecuTorch
+#: file's methods, a LiteRT file's archive
 KEY = "leandetr"
 
 
@@ -56,9 +58,14 @@ class Metadata:
 _WRITTEN = TypeAdapter(Metadata)
 
 
-def describe(detector: Detector, preprocessing: Preprocessing, end_to_end: bool = False, half: bool = False) -> Metadata:
-    """The metadata of a detector that is exported for photographs prepared as `preprocessing` says."""
-    packages = {name: version(name) for name in ("leandetr", "onnx", "onnxscript")}
+def describe(
+    detector: Detector,
+    preprocessing: Preprocessing,
+    end_to_end: bool = False,
+    half: bool = False,
+    packages: Sequence[str] = ("leandetr", "onnx", "onnxscript"),
+) -> Metadata:
+    """The metadata of a detector that is exported for photographs prepared as `preprocessing` says; packages: that write it."""
     return Metadata(
         class_map=detector.class_map,
         preprocessing=preprocessing,
@@ -71,7 +78,7 @@ def describe(detector: Detector, preprocessing: Preprocessing, end_to_end: bool 
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
-        | packages,
+        | {name: version(name) for name in packages},
         theoretical_speedup=None if scheme_of(detector) is None else theoretical_cost(detector, preprocessing.size).speedup,
         end_to_end=end_to_end,
         half=half,

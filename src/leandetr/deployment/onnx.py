@@ -10,15 +10,7 @@ end-to-end file goes from photographs to detections instead, see `end_to_end.py`
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx_ir
 import torch
@@ -26,11 +18,10 @@ from onnx_ir.passes import Sequential, common
 from onnxscript.optimizer import fold_constants
 from torch import Tensor
 
-from leandetr.deployment.agreement import SureBoxes, agreement, in_words, sure_boxes
 from leandetr.deployment.attention import attention_translations
 from leandetr.deployment.end_to_end import EndToEnd
 from leandetr.deployment.half import to_half, without_norms
-from leandetr.deployment.metadata import KEY, Metadata, describe, scheme_of
+from leandetr.deployment.metadata import KEY, describe, scheme_of
 from leandetr.deployment.opsets import OPSET, TRACED, check_opset, lower
 from leandetr.deployment.pytorch import PlainDetector
 from leandetr.deployment.rewrites import (
@@ -44,26 +35,12 @@ from leandetr.deployment.rewrites import (
 )
 from leandetr.deployment.runtimes import OnnxRuntime
 from leandetr.deployment.tensorrt import check_tensorrt, to_tensorrt
-from leandetr.detectors.create import check_size
+from leandetr.deployment.tracing import ExportError, preprocessing_for, quiet_export, root, sample_of, symbolic_len
+from leandetr.deployment.verify import FLOAT_TOLERANCE, INTEGER_TOLERANCE, verify
 from leandetr.detectors.detector import Detector
-from leandetr.detectors.image_size import check_answers
-from leandetr.detectors.preprocessing import resized_to
 from leandetr.errors import UserError
 from leandetr.files import writing
-from leandetr.heads import Head
 from leandetr.quantization.training.finish import finish, in_training
-from leandetr.structures import Preprocessing
-
-logger = logging.getLogger(__name__)
-
-# (height, width) at which a graph of free size is traced, and one at which it is checked besides
-FREE_SIZE, OTHER_SIZE = (192, 256), (256, 224)
-CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
-# Of the boxes, below which a warning is given: where two encoder scores nearly tie, either engine may choose another query.
-AGREEING = 0.95
-# Largest difference of a class probability or box coordinate: of float arithmetic in another order; of values that such a
-# difference puts on the next step of an integer grid, of ONNX Runtime's 8-bit arithmetic behind integer weights; of halves.
-FLOAT_TOLERANCE, INTEGER_TOLERANCE = 1e-3, 1e-2
 
 
 def export_onnx(  # noqa: PLR0913 - what a file can be is what is asked
@@ -108,14 +85,15 @@ def export_onnx(  # noqa: PLR0913 - what a file can be is what is asked
         detector = finish(detector)
     if half:
         detector = without_norms(detector)
-    preprocessing = _preprocessing(detector, path, image_size, end_to_end)
+    preprocessing = preprocessing_for(detector, path, image_size, end_to_end)
     training = detector.training
     detector.eval()
     model = (EndToEnd(detector, preprocessing) if end_to_end else PlainDetector(detector)).eval()
     metadata = describe(detector, preprocessing, end_to_end, half)
     try:
-        with quiet_export(), torch.no_grad(), writing(path) as temporary:
-            graph = _to_onnx(model, _sample(2 if dynamic_batch else 1, metadata), dynamic_batch, max(opset, TRACED))
+        with writing(path) as temporary:
+            with quiet_export(), torch.no_grad():
+                graph = _to_onnx(model, sample_of(2 if dynamic_batch else 1, metadata), dynamic_batch, max(opset, TRACED))
             if half:
                 to_half(graph)
             if tensorrt:
@@ -125,37 +103,13 @@ def export_onnx(  # noqa: PLR0913 - what a file can be is what is asked
             graph.metadata_props[KEY] = metadata.to_json()
             onnx_ir.save(graph, temporary)
             exact = scheme_of(detector) is None and not half
-            share, sure = _check(model, temporary, dynamic_batch, FLOAT_TOLERANCE if exact else INTEGER_TOLERANCE)
-    except _ExportError as error:
+            tolerance = FLOAT_TOLERANCE if exact else INTEGER_TOLERANCE
+            verify(path, model, OnnxRuntime(temporary), (1, 3) if dynamic_batch else (1,), tolerance)
+    except ExportError as error:
         raise UserError(f"{path}: {detector.config.model_type} {error}") from error
     finally:
         detector.train(training)
-    if share < AGREEING and sure.found <= AGREEING * sure.count:
-        logger.warning("%s: %s; compare `leandetr evaluate` of both", path, in_words(share, sure))
     return path
-
-
-def _preprocessing(detector: Detector, path: Path, image_size: tuple[int, int] | None, end_to_end: bool) -> Preprocessing:
-    """How photographs are prepared for the file. Raises UserError for what the detector or the file cannot take."""
-    preprocessing = detector.preprocessing
-    if image_size is not None:
-        backbone = detector.config.to_dict().get("backbone_config") or {}
-        check_size(detector.config.model_type, image_size, detector.family.divisor(backbone))
-        preprocessing = replace(preprocessing, **resized_to((image_size[0], image_size[1])))
-    if end_to_end and preprocessing.size is None:
-        raise UserError(f"{path}: an end-to-end file resizes to one size, which this detector has not; add --image-size")
-    if end_to_end and preprocessing.resample != "bilinear":
-        raise UserError(
-            f"{path}: an end-to-end file resizes bilinearly, this detector's resample is {preprocessing.resample}; "
-            "leave out --end-to-end"
-        )
-    if preprocessing.size is not None:
-        check_answers(detector, preprocessing.size, str(path))
-    return preprocessing
-
-
-class _ExportError(Exception):
-    """What a family cannot do, without the name of the file."""
 
 
 def check_onnx(path: Path) -> None:
@@ -163,21 +117,6 @@ def check_onnx(path: Path) -> None:
     if path.suffix != ".onnx":
         mend = "add --to openvino" if path.suffix == ".xml" else "name it so"
         raise UserError(f"{path}: an ONNX file ends in .onnx; {mend}")
-
-
-def _sample(images: int, metadata: Metadata, free_size: tuple[int, int] = FREE_SIZE) -> tuple[Tensor, ...]:
-    """Random inputs: photographs; or normalised pixels, and without a fixed size a mask that pads the last image at the right
-    and the bottom."""
-    size, generator = metadata.preprocessing.size, torch.Generator().manual_seed(images)
-    if metadata.end_to_end:
-        return (torch.randint(0, 256, (images, *free_size, 3), dtype=torch.uint8, generator=generator),)
-    height, width = size or free_size
-    pixels = torch.randn(images, 3, height, width, generator=generator)
-    if size is not None:
-        return (pixels,)
-    mask = torch.ones(images, height, width, dtype=torch.int64)
-    mask[-1, height * 3 // 4 :] = mask[-1, :, width * 3 // 4 :] = 0
-    return pixels * mask[:, None], mask
 
 
 def _to_onnx(model: PlainDetector | EndToEnd, sample: tuple[Tensor, ...], dynamic_batch: bool, opset: int) -> onnx_ir.Model:
@@ -192,7 +131,7 @@ def _to_onnx(model: PlainDetector | EndToEnd, sample: tuple[Tensor, ...], dynami
     device = next(model.parameters()).device
     sample = tuple(tensor.to(device) for tensor in sample)
     try:
-        with _symbolic_len(model):
+        with symbolic_len(model):
             traced = torch.export.export(model, sample, dynamic_shapes=shapes, strict=False)
         program = torch.onnx.export(
             traced,
@@ -206,7 +145,7 @@ def _to_onnx(model: PlainDetector | EndToEnd, sample: tuple[Tensor, ...], dynami
             verbose=False,
         )
     except Exception as error:  # the exporter wraps whatever went wrong inside the model
-        raise _ExportError(f"cannot be exported at opset {opset}: {_root(error)}") from error
+        raise ExportError(f"cannot be exported at opset {opset}: {root(error)}") from error
     # The exporter's own optimisation loses a node of box-refining Deformable DETR in its rewrite rules, and it keeps a Python
     # stack trace with every node, which outweighs the weights of a small model.
     assert program is not None  # with dynamo
@@ -232,76 +171,3 @@ def _to_onnx(model: PlainDetector | EndToEnd, sample: tuple[Tensor, ...], dynami
     forget_types(cleaned.graph)
     name_axes(cleaned.graph)
     return cleaned
-
-
-def _check(model: PlainDetector | EndToEnd, file: Path, dynamic_batch: bool, tolerance: float) -> tuple[float, SureBoxes]:
-    """The smallest share of queries that agree with PyTorch, and all its sure boxes, on other inputs than the file was traced
-    with."""
-    runtime = OnnxRuntime(file)
-    metadata, device = runtime.metadata, next(model.parameters()).device
-    free = metadata.end_to_end or metadata.preprocessing.size is None
-    shares, sure = [], SureBoxes(0, 0)
-    for count in (1, 3) if dynamic_batch else (1,):
-        for size in (FREE_SIZE, OTHER_SIZE) if free else (FREE_SIZE,):
-            sample = _sample(count, metadata, size)
-            try:
-                if metadata.end_to_end:
-                    found = _as_queries(runtime.run_end_to_end(*sample), size, len(metadata.class_map))
-                else:
-                    found = runtime.run(*sample, *[None] * (2 - len(sample)))
-            except Exception as error:  # ONNX Runtime's errors have no common class
-                fixed = "; name a fixed image size" if metadata.preprocessing.size is None else ""
-                shape = " x ".join(map(str, sample[0].shape))
-                raise _ExportError(f"was exported, but ONNX Runtime cannot run it on pixels of {shape}{fixed}") from error
-            expected, head = model(*[tensor.to(device) for tensor in sample]), metadata.head
-            if metadata.end_to_end:
-                expected, head = _as_queries(expected, size, len(metadata.class_map)), Head.SIGMOID
-            shares.append(agreement(expected, found, head, tolerance)[0])
-            boxes = sure_boxes(expected, found, head, INTEGER_TOLERANCE)
-            sure = SureBoxes(sure.count + boxes.count, sure.found + boxes.found)
-    return min(shares), sure
-
-
-def _as_queries(detections: tuple[Tensor, ...], size: tuple[int, int], classes: int) -> tuple[Tensor, Tensor]:
-    """Scores, labels and boxes in pixels as logits of a sigmoid head and boxes relative to the image."""
-    scores, labels, boxes = (tensor.cpu() for tensor in detections)
-    logits = torch.full((*scores.shape, classes), -torch.inf).scatter(2, labels[..., None], scores.logit()[..., None])
-    return logits, boxes / torch.tensor([size[1], size[0]] * 2)
-
-
-@contextmanager
-def _symbolic_len(model: PlainDetector | EndToEnd) -> Iterator[None]:
-    """RT-DETR takes its batch size from `len` of a tensor, which Python makes a plain number, and so a constant of the graph.
-
-    In the model's own module `len` stays symbolic meanwhile; the other way, strict tracing, takes three times as long.
-    """
-    module: Any = sys.modules[type(model.model).__module__]
-    module.len = lambda value: value.shape[0] if isinstance(value, Tensor) else len(value)
-    try:
-        yield
-    finally:
-        del module.len
-
-
-@contextmanager
-def quiet_export() -> Iterator[None]:
-    """Without the exporter's log and warnings, and without transformers' checks on tensor values, which a graph cannot hold."""
-    disabled, checks = logging.root.manager.disable, os.environ.get(CHECKS)
-    logging.disable(logging.WARNING)
-    os.environ[CHECKS] = "1"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        os.environ.pop(CHECKS)
-        if checks is not None:
-            os.environ[CHECKS] = checks
-
-
-def _root(error: BaseException) -> str:
-    """The first line of the error that started it all."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,11 +10,12 @@ import onnx_ir
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from leandetr.deployment.engines import ENGINES, check_gpu, possible
+from leandetr.deployment.engines import ENGINES, check_gpu, is_exported, possible
+from leandetr.deployment.file_runtime import FileRuntime, read_metadata
 from leandetr.deployment.integer_kernels import clamp_bytes, multiply_matrices, repeat_bytes
 from leandetr.deployment.metadata import KEY, Metadata
+from leandetr.deployment.mobile_runtimes import ExecuTorchRuntime, LiteRtRuntime
 from leandetr.deployment.openvino import core, onnx_metadata, read_onnx
 from leandetr.deployment.providers import asked_providers, check_taken
 from leandetr.deployment.pytorch import PyTorchRuntime, TorchvisionRuntime
@@ -25,49 +26,8 @@ from leandetr.detectors.detector import Detector
 from leandetr.detectors.query_sets import answer_with
 from leandetr.detectors.teachers import load_torchvision, names_torchvision
 from leandetr.errors import UserError, reason, unknown
-from leandetr.structures import Batch, Detections
 
 logger = logging.getLogger(__name__)
-
-
-class FileRuntime(Runtime):
-    """What the engines that run exported files share; they set `inputs`, the names of the graph's, and implement `infer`."""
-
-    inputs: set[str]
-
-    def infer(self, feed: dict[str, NDArray], outputs: list[str]) -> list[NDArray]:
-        """The graph's inputs by name -> those of its outputs that are named."""
-        raise NotImplementedError
-
-    def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        given = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
-        feed = {
-            name: tensor.contiguous().numpy() for name, tensor in given.items() if tensor is not None and name in self.inputs
-        }
-        logits, boxes = self.infer(feed, ["logits", "boxes"])
-        columns = self.metadata.head.columns(len(self.class_map))
-        if logits.ndim != 3 or logits.shape[2] != columns or boxes.shape != (*logits.shape[:2], 4):
-            raise UserError(
-                f"{self.artifact} answers with logits {logits.shape} and boxes {boxes.shape}, and its classes need (B, N, "
-                f"{columns}) and (B, N, 4); export it again"
-            )
-        return torch.from_numpy(logits), torch.from_numpy(boxes)
-
-    def run_end_to_end(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images (B, H, W, 3) uint8 RGB -> scores (B, k), labels (B, k) and boxes (B, k, 4), (x0, y0, x1, y1) in pixels of the
-        images; for files that are end to end."""
-        scores, labels, boxes = self.infer({"images": images.contiguous().numpy()}, ["scores", "labels", "boxes"])
-        return torch.from_numpy(scores), torch.from_numpy(labels), torch.from_numpy(boxes)
-
-    def __call__(self, batch: Batch) -> list[Detections]:
-        if not self.metadata.end_to_end:
-            return super().__call__(batch)
-        found = []
-        for pixels, target in zip(batch["pixel_values"], batch["labels"], strict=True):
-            height, width = target["size"].tolist()  # without the padding
-            image = pixels[:, :height, :width].round().to(torch.uint8).permute(1, 2, 0)
-            found.append(Detections(*(answer[0] for answer in self.run_end_to_end(image[None]))))
-        return found
 
 
 class OnnxRuntime(FileRuntime):
@@ -83,6 +43,8 @@ class OnnxRuntime(FileRuntime):
         UserError: no such file, not ONNX, written by something else, refused by ONNX Runtime, or ONNX Runtime cannot compute on
             that device.
     """
+
+    title = "ONNX Runtime"
 
     def __init__(
         self,
@@ -139,7 +101,7 @@ class OpenVinoRuntime(FileRuntime):
         UserError: openvino is not installed, no such file, or a file of something else.
     """
 
-    name = "openvino"
+    name, title = "openvino", "OpenVINO"
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         path = Path(path)
@@ -161,7 +123,7 @@ class OpenVinoRuntime(FileRuntime):
             except RuntimeError as error:
                 raise UserError(f"{path} is not an OpenVINO model or is truncated; convert it again") from error
             text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
-            super().__init__(str(path), path.stat().st_size + weights.stat().st_size, _read_metadata(path, text))
+            super().__init__(str(path), path.stat().st_size + weights.stat().st_size, read_metadata(path, text))
         config = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
@@ -185,6 +147,12 @@ class OpenVinoRuntime(FileRuntime):
             raise UserError(f"{self.artifact}: OpenVINO cannot run it ({reason(error)}); export it again") from error
 
 
+#: engines that compute nowhere but on the CPU here
+ON_CPU: dict[str, type[OpenVinoRuntime] | type[ExecuTorchRuntime] | type[LiteRtRuntime]] = {
+    runtime.name: runtime for runtime in (OpenVinoRuntime, ExecuTorchRuntime, LiteRtRuntime)
+}
+
+
 def open_runtime(
     source: str | Path,
     threads: int | None = None,
@@ -192,8 +160,8 @@ def open_runtime(
     queries: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Runtime:
-    """The runtime for an artefact: an `.onnx` on ONNX Runtime, an `.xml` on OpenVINO, a folder, hub id or detector of
-    torchvision on PyTorch.
+    """The runtime for an artefact: an `.onnx` on ONNX Runtime, an `.xml` on OpenVINO, a `.pte` on ExecuTorch, a `.tflite` on
+    LiteRT, a folder, hub id or detector of torchvision on PyTorch.
 
     Args:
         source: what to run.
@@ -201,8 +169,8 @@ def open_runtime(
         engine: one of `ENGINES`; an `.onnx` also runs on "openvino" and "onnxruntime-tensorrt", a detector of PyTorch also
             compiled ("pytorch-compile"), as a CUDA graph ("pytorch-graphs"), and each in float16 ("pytorch-half").
         queries: which set of a saved detector answers, see `query_sets.answer_with`; by default the one it was saved with.
-        device: where it computes. OpenVINO stays on the CPU, and ONNX Runtime where it cannot compute on the device and was not
-            named as the engine; a warning says so.
+        device: where it computes. OpenVINO, ExecuTorch and LiteRT stay on the CPU, and ONNX Runtime where it cannot compute on
+            the device and was not named as the engine; a warning says so.
 
     Raises:
         UserError: an unknown engine, one that does not run such a file or cannot compute on the device, a file that cannot be
@@ -214,15 +182,15 @@ def open_runtime(
         raise unknown("engine", engine, ENGINES)
     if engine is not None and engine not in known:
         raise UserError(f"{source} does not run on {engine}; it runs on {', '.join(known)}")
-    if queries is not None and (suffix in (".onnx", ".xml") or names_torchvision(source)):
+    if queries is not None and (is_exported(suffix) or names_torchvision(source)):
         raise UserError(f"{source} offers no choice of queries; name a saved detector, or export one again with --queries")
     if threads is not None:
         torch.set_num_threads(threads)
     name = engine or known[0]
-    if name == "openvino":
+    if name in ON_CPU:
         if device.type != "cpu":
-            logger.warning("%s runs on the CPU: OpenVINO computes nowhere else here", source)
-        return OpenVinoRuntime(Path(source), threads)
+            logger.warning("%s runs on the CPU: %s computes nowhere else here", source, ON_CPU[name].title)
+        return ON_CPU[name](Path(source), threads)
     if ENGINES[name].files:
         return OnnxRuntime(Path(source), threads, device if engine else _possible_device(source, device), name)
     if names_torchvision(source):
@@ -250,14 +218,5 @@ def load_answering(source: str | Path, queries: str | None) -> Detector:
 
 
 def _onnx_facts(path: Path) -> tuple[int, Metadata]:
-    metadata = _read_metadata(path, onnx_metadata(path))
+    metadata = read_metadata(path, onnx_metadata(path))
     return path.stat().st_size, metadata
-
-
-def _read_metadata(path: Path, text: str | None) -> Metadata:
-    if text is None:
-        raise UserError(f"{path} does not say what its classes and preprocessing are; export the detector with leandetr")
-    try:
-        return Metadata.from_json(text)
-    except (ValueError, UserError) as error:
-        raise UserError(f"{path} was exported by another version of leandetr ({reason(error)}); export it again") from error

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from leandetr.data.transforms import AUGMENTATIONS
 from leandetr.deployment.engines import CPU_ENGINES
+from leandetr.deployment.mobile_export import FORMATS
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.names import MODELS
 from leandetr.distillation.distiller import Distiller
@@ -32,9 +33,10 @@ def check_names(models: Iterable[Model], variants: Iterable[Variant], benchmark:
                 chosen_terms(part.distillation)
         for quantization in variant.quantization:
             scheme_config(quantization.scheme, **quantization.options)
+    engines = [name for name in CPU_ENGINES if name not in FORMATS]  # those run float detectors alone
     for engine in benchmark.runtimes if benchmark else ():
-        if engine not in CPU_ENGINES:
-            raise unknown("engine", engine, CPU_ENGINES)
+        if engine not in engines:
+            raise unknown("engine", engine, engines)
 
 
 def check_fit(

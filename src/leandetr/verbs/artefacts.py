@@ -15,8 +15,10 @@ from leandetr.data.annotations import Split, read_annotations
 from leandetr.data.coco import CocoDataset
 from leandetr.data.splits import split_state
 from leandetr.deployment.benchmark import Measurement, measure
+from leandetr.deployment.mobile_export import FORMATS, export_mobile
 from leandetr.deployment.onnx import check_onnx, export_onnx
 from leandetr.deployment.openvino import check_xml, convert_openvino
+from leandetr.deployment.opsets import OPSET
 from leandetr.deployment.predict import predict_sources
 from leandetr.deployment.progress import counting
 from leandetr.deployment.runtime import Runtime
@@ -31,7 +33,7 @@ from leandetr.processes import say, share
 from leandetr.shards import Shards
 from leandetr.verbs.data import Data, annotations_of, split_of
 
-TARGETS = ("onnx", "tensorrt", "openvino")  # of `export`
+TARGETS = ("onnx", "tensorrt", "openvino", *FORMATS)  # of `export`
 
 
 def evaluate(
@@ -42,7 +44,7 @@ def evaluate(
     queries: str | None = None,
     out: Path | None = None,
 ) -> CocoMetrics:
-    """COCO's numbers of a saved detector, an .onnx, an OpenVINO .xml, or a JSON in COCO's results format, on a split.
+    """COCO's numbers of a saved detector, an exported file, or a JSON in COCO's results format, on a split.
 
     data: as in `train`. For a JSON of results the images need not be there, and {"val": "annotations.json"} is enough.
     queries: "object", "distillation" or "both", for a saved detector with distillation queries. out: a folder that keeps the
@@ -125,18 +127,26 @@ def export(  # noqa: PLR0913 - what a file can be is what is asked
     image_size: tuple[int, int] | None = None,
     queries: str | None = None,
     end_to_end: bool = False,
-    opset: int = 21,
+    opset: int = OPSET,
     half: bool = False,
 ) -> Path:
-    """Write a saved detector as an .onnx file, as one for TensorRT, or as OpenVINO's .xml and .bin.
+    """Write a saved detector as an .onnx file, as one for TensorRT, as OpenVINO's .xml and .bin, as ExecuTorch's .pte or as
+    LiteRT's .tflite.
 
     to: "onnx"; "tensorrt", an .onnx with integers as TensorRT takes them, of a detector quantized with
-    `Static(target="tensorrt")`; or "openvino". queries: as in `evaluate`. end_to_end: from the bytes of a photograph to
-    detections in one graph. opset: of ONNX. half: products in float16, of a float detector's .onnx.
+    `Static(target="tensorrt")`; "openvino"; or, of float detectors, "executorch" or "litert". queries: as in `evaluate`.
+    end_to_end: from the bytes of a photograph to detections in one graph. opset: of ONNX. half: products in float16, of a float
+    detector's .onnx.
     """
     out = Path(out)
     if to not in TARGETS:
         raise unknown("format", to, TARGETS)
+    if to in FORMATS:
+        asked = {"--half": half, "--end-to-end": end_to_end, f"--opset {opset}": opset != OPSET}
+        if refused := next((option for option, given in asked.items() if given), None):
+            raise UserError(f"{out}: {refused} is of ONNX files; leave it out, or add --to onnx")
+        FORMATS[to].check(out)  # before anything is loaded
+        return export_mobile(load_answering(model, queries), out, to, image_size)
     if to != "openvino":
         check_onnx(out)
         options: dict[str, Any] = {"opset": opset, "end_to_end": end_to_end, "half": half, "tensorrt": to == "tensorrt"}

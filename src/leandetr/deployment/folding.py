@@ -1,0 +1,92 @@
+"""A detector as a graph of PyTorch's operators for photographs of one shape, with all that no photograph changes computed.
+
+Masks, positions, anchors and what is made of weights alone are constants at one shape: they cost nothing at run time, and an
+engine need not know the operators that appear there alone (arange, cumsum, powers in float64).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+aten = torch.ops.aten
+
+
+def folded_graph(model: nn.Module, pixels: Tensor) -> fx.GraphModule:
+    """The graph of `model(pixels)`, in evaluation mode, for photographs of that shape."""
+    traced = torch.export.export(model, (pixels,), strict=False).module(check_guards=False)
+    assert isinstance(traced, fx.GraphModule)
+    _fold(traced)
+    for node in list(traced.graph.nodes):
+        if node.target is aten._assert_tensor_metadata.default:  # held while it was traced; it would keep what it looks at
+            traced.graph.erase_node(node)
+        elif node.target in SPELLED_OUT:
+            SPELLED_OUT[node.target](traced.graph, node)
+    traced.graph.eliminate_dead_code()
+    return fx.GraphModule(traced, traced.graph).eval()  # without what nothing reads; an exported module refuses `eval`
+
+
+def _fold(module: fx.GraphModule) -> None:
+    """Replace every tensor that is made of constants alone, and that something else reads, by its value."""
+    changed = _changed_in_place(module.graph.nodes)
+    known: dict[fx.Node, Any] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and node not in changed:
+            known[node] = _attribute(module, str(node.target))
+        elif _is_function(node) and node not in changed and all(each in known for each in node.all_input_nodes):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = node.target(*args, **kwargs)
+    computed = [node for node in known if node.op != "get_attr" and isinstance(known[node], Tensor)]
+    for number, node in enumerate(computed):
+        readers = [user for user in node.users if user not in known]
+        if not readers:
+            continue
+        name = f"constant_{number}"
+        module.register_buffer(name, known[node].detach().clone(memory_format=torch.contiguous_format))
+        with module.graph.inserting_before(node):
+            constant = module.graph.get_attr(name)
+        constant.meta = dict(node.meta)
+        for reader in readers:
+            reader.replace_input_with(node, constant)
+
+
+def _is_function(node: fx.Node) -> bool:
+    """Whether a node computes the same whenever it is given the same."""
+    tags = getattr(node.target, "tags", ())  # Python's own functions have none
+    return node.op == "call_function" and torch.Tag.nondeterministic_seeded not in tags
+
+
+def _changed_in_place(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """What operators write into, and what that may be a view of."""
+    changed: set[fx.Node] = set()
+    for node in nodes:
+        schema = getattr(node.target, "_schema", None)
+        waiting = [node] if schema is not None and schema.is_mutable else []
+        while waiting:
+            found = waiting.pop()
+            if found not in changed:
+                changed.add(found)
+                waiting += found.all_input_nodes[:1]
+    return changed
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    for part in name.split("."):
+        module = getattr(module, part)
+    return module
+
+
+def _exp2(graph: fx.Graph, node: fx.Node) -> None:
+    """2^x = e^(x ln 2)."""
+    with graph.inserting_before(node):
+        scaled = graph.call_function(aten.mul.Scalar, (node.args[0], math.log(2)))
+        power = graph.call_function(aten.exp.default, (scaled,))
+    node.replace_all_uses_with(power)
+
+
+#: operators that an engine lacks, by others that all have
+SPELLED_OUT: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {aten.exp2.default: _exp2}

@@ -1,0 +1,92 @@
+"""LiteRT's (formerly TensorFlow Lite's) `.tflite`, in float32.
+
+The file's one signature takes pixel_values (1, 3, H, W) float32, normalised, and gives logits (1, N, C) and boxes (1, N, 4).
+The metadata's text is the entry "leandetr.json" of a ZIP archive behind the graph, where TensorFlow Lite's own metadata keeps
+associated files: interpreters pass over it, and `unzip` lists it.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from leandetr.deployment.metadata import KEY
+from leandetr.deployment.silence import silenced
+from leandetr.errors import UserError
+
+MISSING = "this needs the package {}; install it with: pip install 'leandetr[litert]'"
+ENTRY = f"{KEY}.json"
+
+
+class Named(nn.Module):
+    """A graph whose answers have names, which become those of the signature."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.detector = graph
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        logits, boxes = self.detector(pixel_values)
+        return {"logits": logits, "boxes": boxes}
+
+
+def write_litert(graph: nn.Module, pixels: Tensor, text: str, file: Path) -> None:
+    """Write a detector's graph (`folding.py`) for photographs of the shape of `pixels` (1, 3, H, W), with its metadata.
+
+    Raises UserError where litert-torch is not installed, and whatever it raises at operators that it does not know.
+    """
+    converted = _import_converter().convert(Named(graph).eval(), sample_kwargs={"pixel_values": pixels})
+    file.write_bytes(converted.model_content())
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(ENTRY, text)
+
+
+def open_interpreter(path: Path, threads: int) -> Any:
+    """The `ai_edge_litert.interpreter.Interpreter` of a file.
+
+    Raises UserError where ai-edge-litert is not installed, or the file is none of LiteRT's.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the path of a LiteRT file")
+    interpreter = _import_interpreter()
+    with silenced():
+        try:
+            return interpreter(model_path=str(path), num_threads=threads)
+        except ValueError as error:
+            raise UserError(f"{path} is not a LiteRT file or is truncated; export it again") from error
+
+
+def text_of(path: Path) -> str | None:
+    """The metadata that `write_litert` left; None where something else wrote the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(ENTRY).decode()
+    except (zipfile.BadZipFile, KeyError):
+        return None
+
+
+def check_tflite(path: Path) -> None:
+    """Raises UserError where `path` is no name for a LiteRT file, or the packages are not installed."""
+    if path.suffix != ".tflite":
+        raise UserError(f"{path}: a LiteRT file ends in .tflite; name it so")
+    _import_interpreter()
+
+
+def _import_converter() -> Any:
+    try:
+        import litert_torch
+    except ImportError as error:
+        raise UserError(MISSING.format("litert-torch")) from error
+    return litert_torch
+
+
+def _import_interpreter() -> Any:
+    try:
+        with silenced():
+            from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise UserError(MISSING.format("ai-edge-litert")) from error
+    return Interpreter
