@@ -483,6 +483,7 @@ def test_the_version_is_said(run):
     assert (status, out.strip()) == (0, leandetr.__version__)
 
 
+@pytest.mark.slow
 def test_an_openvino_model_has_the_size_of_both_files(run, saved, tmp_path):
     pytest.importorskip("openvino")
     status, out, _ = run("export", saved, "--to", "openvino", "--out", tmp_path / "m.xml")

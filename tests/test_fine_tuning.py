@@ -49,6 +49,7 @@ def test_what_is_frozen_is_saved_as_it_was(run, data, checkpoint, tmp_path, part
         assert any(not torch.equal(now[key], then[key]) for key in learned if key.startswith(part_that_learns))
 
 
+@pytest.mark.slow
 def test_the_size_and_the_queries_that_were_asked_for_are_saved_and_evaluated_with(run, data, checkpoint, tmp_path):
     out = tmp_path / "out"
     asked = ["--queries", "4", "--image-size", "64", "96"]

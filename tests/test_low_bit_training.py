@@ -54,7 +54,8 @@ def models(shapes, tmp_path_factory):
     return saved
 
 
-@pytest.mark.parametrize("stages", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [1, 2])
 def test_a_stopped_training_ends_with_the_weights_of_one_that_was_not(shapes, models, tmp_path, stages):
     def quantize(out, until=math.inf):
         plan = verbs.LowBitTraining(training=SCHEDULE, teaching=taught_by(models["detr"]), stages=stages)

@@ -59,6 +59,7 @@ def contents(folder):
     }
 
 
+@pytest.mark.slow
 def test_two_processes_label_what_one_labels_and_go_on_where_it_was_killed(labelled, tmp_path, monkeypatch):
     data, detector, expected, numbers = labelled
     keep, killed = Shards.keep, []

@@ -116,6 +116,7 @@ def test_a_truncated_file_is_refused(graph, photographs, tmp_path):
         verbs.evaluate(tmp_path / "half.onnx", photographs)
 
 
+@pytest.mark.slow
 def test_openvino_alone_is_written(model, photographs, tmp_path):
     pytest.importorskip("openvino")
     (tmp_path / "model.onnx").write_text("of another model")

@@ -26,7 +26,7 @@ FREE = {"size": None, "shortest_edge": 96, "longest_edge": 160}
 @pytest.mark.parametrize(
     "name",
     [
-        "conditional_detr",
+        pytest.param("conditional_detr", marks=pytest.mark.slow),
         "rt_detr_v2",
         pytest.param("deformable_detr_refine", marks=pytest.mark.slow),
         pytest.param("deformable_detr", marks=pytest.mark.slow),

@@ -44,7 +44,7 @@ def exported(build, tmp_path_factory):
 
 MODELS = [
     ("detr", "weight-only"),
-    ("detr", "dynamic"),
+    pytest.param("detr", "dynamic", marks=pytest.mark.slow),
     ("detr", "static"),
     pytest.param("rt_detr_v2", "static", marks=pytest.mark.slow),
     pytest.param("rt_detr_v2", "weight-only", marks=pytest.mark.slow),

@@ -213,7 +213,8 @@ def test_co_attended_features_are_there_when_asked_alone(detector, padded, label
     assert training(*padded, labels=labels(2, 1), asked={"attended"}).attended.shape == (2, 2, 12, 32)
 
 
-@pytest.mark.parametrize("name", ["detr", pytest.param("rt_detr_v2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["detr", "rt_detr_v2"])
 def test_opened_attention_exports(detector, padded, tmp_path, name):
     detector = detector(name)
     for slots in open_attention(detector.model).values():

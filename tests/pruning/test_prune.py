@@ -187,6 +187,7 @@ def test_targets_in_multiply_adds_and_milliseconds(whole, run, tmp_path, monkeyp
         assert sentence in " ".join(said.split())
 
 
+@pytest.mark.slow
 def test_recovery_quantization_and_export_keep_the_shapes(whole, run, tmp_path):
     pruned, better, small = tmp_path / "pruned", tmp_path / "better", tmp_path / "small"
     base = ("--data", whole, "--out")

@@ -107,7 +107,7 @@ def train_the_teacher_anew(folder):
 @pytest.mark.parametrize(
     ("change", "said", "expected"),
     [
-        (lose_a_box, "has changed: annotations of train", [*STEPS[1:]]),
+        pytest.param(lose_a_box, "has changed: annotations of train", [*STEPS[1:]], marks=pytest.mark.slow),
         (replace_an_image, "has changed: images of val", [*STEPS[1:]]),
         (train_the_teacher_anew, "has changed: checkpoint ", [STEPS[0], *STEPS[2:]]),
     ],

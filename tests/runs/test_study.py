@@ -234,6 +234,7 @@ def test_a_variant_held_against_itself_is_compared_with_none():
     assert [plan.against for plan in plans.values()] == [None, "a", None]
 
 
+@pytest.mark.slow
 def test_a_low_bit_training_has_the_students_schedule_and_the_studys_teacher(tmp_path):
     low_bit = {"scheme": "low-bit", "options": {"calibration_images": 4}, "training": {"lr": 1e-5}}
     rows = [low_bit | {"name": "lsq"}, low_bit | {"name": "both", "distillation": {"method": "drd"}}]

@@ -73,7 +73,7 @@ def scripted(monkeypatch):
     return script
 
 
-@pytest.mark.parametrize("name", ["detr", "rt_detr_v2"])
+@pytest.mark.parametrize("name", [pytest.param("detr", marks=pytest.mark.slow), "rt_detr_v2"])
 def test_killed_and_started_again_it_ends_with_the_same_weights(prepared, short, killed, tmp_path, name):
     detector, train, val = prepared(name)
     whole = fit(detector, train, val, short(), tmp_path / "whole", "whole")
@@ -146,7 +146,7 @@ def test_best_by_ap_is_kept_with_its_averaged_weights(prepared, short, tmp_path,
     assert any(not torch.equal(state[name], tensor) for name, tensor in detector.state_dict().items())
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("ema", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
 def test_chosen_epochs_are_kept_as_detectors(prepared, short, tmp_path, ema):
     config = short(epochs=3, keep_epochs=[1, 3], ema=ema)
     detector, train, val = prepared()

@@ -70,6 +70,7 @@ def _share(rank: int, folder: str) -> None:
     Path(folder, f"{rank}.json").write_text(json.dumps(results))
 
 
+@pytest.mark.slow
 def test_mean_over_processes_is_the_loss_of_the_whole_batch(tmp_path):
     """Five boxes in one process, two in the other: every family must divide by the number in all of them."""
     world = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}

@@ -316,6 +316,7 @@ def test_onnx_agrees_for_any_batch(agrees_in_onnx):
     agrees_in_onnx(build(decoder_layers=2), (64, 96))
 
 
+@pytest.mark.slow
 def test_compiled_it_trains_as_uncompiled():
     model = build(decoder_layers=1)
     pixel_values, plain = torch.randn(2, 3, 64, 64), copy.deepcopy(model)

@@ -219,5 +219,6 @@ def test_too_small_an_image_is_refused(model):
         model(torch.randn(1, 3, 64, 31))
 
 
+@pytest.mark.slow
 def test_onnx_agrees_for_any_batch(agrees_in_onnx):
     agrees_in_onnx(build(decoder_layers=1), (96, 128))

@@ -162,6 +162,7 @@ def test_warns_beyond_the_token_limit(limit, warns, recwarn):
     assert any("84 tokens" in str(warning.message) for warning in recwarn) == warns
 
 
+@pytest.mark.slow
 def test_onnx_agrees_for_any_batch(agrees_in_onnx):
     two = SwinConfig(embed_dim=8, depths=[2, 1], num_heads=[1, 1], window_size=4)
     model = build(decoder_layers=1, stages=[1, 2], backbone_config=two)  # shifted windows, filled windows, two levels

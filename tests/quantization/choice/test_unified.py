@@ -48,6 +48,7 @@ def test_the_size_is_met_and_the_model_saved(tiny_detector, batches, tmp_path):
         quantize(detector, Unified(size=0.01, calibration_images=4), batches)
 
 
+@pytest.mark.slow
 def test_layers_of_the_overrides_count_in_the_size(tiny_detector, batches):
     detector = tiny_detector("detr", backbone="test_resnet")
     config = Unified(size=0.5, calibration_images=4, overrides={"*mlp.fc1": "float"})
