@@ -125,6 +125,7 @@ def test_auto_model(photograph):
     assert names == [leandetr.load(DETECTOR).class_map.names[label] for label in found.labels.tolist()]
 
 
+@pytest.mark.slow
 def test_study(data, tmp_path, monkeypatch):
     results = example("study")(data, DETECTOR, str(tmp_path / "out"), SHORT, seeds=1)
     assert [row["name"] for row in results["rows"]] == ["teacher", "alone", "logits", "fitnet"]

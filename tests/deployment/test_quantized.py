@@ -43,7 +43,7 @@ def exported(build, tmp_path_factory):
 
 
 MODELS = [
-    ("detr", "weight-only"),
+    pytest.param("detr", "weight-only", marks=pytest.mark.slow),
     pytest.param("detr", "dynamic", marks=pytest.mark.slow),
     ("detr", "static"),
     pytest.param("rt_detr_v2", "static", marks=pytest.mark.slow),
@@ -83,6 +83,7 @@ def test_every_engine_answers_as_pytorch_does(exported, batch, name, scheme, eng
     assert agreement(ours, theirs, detector.head, 1e-2)[0] > 0.95
 
 
+@pytest.mark.slow
 def test_products_of_attention_take_the_integers_that_pytorch_computed(build, batch, tmp_path):
     operands = scheme_config("static", attention=True, calibration_images=2)
     alone = scheme_config("weight-only", overrides={"*": "float", "*_attn": operands})

@@ -188,6 +188,7 @@ def test_the_metadata_is_plain_json(artefact):
     assert {"leandetr", "torch", "transformers", "source"} <= set(values["provenance"])
 
 
+@pytest.mark.slow
 def test_a_child_may_end_whatever_has_become_of_the_runtimes(saved):
     """Two of them, the first closed first, and a handler for a child's end, as PyTorch's loading of images sets it."""
     code = """if True:

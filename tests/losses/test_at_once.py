@@ -24,7 +24,10 @@ def loss_and_gradients(detector, batch):
     return loss.detach(), [p.grad.clone() for p in detector.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("name", MODELS)
+ALIKE = ("rt_detr", "deformable_detr_refine", "deformable_detr_two_stage", "lw_detr")  # built of the parts of another
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in MODELS])
 @pytest.mark.parametrize("counts", [(3, 0, 14), (0, 0, 0)], ids=["more objects than queries too", "no objects"])
 def test_the_loss_is_the_familys_own(tiny_detector, labels, name, counts):
     detector = tiny_detector(name).train()

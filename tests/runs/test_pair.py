@@ -202,6 +202,7 @@ def test_what_was_lost_is_made_again_alone(copy, done, lost, expected):
     assert (copy / lost).exists()
 
 
+@pytest.mark.slow
 def test_a_changed_variant_concerns_itself_alone(copy, done):
     variants = [{"scheme": "weight-only"}, {"scheme": "static", "options": {"observer": "percentile"}}]
     results = compress(recipe(quantization=variants, benchmark={"repeats": 5, "runtimes": ["onnxruntime"]}), copy)

@@ -90,6 +90,7 @@ def measured(monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_a_trimmed_detector_is_one_like_any_other(measured, run, tmp_path):
     data = write_shapes(tmp_path / "data", 8, 2, (64, 64))
     overrides = {"decoder_layers": 3, "num_queries": 12, "decoder_ffn_dim": 64, "d_model": 64}
