@@ -30,7 +30,9 @@ def _attention(  # noqa: PLR0913 - the operator's own arguments
     assert not any((dropout_p, is_causal, enable_gqa))
     assert query.shape is not None
     assert query.dtype is not None
-    step = onnx_ir.tensor(query.shape[-1] ** -0.5 if scale is None else scale, query.dtype)
+    width = query.shape[-1]
+    assert isinstance(width, int)
+    step = onnx_ir.tensor(width**-0.5 if scale is None else scale, query.dtype)
     scores = op.MatMul(op.Mul(query, op.Constant(value=step)), op.Transpose(key, perm=[0, 1, 3, 2]))
     if attn_mask is not None and attn_mask.dtype == onnx_ir.DataType.BOOL:
         least = onnx_ir.tensor(query.dtype.min, query.dtype)
