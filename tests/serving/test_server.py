@@ -218,3 +218,13 @@ def test_the_page_draws_the_boxes_of_a_photograph_in_a_browser(start, tmp_path):
             picture_of = ask("Page.captureScreenshot", captureBeyondViewport=True)["data"]
             with open(os.path.join(folder, "page.png"), "wb") as file:
                 file.write(base64.b64decode(picture_of))
+
+
+def test_no_answer_waits_for_an_acknowledgement():
+    """A head and its body go out at once; else every answer takes 40 ms more."""
+    from leandetr.serving.server import _listening
+
+    with _listening("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
