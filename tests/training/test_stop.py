@@ -58,3 +58,14 @@ def test_a_killed_reader_is_a_sentence(tmp_path):
 
     with pytest.raises(UserError, match=r"teacher: a process that reads images has ended .*pid 12.*training\.workers"):
         run(lambda _: SimpleNamespace(train=train), None, Training(), tmp_path, "teacher")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the signal is sent as POSIX has it")
+def test_a_signal_to_the_whole_group_is_a_stop_and_no_fault_of_a_reader(tmp_path):
+    def train(**_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Terminated. ")
+
+    with pytest.raises(Stopped, match="teacher: stopped within a step; the same command goes on") as caught:
+        run(lambda _: SimpleNamespace(train=train), None, Training(), tmp_path, "teacher")
+    assert caught.value.status == 143

@@ -93,6 +93,9 @@ def run(
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):  # PyTorch's word for one that was killed, mostly for want of memory
             raise
+        if stop.signal is not None:  # it reached the whole group, as Ctrl-C does
+            again = "the same command goes on from the last checkpoint"
+            raise Stopped(f"{title}: stopped within a step; {again}", 128 + stop.signal) from error
         raise UserError(
             f"{title}: a process that reads images has ended ({reason(error)}); free some memory or set training.workers to "
             "fewer, and give the same command again"
