@@ -16,11 +16,8 @@ ten objects allow for 0.005 AP more.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,13 +26,9 @@ from torch.utils.data import Subset
 from leandetr.data.batches import Loader
 from leandetr.data.coco import CocoDataset, Split
 from leandetr.data.transforms import eval_transform
-from leandetr.deployment.benchmark import Measurement, measure
 from leandetr.deployment.costs import layer_costs
-from leandetr.deployment.engines import ENGINES
-from leandetr.deployment.mobile_export import FORMATS, export_mobile
-from leandetr.deployment.onnx import export_onnx
+from leandetr.deployment.latency import on_cpu, whole_latencies
 from leandetr.deployment.pytorch import PyTorchRuntime
-from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.evaluation import coco
@@ -108,7 +101,7 @@ class _Passes:
         self.plain = quantize(detector, WeightOnly(overrides={"*": FLOAT}))
         self.known: dict[tuple[str, ...], float] = {}
         candidates = {FLOAT: self.plain, INTEGERS: quantize(detector, self.scheme, self.batches)}
-        costs = layer_costs(_on_cpu(candidates), self.batches[0]["pixel_values"][:1], budget.engine)
+        costs = layer_costs(on_cpu(candidates), self.batches[0]["pixel_values"][:1], budget.engine)
         self.costs = {layer: found for layer, found in costs.items() if not scheme.overridden(layer)}
         given_ap = self.ap(dict.fromkeys(self.costs, FLOAT))
         self.float_ap = self._measured_ap(self.plain) if scheme.overrides else given_ap
@@ -219,23 +212,3 @@ def truth_of(dataset: CocoDataset, images: Subset) -> dict[str, Any]:
         "images": [image for image in truth["images"] if image["id"] in ids],
         "annotations": [annotation for annotation in truth["annotations"] if annotation["image_id"] in ids],
     }
-
-
-def _on_cpu(detectors: Mapping[str, Detector]) -> dict[str, Detector]:
-    """Copies where the engines run."""
-    return {name: copy.deepcopy(detector).cpu() for name, detector in detectors.items()}
-
-
-def whole_latencies(detectors: Mapping[str, Detector], split: Split, engine: str) -> dict[str, Measurement]:
-    """What each detector's exported file takes on the engine, measured in turn; speed-ups are over the first."""
-    with TemporaryDirectory() as folder:
-        files = [_exported(each, Path(folder) / name, engine) for name, each in _on_cpu(detectors).items()]
-        measured = measure([open_runtime(file, engine=engine) for file in files], split, repeats=30)
-    return dict(zip(detectors, measured, strict=True))
-
-
-def _exported(detector: Detector, path: Path, engine: str) -> Path:
-    """The file that an engine runs, at `path` with its own suffix."""
-    if engine in FORMATS:
-        return export_mobile(detector, path.with_name(path.name + ENGINES[engine].files[0]), engine)
-    return export_onnx(detector, path.with_name(f"{path.name}.onnx"))
