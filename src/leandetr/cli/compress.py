@@ -56,7 +56,7 @@ def compress(
     out = out or Path("runs") / recipe.stem
     job = read_recipe(recipe, read_settings(set_), **dataclasses.asdict(start))
     if show:
-        out_console.print(resolved(job), markup=False, highlight=False, soft_wrap=True)
+        out_console.print(resolved(job), highlight=False, soft_wrap=True)
         out_console.print(*plan_of(job, out), sep="\n")
         return
     results = run(job, out, shlex.join(["leandetr", *sys.argv[1:]]), budget_minutes, jobs)

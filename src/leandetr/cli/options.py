@@ -82,7 +82,7 @@ def take_device(asked: str) -> None:
     device = use_device(asked)
     out_console.quiet = os.environ.get("RANK", "0") != "0"
     if (asked != "auto" or device.type != "cpu") and not out_console.quiet:
-        err_console.print(f"device: {name_of(device)}", markup=False)
+        err_console.print(f"device: {name_of(device)}")
 
 
 def changed(group: Any) -> list[str]:

@@ -60,7 +60,7 @@ def prune(
     }
     _, found = verbs.prune(model, data.source(), out, Pruning(**asked))
     for sentence in found["left_out"]:
-        err_console.print(f"left out: {sentence}", markup=False, soft_wrap=True)
+        err_console.print(f"left out: {sentence}", soft_wrap=True)
     out_console.print(layer_table(found))
     for line in in_words(found):
         out_console.print(line, soft_wrap=True)

@@ -44,7 +44,7 @@ def trim(
     goal = TrimGoal(max_ap_drop=max_ap_drop, target_latency_ms=target_latency_ms, engine=engine, held_out=held_out)
     _, found = verbs.trim(model, data.source(), out, goal)
     for sentence in found["left_out"]:
-        err_console.print(f"left out: {sentence}", markup=False, soft_wrap=True)
+        err_console.print(f"left out: {sentence}", soft_wrap=True)
     out_console.print(frontier_table(found))
     out_console.print(in_words(found), soft_wrap=True)
     out_console.print(str(out / "frontier.png"))
