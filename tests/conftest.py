@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from leandetr import cli
 from leandetr.detectors.create import create
+from leandetr.detectors.names import MODELS, missing
 from leandetr.structures import ClassMap
 
 transformers_logging.set_verbosity_error()
@@ -80,6 +81,19 @@ def tiny_detector(classes):
         return create(name, classes, (128, 128), backbone=backbone or own_backbone, overrides=small | overrides).eval()
 
     return build
+
+
+#: built of the parts of another family, whose tests say nearly the same
+ALIKE = ("rt_detr", "deformable_detr_refine", "deformable_detr_two_stage", "lw_detr")
+
+
+def pytest_generate_tests(metafunc):
+    """A test that takes `any_family` runs for the name of every one."""
+    if "any_family" in metafunc.fixturenames:
+        names = [name for name in MODELS if not missing(name)]
+        metafunc.parametrize(
+            "any_family", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in names]
+        )
 
 
 @pytest.fixture

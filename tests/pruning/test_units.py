@@ -7,14 +7,11 @@ from leandetr.detectors.attention_heads import whole_attentions
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
 from leandetr.detectors.multiply_adds import multiply_adds
-from leandetr.detectors.names import MODELS, missing
 from leandetr.detectors.prunable import prunable_units
 from leandetr.pruning.importance import costs
 from leandetr.pruning.prune import keep_units
 
 #: built of the parts of another
-ALIKE = ("rt_detr", "deformable_detr_refine", "deformable_detr_two_stage", "lw_detr")
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in MODELS if not missing(name)]
 #: how many attentions have heads that can leave, of one encoder layer and three of the decoder; 7 elsewhere
 HEADS = {"dab_detr": 0, "adamixer": 0, "smca_detr": 4, "d_fine": 4, "deimv2": 4, "lw_detr": 6, "rf_detr": 6}
 SMALL = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 8, "decoder_ffn_dim": 32}
@@ -83,17 +80,16 @@ def check_masked(detector, structures, folder, side=64):
         torch.testing.assert_close(output.boxes, expected.boxes, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_pruned_is_masked_in_every_family(tiny_detector, name, tmp_path):
-    own = name in ("swin_detr", "lw_detr", "rf_detr")
-    detector = lively(tiny_detector(name, None if own else "test_resnet"))
+def test_pruned_is_masked_in_every_family(tiny_detector, any_family, tmp_path):
+    own = any_family in ("swin_detr", "lw_detr", "rf_detr")
+    detector = lively(tiny_detector(any_family, None if own else "test_resnet"))
     hidden = prunable_units(detector.model, ["ffn"])
     sides = {"encoder", "decoder"} if hasattr(detector.config, "encoder_layers") else {"decoder"}
     assert {layer.split(".")[1] for layer in hidden} == sides
     assert sum("decoder" in layer for layer in hidden) == 3
     heads = prunable_units(detector.model, ["heads"])
-    assert len(heads) == HEADS.get(name, 7)
-    assert bool(whole_attentions(detector.model)) == (HEADS.get(name, 7) < 6)
+    assert len(heads) == HEADS.get(any_family, 7)
+    assert bool(whole_attentions(detector.model)) == (HEADS.get(any_family, 7) < 6)
     check_masked(detector, ["ffn", "heads"], tmp_path / "pruned", 128)
 
 

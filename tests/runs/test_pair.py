@@ -20,7 +20,7 @@ TINY = {
     "set": {
         "d_model": 32,
         "encoder_layers": 1,
-        "decoder_layers": 2,
+        "decoder_layers": 1,
         "encoder_ffn_dim": 32,
         "decoder_ffn_dim": 32,
         "num_queries": 8,

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from leandetr.detectors.names import MODELS
 from leandetr.errors import UserError
 from leandetr.training.config import Training
 from leandetr.training.recomputed import recompute_blocks
@@ -31,12 +30,8 @@ def step(detector, labels):
     return loss.detach(), gradients, {name: value.clone() for name, value in detector.named_buffers()}, size
 
 
-ALIKE = ("rt_detr", "deformable_detr_refine", "deformable_detr_two_stage", "lw_detr")  # built of the parts of another
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in MODELS])
-def test_the_same_step_in_less_memory(tiny_detector, labels, name):
-    (plain, recomputed), found = (tiny_detector(name).train() for _ in range(2)), labels(3, 1)
+def test_the_same_step_in_less_memory(tiny_detector, labels, any_family):
+    (plain, recomputed), found = (tiny_detector(any_family).train() for _ in range(2)), labels(3, 1)
     recompute_blocks(recomputed)
     expected, mine = step(plain, found), step(recomputed, found)
     torch.testing.assert_close(mine[0], expected[0], rtol=1e-5, atol=1e-5)
