@@ -5,8 +5,15 @@ import onnx_ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from leandetr.deployment.integer_kernels import answers_on_a_grid, clamp_bytes, multiply_matrices, repeat_bytes
+from leandetr.deployment.integer_kernels import (
+    add_in_products,
+    answers_on_a_grid,
+    clamp_bytes,
+    multiply_matrices,
+    repeat_bytes,
+)
 from leandetr.deployment.unpacking import unpack_onnx
 
 RNG = np.random.default_rng(0)
@@ -142,6 +149,57 @@ def test_weights_are_unpacked_where_the_convolution_has_no_grid_behind_it():
         expected = run(model, x, optimised=False)
         assert unpack_onnx(model) == unpacked
         np.testing.assert_allclose(run(model, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def linear(turned=True, each=True, integer_bias=True, zero=0, other=None):
+    """x on a grid (..., 7) times integer weights, plus a bias (5,); other: "second reader" or "activation" in place of one."""
+    steps = np.linspace(0.01, 0.03, 5).astype(np.float32) if each else np.float32(0.02)
+    weight = RNG.integers(-127, 128, (5, 7) if turned else (7, 5)).astype(np.int8)
+    values = {
+        "scale": np.float32(0.02),
+        "zero": np.uint8(120),
+        "weight": weight,
+        "steps": steps,
+        "zeros": np.full(np.shape(steps), zero, np.int8),
+        "integers": RNG.integers(-5000, 5000, 5).astype(np.int32),
+        "unit": np.asarray(steps * np.float32(0.02)),
+        "floats": RNG.standard_normal(5).astype(np.float32),
+    }
+    axis = {"axis": 0 if turned else 1} if each else {}
+    nodes = [
+        ("QuantizeLinear", ["x", "scale", "zero"], ["q"], {}),
+        ("DequantizeLinear", ["q", "scale", "zero"], ["d"], {}),
+        ("DequantizeLinear", ["weight", "steps", "zeros"], ["w"], axis),
+        ("DequantizeLinear", ["integers", "unit"], ["b"], {"axis": 0} if each else {}),
+        ("Transpose", ["w"], ["t"], {"perm": [1, 0]}),
+        ("MatMul", ["x" if other == "activation in float" else "d", "t" if turned else "w"], ["product"], {}),
+        ("Relu", ["product"], ["positive"], {}),
+    ]
+    addend = "positive" if other == "second reader" else "b" if integer_bias else "floats"
+    nodes.append(("Add", ["product", addend] if integer_bias else [addend, "product"], ["y"], {}))
+    read = {name for _, inputs, _, _ in nodes for name in inputs} | {"y"}
+    return graph([node for node in nodes if node[2][0] in read], {key: value for key, value in values.items() if key in read})
+
+
+@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("each", [True, False])
+@pytest.mark.parametrize("integer_bias", [True, False])
+def test_a_product_of_integers_adds_its_bias(turned, each, integer_bias):
+    model, x = linear(turned, each, integer_bias), RNG.standard_normal(SHAPE).astype(np.float32)
+    expected = run(model, x, optimised=False)
+    assert add_in_products(model.graph) == 1
+    RemoveUnusedNodesPass()(model)
+    assert kinds(model)[-1] == "MatMulIntegerToFloat"
+    assert "Add" not in kinds(model)
+    assert unpack_onnx(model) == 0
+    np.testing.assert_allclose(run(model, x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"zero": 3}, {"other": "second reader"}, {"other": "activation in float"}])
+def test_other_products_stay(changes):
+    model = linear(**changes)
+    assert add_in_products(model.graph) == 0
+    assert "MatMul" in kinds(model)
 
 
 def enlarged(mode="nearest", on_a_grid=True):

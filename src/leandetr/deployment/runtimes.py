@@ -10,10 +10,11 @@ import onnx_ir
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from leandetr.deployment.engines import ENGINES, check_gpu, is_exported, possible
 from leandetr.deployment.file_runtime import FileRuntime, read_metadata
-from leandetr.deployment.integer_kernels import clamp_bytes, multiply_matrices, repeat_bytes
+from leandetr.deployment.integer_kernels import add_in_products, clamp_bytes, multiply_matrices, repeat_bytes
 from leandetr.deployment.metadata import KEY, Metadata
 from leandetr.deployment.mobile_runtimes import ExecuTorchRuntime, LiteRtRuntime
 from leandetr.deployment.openvino import core, onnx_metadata, read_onnx
@@ -76,7 +77,10 @@ class OnnxRuntime(FileRuntime):
         model = onnx_ir.load(path)
         clamp_bytes(model.graph)
         multiply_matrices(model.graph)
+        if self.device.type == "cpu":
+            add_in_products(model.graph)
         repeat_bytes(model.graph)
+        RemoveUnusedNodesPass()(model)
         self.unpacked = unpack_onnx(model)
         file = onnx_ir.to_proto(model).SerializeToString()
         self.unpack_seconds = time.perf_counter() - start
