@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
 
 from leandetr.cli.main import app, out_console
 from leandetr.cli.options import Device, OneSplit, take_device, with_groups
+from leandetr.terminal import plain_table
 
 analyze_app = typer.Typer(
     help="Look inside detectors: numbers as JSON, and pictures that explain them.",
@@ -43,15 +43,8 @@ def similarity(
     from leandetr.verbs import split_of
 
     found = analyze(models, split_of(data.source(), split), out, limit)
-    table = Table(
-        Column("model", overflow="fold"),
-        "decoder layer",
-        "between the sets",
-        "of their means",
-        "object",
-        "distillation",
-        "to the first",
-    )
+    cosines_of = ("between the sets", "of their means", "object", "distillation", "to the first")
+    table = plain_table("model", "decoder layer", *cosines_of)
     for model in found["models"]:
         for layer in model["layers"]:
             cosines = (layer[name] for name in ("between", "of_means", "within_object", "within_distillation", "to_first"))
@@ -75,7 +68,7 @@ def stability(
     from leandetr.verbs import split_of
 
     found = analyze(models, split_of(data.source(), split), out, limit)
-    table = Table(Column("model", overflow="fold"), "stages", "IS, queries an image", "objects moved")
+    table = plain_table("model", "stages", "IS, queries an image", "objects moved")
     for model in found["models"]:
         for stage in model["stages"]:
             error = f"{stage['instability']:.2f} ± {stage['instability_error']:.2f}"
@@ -114,7 +107,7 @@ def masks(
             "active like first",
             "mask like first",
         )
-        table = Table(*heads, title=model["name"], title_justify="left")
+        table = plain_table(*heads, title=model["name"])
         for level in model["levels"]:
             height, width = level.pop("cells")
             table.add_row(f"{height} x {width}", *("–" if number is None else f"{number:.2f}" for number in level.values()))
@@ -136,7 +129,7 @@ def information(
     from leandetr.verbs import split_of
 
     found = analyze(models, split_of(data.source(), split), out, limit)
-    table = Table(Column("model", overflow="fold"), "I(X; E), bits", "I(y; E, q)", "of class", "of box", "4-bit query codes")
+    table = plain_table("model", "I(X; E), bits", "I(y; E, q)", "of class", "of box", "4-bit query codes")
     for model in found["models"]:
         parts = (model[name] for name in ("input", "output", "class", "box"))
         shown = (f"{p['bits']:.2f}" + ("" if p["error"] is None else f" ± {p['error']:.2f}") for p in parts)
@@ -165,7 +158,7 @@ def sensitivity(
     from leandetr.verbs import split_of
 
     found = analyze(model, split_of(data.source(), split), out, limit)
-    table = Table(Column("layer", overflow="fold"), *found["candidates"])
+    table = plain_table("layer", *found["candidates"], numbers=found["candidates"])
     for layer in sorted(found["layers"], key=lambda layer: max(layer["errors"].values()), reverse=True)[:10]:
         shown = (layer["errors"].get(candidate) for candidate in found["candidates"])
         table.add_row(layer["name"], *("–" if error is None else f"{error:.2e}" for error in shown))

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
 
 from leandetr.cli.main import app, out_console
 from leandetr.cli.options import Device, Engine, Json, OneSplit, Queries, Threads, take_device, with_groups
+from leandetr.terminal import plain_table
 
 
 @app.command()
@@ -52,7 +53,7 @@ def evaluate(
         shown |= {f"VOC AP50 of {k}": v for k, v in numbers["voc"]["per_class"].items()}
     if json:
         write_json(json, _defined(numbers))
-    table = Table("metric", "value")
+    table = plain_table("metric", "value", numbers=["value"])
     for name, value in shown.items():
         table.add_row(name, f"{value:.3f}" if value >= 0 else "–")
     out_console.print(table)
@@ -153,25 +154,38 @@ def benchmark(
     from leandetr.deployment.benchmark import environment
     from leandetr.files import write_json
     from leandetr.machine import chosen_device
-    from leandetr.report.rows import surely_slower
 
     taken = "cpu" if device == "cpu" else chosen_device()
     found = verbs.benchmark(models, data.source(), engine, repeats, threads, taken, batch or (1,))
     if json:
         write_json(json, {"environment": environment(), "rows": found})
-    table = Table(
-        Column("artifact", overflow="fold"), "runtime", "device", "batch", "latency ms", "p90 ms", "images/s", "speed-up", "MB"
-    )
-    for row in found:
-        ratio = "–"
-        if row["speedup"] is not None:
-            ratio = f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
-        slower = f", slower than {row['reference']}" if surely_slower(row) and row["artifact"] != models[0] else ""
-        size = f"{row['size_bytes'] / 1e6:.2f}"
-        times = (f"{row[key]:.1f}" for key in ("latency_ms", "latency_p90_ms", "images_per_second"))
-        table.add_row(row["artifact"], row["runtime"], row["device"], str(row["batch"]), *times, ratio + slower, size)
-    out_console.print(table)
+    out_console.print(latency_table(found))
     for row in found:
         if row["unpacked"]:
             what = f"{row['unpacked']} integer weights unpacked at load in {row['unpack_seconds']:.1f} s"
             out_console.print(f"{row['artifact']} on {row['runtime']}: {what}")
+
+
+def latency_table(found: list[Any]) -> Table:
+    """A `Measurement` a row; what is the same for all of them stands above."""
+    from leandetr.report.rows import surely_slower
+
+    given = {"on": "runtime", "device": "device", "batch": "batch"}
+    apart = {title: key for title, key in given.items() if len({row[key] for row in found}) > 1}
+    alike = ", ".join(f"{title} {found[0][key]}" for title, key in given.items() if title not in apart)
+    throughput = {"images/s": "images_per_second"} if "batch" in apart or found[0]["batch"] > 1 else {}
+    times = {"ms": "latency_ms", "p90 ms": "latency_p90_ms"} | throughput
+    table = plain_table("artifact", *apart, *times, "MB", "speed-up", numbers=("batch", *times, "MB"), title=alike or None)
+    names = [row["artifact"] for row in found]
+    folder = f"{Path(names[0]).parent}/"
+    within = all(name.startswith(folder) for name in names)  # then all are shown without it
+    for row in found:
+        ratio = "–"
+        if row["speedup"] is not None:
+            ratio = f"{row['speedup']:.2f} [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]"
+        slower = f", slower than {row['reference']}" if surely_slower(row) and row["artifact"] != names[0] else ""
+        numbers = [f"{row[key]:.1f}" for key in times.values()]
+        size = f"{row['size_bytes'] / 1e6:.2f}"
+        name = row["artifact"].removeprefix(folder if within else "")
+        table.add_row(name, *(str(row[key]) for key in apart.values()), *numbers, size, ratio + slower)
+    return table

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from leandetr.cli.main import app, out_console
+from leandetr.terminal import plain_table
 
 
 @app.command()
@@ -31,7 +31,7 @@ def models(
         )
         out_console.print(f"sizes: multiples of {found.size_divisor}\n{found.source}")
         return
-    table = Table("name", "backbone", "what it is")
+    table = plain_table("name", "backbone", "what it is")
     for name, model in MODELS.items():
         absent = " (not in the installed transformers)" if missing(name) else ""
         table.add_row(name, model.backbone, model.description + absent)

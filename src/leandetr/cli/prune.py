@@ -10,6 +10,7 @@ from rich.table import Table
 
 from leandetr.cli.main import app, err_console, out_console
 from leandetr.cli.options import Device, OneSplit, take_device, with_groups
+from leandetr.terminal import plain_table
 
 
 @app.command()
@@ -68,7 +69,7 @@ def prune(
 
 def layer_table(found: dict[str, Any]) -> Table:
     """A pruned layer, attention or block a row."""
-    table = Table("layer", "structure", "units", "kept")
+    table = plain_table("layer", "structure", "units", "kept", numbers=("units", "kept"))
     for layer in found["layers"]:
         table.add_row(layer["name"].removeprefix("model."), layer["structure"], str(layer["width"]), str(layer["kept"]))
     return table

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from leandetr.cli.main import app, err_console, out_console
 from leandetr.cli.options import Device, OneSplit, take_device, with_groups
+from leandetr.terminal import plain_table
 
 
 @app.command()
@@ -55,7 +56,8 @@ def frontier_table(found: dict[str, Any]) -> Table:
     from leandetr.structures import size_in_words
 
     full, chosen = found["full"], found["chosen"]
-    table = Table("layers", "queries", "size", "AP", "drop", "ms", "speed-up", "")
+    titles = ("layers", "queries", "size", "AP", "drop", "ms", "speed-up")
+    table = plain_table(*titles, "", numbers=titles)
     rows = [full, *(point for point in found["frontier"] if point != full)]
     for point in rows + ([] if chosen in rows else [chosen]):
         marks = [mark for mark, one in (("untrimmed", full), ("chosen", chosen)) if point == one]

@@ -20,6 +20,7 @@ from leandetr.data.file_names import difference
 from leandetr.data.images import bits_of, decode, fault_of, swaps_sides
 from leandetr.errors import UserError
 from leandetr.files import read_json
+from leandetr.terminal import plain_table
 
 FIELDS = {
     "images": ("id", "file_name"),
@@ -125,8 +126,7 @@ def _read(split: Split) -> dict[str, Any]:
 
 def faults_table(faults: list[Fault]) -> Table:
     """The faults with their counts and examples, for the terminal."""
-    table = Table("fault", "count", "for example")
-    table.columns[1].justify = "right"
+    table = plain_table("fault", "count", "for example", numbers=["count"])
     for fault in faults:
         table.add_row(str(fault), str(fault.count), "\n".join(fault.examples))
     return table

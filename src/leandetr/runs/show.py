@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich import box
 from rich.table import Table
 
 from leandetr.recipe import Model, Recipe, Variant
 from leandetr.report.numbers import DASH, duration
 from leandetr.runs.ledger import Step
 from leandetr.runs.run import Run
+from leandetr.terminal import plain_table
 
 
 def resolved(recipe: Recipe) -> str:
@@ -37,10 +37,10 @@ def plan_of(recipe: Recipe, out: Path) -> tuple[Table, Table, str]:
     """
     run = Run(recipe, out)
     steps = run.planned()
-    rows = _table("row", "seeds", "accuracy against", "latency against")
+    rows = plain_table("row", "seeds", "accuracy against", "latency against")
     for name, plan in run.table.plans.items():
         rows.add_row(name, ", ".join(map(str, plan.seeds)), plan.against or DASH, plan.float_row)
-    listed = _table("step", "state", "time")
+    listed = plain_table("step", "state", "time")
     for step in steps:
         time = DASH if step.seconds is None else f"{'' if step.done else 'about '}{duration(step.seconds)}"
         listed.add_row(step.name, "done" if step.done else "to do", time)
@@ -81,10 +81,3 @@ def _left(steps: list[Step]) -> str:
     if unknown:
         parts.append(f"how long a step takes is not known yet for: {', '.join(unknown)}")
     return "; ".join(parts) + "."
-
-
-def _table(*titles: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    return table
