@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from leandetr.cli.main import app, out_console
+from leandetr.cli.main import app, err_console, out_console
 from leandetr.cli.options import Device, OneSplit, take_device, with_groups
 from leandetr.terminal import plain_table
 
@@ -164,6 +164,38 @@ def sensitivity(
         table.add_row(layer["name"], *("–" if error is None else f"{error:.2e}" for error in shown))
     out_console.print(table)
     out_console.print(str(out / "sensitivity.png"))
+
+
+@analyze_app.command()
+@with_groups
+def structures(
+    model: Annotated[str, typer.Argument(help="Saved float detector.")],
+    data: OneSplit,
+    out: Out,
+    split: Part = "train",
+    limit: Annotated[int, typer.Option(help="So many images, evenly spread over the split.", min=1)] = 32,
+    device: Device = "auto",
+) -> None:
+    """Which layers can do with fewer units: the loss without a quarter, half and three quarters of one layer's, before pruning.
+
+    Example: `leandetr analyze structures runs/student --data DATA --out runs/structures`
+    """
+    take_device(device)
+    from leandetr.pruning.sensitivity import SHARES, worst_first
+    from leandetr.pruning.sensitivity import structures as analyze
+    from leandetr.verbs import split_of
+
+    found = analyze(model, split_of(data.source(), split), out, limit)
+    for sentence in found["left_out"]:
+        err_console.print(f"left out: {sentence}", soft_wrap=True)
+    shares = [f"-{share:.0%}" for share in SHARES]
+    table = plain_table("layer", "structure", "units", "of all", *shares, numbers=("units", "of all", *shares))
+    for layer in worst_first(found)[:10]:
+        losses = (f"{loss / found['loss'] - 1:+.1%}" for _, loss in layer["losses"])
+        name = layer["name"].removeprefix("model.")
+        table.add_row(name, layer["structure"], str(layer["width"]), f"{layer['multiply_adds']:.1%}", *losses)
+    out_console.print(table)
+    out_console.print(str(out / "structures.png"))
 
 
 @analyze_app.command()

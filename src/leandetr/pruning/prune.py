@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -52,7 +52,7 @@ def prune_units(
     """
     check_float(detector, name, "prune")
     detector = copy.deepcopy(detector).requires_grad_(False)
-    found, left_out = _found(detector, pruning, name)
+    found, left_out = what_can_leave(detector, pruning.structures, name)
     loader = _loader(detector, split, pruning)
     height, width = next(iter(loader))["pixel_values"].shape[-2:]
     groups = _ranked(detector, found, loader, (height, width), pruning)
@@ -100,15 +100,13 @@ def keep_units(detector: Detector, kept: Mapping[str, Tensor]) -> Detector:
     return detector
 
 
-def _found(detector: Detector, pruning: Pruning, name: str) -> tuple[dict[str, Units], list[str]]:
-    """What can leave, and sentences about what cannot."""
-    found, kind = prunable_units(detector.model, pruning.structures), detector.config.model_type
+def what_can_leave(detector: Detector, structures: Sequence[Structure], name: str) -> tuple[dict[str, Units], list[str]]:
+    """Units by name, and sentences about what cannot leave. Raises UserError where none can."""
+    found, kind = prunable_units(detector.model, structures), detector.config.model_type
     there = {units.structure for units in found.values()}
-    left_out = [f"{WORDS[each]}: none of this {kind} can be pruned" for each in pruning.structures if each not in there]
+    left_out = [f"{WORDS[each]}: none of this {kind} can be pruned" for each in structures if each not in there]
     if not found:
-        raise UserError(
-            f"{name} cannot be pruned: no {' or '.join(WORDS[each] for each in pruning.structures)} of a {kind} can"
-        )
+        raise UserError(f"{name} cannot be pruned: no {' or '.join(WORDS[each] for each in structures)} of a {kind} can")
     stay = whole_attentions(detector.model) if "heads" in there else []
     if stay:
         left_out.append(f"attention heads of {len(stay)} layers, such as {stay[0]}: all must stay in a {kind}")
