@@ -30,11 +30,13 @@ def files_digest(folder: Path, names: Iterable[str]) -> str:
 
 
 def file_digest(file: Path) -> str:
+    """Sixteen hexadecimal digits of a file's bytes."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 
 
 def digest(value: object) -> str:
+    """Sixteen hexadecimal digits of a value's `repr`."""
     return hashlib.sha256(repr(value).encode(errors="surrogateescape")).hexdigest()[:16]
 
 

@@ -29,22 +29,26 @@ Places: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def focal(logits: Tensor, at: Places, overlaps: Tensor, alpha: float, gamma: float) -> Tensor:
+    """The sum over logits (L, B, N, K); `overlaps` (P,) are not looked at."""
     return sigmoid_focal_loss(logits, put(torch.zeros_like(logits), at, 1.0), alpha, gamma, reduction="sum")
 
 
 def varifocal(logits: Tensor, at: Places, overlaps: Tensor, alpha: float, gamma: float) -> Tensor:
+    """The sum over logits (L, B, N, K), with the IoUs (P,) of the matched pairs."""
     wanted = put(torch.zeros_like(logits), at, overlaps)
     weight = put(alpha * logits.detach().sigmoid() ** gamma, at, overlaps)
     return F.binary_cross_entropy_with_logits(logits, wanted, weight, reduction="sum")
 
 
 def matchability_aware(logits: Tensor, at: Places, overlaps: Tensor, alpha: float, gamma: float) -> Tensor:
+    """The sum over logits (L, B, N, K), with the IoUs (P,) of the matched pairs."""
     wanted = put(torch.zeros_like(logits), at, overlaps**gamma)
     weight = put(alpha * logits.detach().sigmoid() ** gamma, at, 1.0)
     return F.binary_cross_entropy_with_logits(logits, wanted, weight, reduction="sum")
 
 
 def iou_aware(logits: Tensor, at: Places, overlaps: Tensor, alpha: float, gamma: float) -> Tensor:
+    """The sum over logits (L, B, N, K), with the IoUs (P,) of the matched pairs."""
     scores = logits.sigmoid()
     quality = (scores[at].detach() ** alpha * overlaps ** (1 - alpha)).clamp(min=LEAST_QUALITY)
     yes, no = put(torch.zeros_like(logits), at, quality), put(scores**gamma, at, 1 - quality)

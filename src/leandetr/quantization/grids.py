@@ -35,14 +35,17 @@ class GridSetting:
 
 
 def unsigned(bits: int) -> tuple[int, int]:
+    """Least and greatest integer of so many bits without a sign."""
     return 0, 2**bits - 1
 
 
 def signed(bits: int) -> tuple[int, int]:
+    """Least and greatest integer of so many bits with a sign."""
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
 def symmetric(bits: int) -> tuple[int, int]:
+    """The same without the least, so that each has its negative."""
     top = 2 ** (bits - 1) - 1
     return -top, top
 

@@ -78,6 +78,7 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
+    """Raises UserError for a key or value of a recipe that is not understood; `source` names it in the sentence."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

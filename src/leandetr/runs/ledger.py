@@ -131,6 +131,7 @@ class Ledger:
 
 
 def fingerprint(made_from: Any) -> str:
+    """Sixteen hexadecimal digits of settings that JSON can hold."""
     return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

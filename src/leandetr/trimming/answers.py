@@ -44,6 +44,7 @@ def answers(
 
 
 def ap_of(found: Found, truth: dict[str, Any], detector: Detector) -> float:
+    """COCO's AP of one candidate's detections."""
     results = [result for image, each in found for result in coco.to_results(each, image, detector.class_map)]
     return coco.evaluate_results(truth, results).ap
 

@@ -31,6 +31,7 @@ class Grid:
 
 
 def grid_of(detector: Detector) -> Grid:
+    """All that can be tried of a detector, and sentences about what cannot."""
     left_out: list[str] = []
     layers = list(range(detector.config.decoder_layers, 0, -1))
     if len(layers) > 1:
@@ -55,6 +56,7 @@ def grid_of(detector: Detector) -> Grid:
 
 
 def own_size(detector: Detector) -> Size:
+    """(height, width) of a fixed size, or the shorter side."""
     prepared = detector.preprocessing
     size = prepared.shortest_edge if prepared.size is None else prepared.size
     assert size is not None  # a preprocessing has one of the two

@@ -82,6 +82,10 @@ class LowBitTraining(Checked):
 def train_low_bit(
     student: Detector, data: Data, config: LowBit, out: Path, plan: LowBitTraining, until: float, state: State
 ) -> Detector:
+    """One or two stages of training around trainable grids, saved in `out` with its integers; an interrupted one goes on.
+
+    until: `time.monotonic()` at which it stops, to go on another time.
+    """
     if finished_in(out, state):
         return load(out)
     first = plan.stage_one

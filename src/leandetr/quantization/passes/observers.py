@@ -16,6 +16,8 @@ Range = tuple[float, float]
 
 
 class Observer(ABC):
+    """What takes in the tensors of one place and finds the range of its grid."""
+
     @abstractmethod
     def update(self, x: Tensor) -> None:
         """Take in a tensor of any shape with at least one element."""
