@@ -1,8 +1,8 @@
 """AP against latency as an SVG whose colours the page chooses, so that it follows a light or a dark theme.
 
 Latency is on a logarithmic axis: a step of the same length is the same speed-up anywhere on it. Each runtime has its own colour
-and its own mark, and each point its name, moved aside (with a line back to its point) until no two names overlap. Where there is
-no room for all names, the fastest of each accuracy have theirs, and the drawing says how many have none.
+and its own mark, and each point its name, moved aside (with a line back to its point) until no two names overlap. Where
+there is no room for all names, the fastest of each accuracy have theirs, and the drawing says how many have none.
 """
 
 import math
