@@ -29,7 +29,7 @@ class CalibrationImages:
     first: the first batch, read at once; without images an empty one, to run the model on where only the order of its modules
     matters.
 
-    Raises UserError where there are fewer than asked for, or all are empty.
+    Raises UserError where there are fewer than asked for, all are empty, or values are not finite.
     """
 
     def __init__(self, batches: Iterable[Batch], asked: int, detector: Detector) -> None:
@@ -46,6 +46,8 @@ class CalibrationImages:
         found, content = 0, False
         for batch in self.batches:
             pixels, mask = (batch[key][: self.asked - found].to(self.device) for key in ("pixel_values", "pixel_mask"))
+            if not pixels.isfinite().all():
+                raise UserError("a calibration image has values that are not finite; give images as the detector takes them")
             found += len(pixels)
             content = content or _has_content(pixels, mask)
             if found == self.asked and not content:
