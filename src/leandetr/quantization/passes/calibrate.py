@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,12 @@ def _has_content(pixels: Tensor, mask: Tensor) -> bool:
     return bool((real.amax((2, 3)) > real.amin((2, 3))).any())
 
 
+class Watching(Protocol):
+    """What takes in tensors."""
+
+    def update(self, x: Tensor) -> None: ...
+
+
 class Grid(NamedTuple):
     """scale () float32, zero_point () uint8. negative: whether the tensor has negative values, which a zero point of 0 does
     not tell: they may be smaller than half a step."""
@@ -111,9 +117,9 @@ def calibrate(model: nn.Module, placement: Placement, moments: dict[nn.Module, I
     """Observe the float model on the images: sum the moments, and choose the grids."""
     inputs = {module: observer_of(setting) for module, setting in placement.inputs.items()}
     outputs = {module: observer_of(setting) for module, setting in placement.outputs.items()}
-    handles = [module.register_forward_pre_hook(_reader(inputs)) for module in inputs]
-    handles += [module.register_forward_pre_hook(_reader(moments)) for module in moments]
-    handles += [module.register_forward_hook(_reader(outputs)) for module in outputs]
+    handles = [module.register_forward_pre_hook(reader(inputs)) for module in inputs]
+    handles += [module.register_forward_pre_hook(reader(moments)) for module in moments]
+    handles += [module.register_forward_hook(reader(outputs)) for module in outputs]
     try:
         for pixels, mask in images:
             model(pixel_values=pixels, pixel_mask=mask)
@@ -125,8 +131,9 @@ def calibrate(model: nn.Module, placement: Placement, moments: dict[nn.Module, I
     return grids
 
 
-def _reader(observers: Mapping[nn.Module, Observer | InputMoment]) -> Callable[..., None]:
-    """A hook that shows a module's input, or its output in a forward hook, to the module's observer."""
+def reader(observers: Mapping[Any, Watching]) -> Callable[..., None]:
+    """A hook that shows a module's input, or its output in a forward hook, to the module's observer. It raises UserError for
+    values that are not finite."""
 
     def read(module: nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
         x = inputs[0] if output is None else output
