@@ -18,7 +18,8 @@ PARTS = 10
 
 
 class Memory(threading.Thread):
-    """The resident memory of a process, and what its children have for themselves, in bytes, until it ends or `stop` is called.
+    """The resident memory of a process, and of its children, in bytes, until it ends or `stop` is called. What processes share
+    counts in each.
 
     samples: (seconds, own, children's).
     """
@@ -34,7 +35,7 @@ class Memory(threading.Thread):
         while not self._stopped.wait(PERIOD):
             try:
                 own, children = self.process.memory_info().rss, self.process.children(recursive=True)
-                others = sum(child.memory_full_info().uss for child in children)
+                others = sum(child.memory_info().rss for child in children)
             except psutil.Error:  # one of them has ended
                 continue
             self.samples.append((time.monotonic(), own, others))
