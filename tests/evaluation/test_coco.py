@@ -168,13 +168,9 @@ def test_classes_that_are_evaluated_in_groups_give_the_same_numbers(monkeypatch)
         for n, (corner, sides) in enumerate(boxes)
     ]
     results = [
-        {
-            **{key: entry[key] for key in ("image_id", "category_id")},
-            "bbox": (box + random.normal(0, 4, 4)).tolist(),
-            "score": score,
-        }
+        {**entry, "bbox": (np.array(entry["bbox"]) + random.normal(0, 4, 4)).tolist(), "score": score}
         for entry in annotations
-        for box, score in zip([np.array(entry["bbox"])] * 2, random.uniform(0, 1, 2).tolist())
+        for score in random.uniform(0, 1, 2).tolist()
     ]
     truth = {"images": [{"id": n} for n in range(9)], "annotations": annotations, "categories": categories}
     whole = evaluate_results(truth, results)
