@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -43,12 +44,19 @@ class Row:
             self.counts[verdict] += 1
 
 
-def import_all() -> None:
-    """What any command imports, in the parent of all."""
+def import_all(subjects: Path) -> None:
+    """What any command imports and has computed once, in the parent of all: most of what a command takes, otherwise."""
     import onnxruntime  # noqa: F401
+    import typer
 
-    from leandetr import cli, verbs  # noqa: F401
+    from leandetr import cli, transformers  # noqa: F401
+    from leandetr.cli.main import app
+    from leandetr.deployment.runtimes import open_runtime
     from leandetr.runs import compress  # noqa: F401
+
+    re._MAXCACHE = 10_000  # type: ignore[attr-defined]  # transformers compiles a pattern a weight, twice as many as re keeps
+    typer.main.get_command(app)
+    open_runtime(subjects / "model").predict(subjects / "photo.jpg")
 
 
 def copied(subjects: Path, case: Path) -> Path:
@@ -122,23 +130,23 @@ def _called(arguments: list[str]) -> int:
     return status if isinstance(status, int) else int(status is not None)
 
 
-def fuzzed(name: str, kind: Kind, subjects: Path, work: Path, seeds: range, jobs: int) -> Row:
-    """So many inputs of a kind, `jobs` at a time."""
-    row, waiting, running = Row(name), iter(seeds), dict[int, Running]()
-    while True:
-        while len(running) < jobs and (seed := next(waiting, None)) is not None:
-            case = copied(subjects, work / "cases" / f"{_slug(name)}-{seed}" / "case")
-            running[seed] = start(case, kind(Random(f"{name} {seed}"), case))
-        if not running:
-            return row
-        for seed, one in list(running.items()):
-            if (ended := one.ended()) is not None:
-                del running[seed]
-                found = judged(one, ended)
-                row.add(f"--only {_slug(name)} --seed {seed}", found)
-                _kept(one, found, subjects, work / "faults" / f"{_slug(name)}-{seed}")
-                shutil.rmtree(one.case.parent)
-        time.sleep(0.002)
+def fuzzed(name: str, kind: Kind, subjects: Path, work: Path, seeds: range) -> Row:
+    """So many inputs of a kind."""
+    row = Row(name)
+    for seed in seeds:
+        case = copied(subjects, work / "cases" / f"{_slug(name)}-{seed}" / "case")
+        one = start(case, kind(Random(f"{name} {seed}"), case))
+        found = judged(one, _waited(one))
+        row.add(f"--only {_slug(name)} --seed {seed}", found)
+        _kept(one, found, subjects, work / "faults" / f"{_slug(name)}-{seed}")
+        shutil.rmtree(case.parent)
+    return row
+
+
+def _waited(one: Running) -> Ended:
+    while (ended := one.ended()) is None:
+        time.sleep(0.005)
+    return ended
 
 
 def judged(one: Running, ended: Ended) -> str:
@@ -151,8 +159,7 @@ def replayed(entry: Path, subjects: Path, work: Path) -> tuple[str, str]:
     case = copied(subjects, work / "cases" / entry.name / "case")
     arguments = laid_out(entry, case)
     one = start(case, arguments)
-    while (ended := one.ended()) is None:
-        time.sleep(0.002)
+    ended = _waited(one)
     found = judged(one, ended)
     shutil.rmtree(case.parent)
     return found, ended.told

@@ -6,60 +6,56 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
 from torture import fuzz
 from torture.fuzz import Row
 from torture.jobs import Job, Reference, differences, digests, finished, reaped, reference, running_for
+from torture.outcomes import Ended
 
-IN_A_ROW = 4  # at most so many kills before it may end
+SIGNALS = {"kill": (signal.SIGKILL,), "stop": (signal.SIGINT, signal.SIGTERM)}
+IN_A_ROW = 12  # at most so many before it may end
+PART = 0.4  # of an uninterrupted run that passes at most before the next one: most runs go on many times
 SOON = 10.0  # seconds of the processor in which a second command must have ended
 BEGUN = 0.2  # seconds in which a command that has made its folder has it for itself
 
 
-def killed(name: str, job: Job, subjects: Path, work: Path, random: Random, tries: int) -> Row:
-    """`kill -9` at random moments, some in a row. A run that ends before its kill is tried again."""
-    row, whole = Row(f"kill {name}"), reference(job, subjects, work)
+def interrupted(
+    name: str, job: Job, subjects: Path, work: Path, random: Random, tries: int, signals: Sequence[signal.Signals]
+) -> Row:
+    """Signals in turn at random moments, some in a row. SIGINT and SIGTERM end it with status 130 or 143 and a line that says
+    where. In the end the same command has the same result; a run that ends before its signal is tried again."""
+    row, whole = Row(name), reference(job, subjects, work, name)
     while row.counts["tried"] < tries:
-        case, kills = fuzz.copied(subjects, work / "cases/killed/case"), 0
-        for _ in range(random.randint(1, IN_A_ROW)):
-            one = job.start(case)
-            if running_for(one, random.uniform(0, whole.seconds)) is not None:
+        case, found = fuzz.copied(subjects, work / f"cases/{name}/case"), list[str]()
+        for _ in range(random.randint(1, min(IN_A_ROW, tries - row.counts["tried"]))):
+            number, one = signals[len(found) % len(signals)], job.start(case)
+            if running_for(one, random.uniform(0, PART * whole.seconds)) is not None:
                 break
-            reaped(one, signal.SIGKILL)
-            kills += 1
-        found = _goes_on(job, case, whole)
-        for _ in range(kills):
-            row.add(f"kill {name}, {kills} in a row", found)
+            found.append(_badly_ended(reaped(one, number), number))
+        afterwards = _goes_on(job, case, whole)
+        for fault in found:
+            row.add(f"{name}, {len(found)} in a row", fault or afterwards)
         shutil.rmtree(case.parent)
     return row
 
 
-def signalled(name: str, job: Job, subjects: Path, work: Path, random: Random, tries: int) -> Row:
-    """SIGINT and SIGTERM in turn: exit 130 or 143, a line that says where, and then as after a kill."""
-    row, whole = Row(f"stop {name}"), reference(job, subjects, work)
-    while row.counts["tried"] < tries:
-        number = (signal.SIGINT, signal.SIGTERM)[row.counts["tried"] % 2]
-        case = fuzz.copied(subjects, work / "cases/signalled/case")
-        one = job.start(case)
-        if running_for(one, random.uniform(0.05, 0.95) * whole.seconds) is None:
-            ended = reaped(one, number)
-            last = (ended.told.strip().splitlines() or [""])[-1]
-            if ended.status != 128 + number or "goes on" not in last or "Traceback" in ended.told:
-                found = f"fault: status {ended.status} after signal {int(number)}, {last[:200]}"
-            else:
-                found = _goes_on(job, case, whole)
-            row.add(f"stop {name} by {number.name}", found)
-        shutil.rmtree(case.parent)
-    return row
+def _badly_ended(ended: Ended, number: signal.Signals) -> str:
+    last = (ended.told.strip().splitlines() or [""])[-1]
+    if number == signal.SIGKILL or ended.status == 0:  # it was over before the signal came
+        return ""
+    if ended.status == 128 + number and "goes on" in last and "Traceback" not in ended.told:
+        return ""
+    return f"fault: status {ended.status} after {number.name}, {last[:200]}"
 
 
 def both(name: str, job: Job, subjects: Path, work: Path, tries: int) -> Row:
     """A command while another works in its folder."""
     row = Row(f"two of {name}")
     while row.counts["tried"] < tries:
-        case = fuzz.copied(subjects, work / "cases/both/case")
+        case = fuzz.copied(subjects, work / f"cases/two of {name}/case")
         first = job.start(case)
         while not (case / "out/result/leandetr.json").exists():
             if first.ended() is not None:

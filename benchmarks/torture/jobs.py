@@ -48,6 +48,9 @@ JOBS = {
         )
     ),
     "data convert": Job(("data", "convert", "voc", "--out", "out/result")),
+    "train": Job(
+        ("train", "--model", "model", "--data", "coco", "--out", "out/result", "--epochs", "8", "--set", "training.workers=1")
+    ),
     "predict": Job(("predict", "model", "coco/train", "coco/val", "--out", "out/result")),
 }
 
@@ -60,8 +63,8 @@ class Reference:
     seconds: float
 
 
-def reference(job: Job, subjects: Path, work: Path) -> Reference:
-    case, begun = fuzz.copied(subjects, work / "cases/reference/case"), time.monotonic()
+def reference(job: Job, subjects: Path, work: Path, row: str) -> Reference:
+    case, begun = fuzz.copied(subjects, work / f"cases/reference of {row}/case"), time.monotonic()
     ended = finished(job.start(case))
     if ended.status != 0:
         raise RuntimeError(f"{' '.join(job.arguments)} fails uninterrupted: {ended.told[-2000:]}")

@@ -18,9 +18,6 @@ from torture.fuzz import Row
 from torture.jobs import JOBS, Job, differences, digests, finished, reference, running_for
 from torture.outcomes import Ended, traces, verdict
 
-TRAIN = Job(
-    ("train", "--model", "model", "--data", "coco", "--out", "out/result", "--epochs", "8", "--set", "training.workers=1"),
-)
 ROOM = 512 << 20  # bytes
 
 
@@ -37,9 +34,9 @@ def _changed(out: Path, option: str) -> None:
 def full(name: str, subjects: Path, work: Path, random: Random, tries: int) -> Row:
     """On a disk with less room than the result needs; then with enough."""
     row, job = Row(f"full disk of {name}"), JOBS[name]
-    whole = reference(job, subjects, work)
+    whole = reference(job, subjects, work, row.name)
     for _ in range(tries):
-        case = fuzz.copied(subjects, work / "cases/full/case")
+        case = fuzz.copied(subjects, work / f"cases/full {name}/case")
         if not _mounted(case / "out", size=int(random.uniform(0.01, 0.9) * _bytes(name, subjects))):
             print(f"{row.name}: left out, no tmpfs can be mounted here")
             break
@@ -65,11 +62,11 @@ def _bytes(name: str, subjects: Path) -> float:
 
 def meanwhile(what: str, job: Job, subjects: Path, work: Path, random: Random, tries: int) -> Row:
     """Something happens at a random moment of a command, as `HAPPENINGS` has it; where it was too late for it, again."""
-    row, seconds = Row(what), reference(job, subjects, work).seconds
+    row, seconds = Row(what), reference(job, subjects, work, what).seconds
     for _ in range(4 * tries):
         if row.counts["tried"] == tries:
             break
-        case = fuzz.copied(subjects, work / "cases/meanwhile/case")
+        case = fuzz.copied(subjects, work / f"cases/{what}/case")
         one = job.start(case)
         ended = running_for(one, random.uniform(0.1, 0.9) * seconds)
         happened = ended is None and HAPPENINGS[what](case, one)

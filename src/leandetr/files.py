@@ -113,11 +113,26 @@ def read_json(path: Path) -> Any:
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """Raises ValueError, with the reason in one line, for what is no YAML."""
+    """Raises ValueError, with the reason in one line, for what is no YAML, and for a NUL in a text, which no name has."""
     try:
-        return yaml.safe_load(text)
+        found = yaml.safe_load(text)
+        if _has_nul(found):
+            raise ValueError("a text in it has a NUL character")
+        return found
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 45th of May; RecursionError: as above
         raise ValueError(reason(error)) from error
+
+
+def _has_nul(found: Any) -> bool:
+    seen, waiting = set[int](), [found]
+    while waiting:  # YAML's aliases can name a list a billion times, and within itself
+        value = waiting.pop()
+        if isinstance(value, str) and "\0" in value:
+            return True
+        if isinstance(value, dict | list) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += [*value, *value.values()] if isinstance(value, dict) else value
+    return False
 
 
 def claim_folder(path: Path, made_from: Any, state: Mapping[str, str] | None = None) -> None:

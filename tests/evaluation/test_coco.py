@@ -4,12 +4,14 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from leandetr.data.coco import CocoDataset, Split
 from leandetr.data.transforms import eval_transform
 from leandetr.errors import UserError
+from leandetr.evaluation import coco
 from leandetr.evaluation.coco import evaluate, evaluate_results, predict_dataset
 from leandetr.structures import ClassMap, Detections, Preprocessing
 
@@ -155,3 +157,24 @@ def test_a_model_of_other_classes_is_refused(photographs):
     predict.class_map = ClassMap(("cat",), (1,))
     with pytest.raises(UserError, match=r"classes \(cat\)"):
         evaluate(predict, photographs)
+
+
+def test_classes_that_are_evaluated_in_groups_give_the_same_numbers(monkeypatch):
+    random = np.random.default_rng(0)
+    categories = [{"id": 3 * number + 1, "name": f"class {number}"} for number in range(7)]
+    boxes = [(random.uniform(0, 50, 2).tolist(), random.uniform(20, 80, 2).tolist()) for _ in range(60)]
+    annotations = [
+        {"id": n, "image_id": n % 9, "category_id": categories[n % 6]["id"], "bbox": [*corner, *sides]}  # the last has none
+        for n, (corner, sides) in enumerate(boxes)
+    ]
+    results = [
+        {**entry, "bbox": (np.array(entry["bbox"]) + random.normal(0, 4, 4)).tolist(), "score": score}
+        for entry in annotations
+        for score in random.uniform(0, 1, 2).tolist()
+    ]
+    truth = {"images": [{"id": n} for n in range(9)], "annotations": annotations, "categories": categories}
+    whole = evaluate_results(truth, results)
+    assert 0.1 < whole.ap < 0.9
+    for pairs in (1, 20, 45):  # of a class and an image
+        monkeypatch.setattr(coco, "PAIRS", pairs)
+        assert evaluate_results(truth, results) == whole

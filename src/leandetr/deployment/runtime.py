@@ -74,6 +74,10 @@ class Runtime:
     def __call__(self, batch: Batch) -> list[Detections]:
         mask = batch["pixel_mask"] if self.preprocessing.size is None else None
         logits, boxes = self.run(batch["pixel_values"], mask)
+        if logits.isnan().any() or boxes.isnan().any():
+            raise UserError(
+                f"{self.artifact} on {self.name} answers with numbers that are not finite; export or train it again"
+            )
         sizes = torch.stack([target["orig_size"] for target in batch["labels"]])
         return postprocess(logits, boxes, self.metadata.head, sizes)
 

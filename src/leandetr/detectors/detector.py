@@ -161,6 +161,11 @@ class Detector(nn.Module):
         sizes = torch.stack([target["orig_size"] for target in batch["labels"]])
         return postprocess(output.logits, output.pred_boxes, self.head, sizes, top_k)
 
+    def not_finite(self) -> str | None:
+        """The name of the first of the model's tensors that holds NaN or infinite numbers."""
+        tensors = self.model.state_dict().items()
+        return next((name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()), None)
+
     def save(self, folder: Path) -> None:
         """Write `model.safetensors`, `preprocessor_config.json` and, last, `config.json`, each under its final name only when
         whole."""

@@ -60,10 +60,8 @@ def weighted_ap(ground_truth: Mapping[str, Any], results: Iterable[Mapping[str, 
         found[entry["category_id"]][places[entry["image_id"]]].append(entry)
     sums, classes = np.zeros(len(counts)), np.zeros(len(counts))
     for category, own in objects.items():
-        plain = np.zeros(counts.shape[1], dtype=np.int64)
-        for place, entries in own.items():
-            plain[place] = sum(not entry.get("iscrowd", 0) for entry in entries)
-        there = counts @ plain
+        plain = [sum(not entry.get("iscrowd", 0) for entry in entries) for entries in own.values()]
+        there = counts[:, list(own)] @ np.array(plain)
         precision = _average_precision(_matched(own, found[category]), counts, there)
         sums += np.where(there > 0, precision, 0.0)
         classes += there > 0
@@ -107,9 +105,13 @@ def _match(objects: list[Mapping[str, Any]], found: list[Mapping[str, Any]]) -> 
         return hits, kept
     crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in objects])
     overlaps = _overlaps(found, objects, crowd)
+    near = overlaps >= THRESHOLDS[0]
+    if not crowd.any() and near.sum(axis=0).max() <= 1 and near.sum(axis=1).max() <= 1:  # nothing to choose
+        return overlaps.max(axis=1) >= THRESHOLDS[:, None], kept
     for level, threshold in enumerate(THRESHOLDS):
         free = ~crowd
-        for row, overlap in enumerate(overlaps):
+        for row in np.flatnonzero((overlaps >= threshold).any(axis=1)):
+            overlap = overlaps[row]
             reached = np.where(free & (overlap >= threshold), overlap, -1.0)
             # of equal overlaps COCO takes the last
             best = len(reached) - 1 - int(reached[::-1].argmax())
@@ -137,13 +139,13 @@ def _average_precision(matched: _Matched, counts: Array, there: Array) -> Array:
     total = np.zeros(len(counts))
     if not weights.shape[1]:
         return total
+    own = np.maximum(there, 1)[:, None]
     for right, counted in zip(matched.right, matched.counted, strict=True):
-        hits = np.cumsum(weights * right, axis=1)
-        tried = np.cumsum(weights * counted, axis=1)
+        hits = np.cumsum(weights[:, right], axis=1)
+        tried = np.cumsum(weights * counted, axis=1)[:, right]
         precision = np.divide(hits, tried, out=np.zeros_like(hits), where=tried > 0)
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        for draw, own in enumerate(there):
-            if own:
-                at = np.searchsorted(hits[draw] / own, RECALLS, side="left")
-                total[draw] += precision[draw][at[at < hits.shape[1]]].sum()
+        # of the recalls each takes its precision where it is first reached
+        reached = np.searchsorted(RECALLS, hits / own, side="right")
+        total += (precision * np.diff(reached, axis=1, prepend=0)).sum(axis=1)
     return total / (len(THRESHOLDS) * len(RECALLS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from leandetr.detectors.detector import Detector
+from leandetr.errors import UserError
 from leandetr.quantization.choice.unified import quantize_unified
 from leandetr.quantization.config import Scheme, Unified
 from leandetr.quantization.passes.apply import apply
@@ -28,12 +29,16 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
 
     Raises:
         UserError: the detector is quantized already; a layer pattern matches nothing; calibration images are missing, fewer
-            than asked, or all empty; a layer's values are not finite.
+            than asked, or all empty; weights, images or a layer's values are not finite.
 
     Examples:
         >>> small = quantize(detector, Static(calibration_images=64), loader)      # doctest: +SKIP
         >>> print(small.config.quantization_config.summary())                      # doctest: +SKIP
     """
+    if broken := detector.not_finite():
+        raise UserError(
+            f"{broken} of the model holds numbers that are not finite; train it again, or take an earlier checkpoint"
+        )
     if isinstance(config, Unified):
         return quantize_unified(detector, config, calibration_batches)
     return apply(detector, config, calibration_batches)

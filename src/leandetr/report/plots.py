@@ -1,21 +1,28 @@
 """AP against latency as an SVG whose colours the page chooses, so that it follows a light or a dark theme.
 
 Latency is on a logarithmic axis: a step of the same length is the same speed-up anywhere on it. Each runtime has its own colour
-and its own mark, and each point its name, moved aside (with a line back to its point) until no two names overlap.
+and its own mark, and each point its name, moved aside (with a line back to its point) until no two names overlap. Where
+there is no room for all names, the fastest of each accuracy have theirs, and the drawing says how many have none.
 """
 
 import math
 from collections.abc import Sequence
 from html import escape
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from leandetr.report.numbers import accuracy, defined, milliseconds
 from leandetr.report.rows import Row
 
+Array = NDArray[Any]
+
 CHARACTER = 6.4  # width of a character at the labels' 11 pixels, rounded up: names are mostly lower case
 LINE = 14  # height of a label
 MARK = 5  # half the size of a mark
+FEW = 24  # points among which lines back to them are easily followed
 MARKS = (
     '<circle r="5"/>',
     '<rect x="-4.5" y="-4.5" width="9" height="9"/>',
@@ -32,11 +39,6 @@ class Box(NamedTuple):
     y0: float
     x1: float
     y1: float
-
-    def overlap(self, other: "Box") -> float:
-        width = min(self.x1, other.x1) - max(self.x0, other.x0)
-        height = min(self.y1, other.y1) - max(self.y0, other.y0)
-        return max(0.0, width) * max(0.0, height)
 
     def nearest(self, x: float, y: float) -> tuple[float, float]:
         """The box's point that is nearest to (x, y)."""
@@ -69,16 +71,22 @@ def accuracy_against_latency(rows: Sequence[Row], width: int = 860, height: int 
     # Names last and marks before them, so that no line crosses a name.
     lines, marks, names = [], [], []
     points = [(x(ms), y(ap)) for _, ms, ap in shown]
-    for row, (px, py), label in zip(rows, points, place_labels(points, [row["name"] for row in rows], frame)):
+    labels = place_labels(points, [row["name"] for row in rows], frame)
+    for row, (px, py), label in zip(rows, points, labels):
+        told = f"{row['name']} on {row['runtime']}: AP {accuracy(row['ap'])}, {milliseconds(row['latency_ms'])} ms"
+        marks.append(mark(runtimes.index(row["runtime"]), px, py, told))
+        if label is None:
+            continue
         near = label.nearest(px, py)
         if math.dist(near, (px, py)) > 2 * MARK:
             lines.append(f'<path class="leader" d="M{px:.1f} {py:.1f}L{near[0]:.1f} {near[1]:.1f}"/>')
-        told = f"{row['name']} on {row['runtime']}: AP {accuracy(row['ap'])}, {milliseconds(row['latency_ms'])} ms"
-        marks.append(mark(runtimes.index(row["runtime"]), px, py, told))
         names.append(f'<text class="label" x="{label.x0 + 2:.1f}" y="{label.y1 - 3.5:.1f}">{escape(row["name"])}</text>')
     for i, runtime in enumerate(runtimes):
         marks.append(mark(i, frame.x0 + 8, 8 + LINE * i, runtime))
         names.append(f'<text class="label" x="{frame.x0 + 20}" y="{12 + LINE * i}">{escape(runtime)}</text>')
+    if unnamed := labels.count(None):
+        said = f"no room for {unnamed} names: point at a mark, or see the table"
+        names.append(f'<text class="axis" x="{frame.x1}" y="{frame.y0 - 4}" text-anchor="end">{said}</text>')
     about = f"AP against latency of {len(rows)} measurements on {', '.join(runtimes)}; the numbers are in the table"
     drawing = "".join(axes + lines + marks + names)
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(about)}">{drawing}</svg>'
@@ -129,26 +137,52 @@ def latency_ticks(low: float, high: float) -> list[float]:
     return ticks
 
 
-def place_labels(points: Sequence[tuple[float, float]], names: Sequence[str], frame: Box) -> list[Box]:
+def place_labels(points: Sequence[tuple[float, float]], names: Sequence[str], frame: Box) -> list[Box | None]:
     """Where each name goes: the place nearest to its point, inside the frame, that covers no mark and no name placed before it
-    and is nearest to its own mark; where there is no such place, the one that covers least."""
-    marks = [Box(px - MARK - 1, py - MARK - 1, px + MARK + 1, py + MARK + 1) for px, py in points]
-    placed: list[Box] = []
-    for (px, py), name in zip(points, names):
-        size = len(name) * CHARACTER + 4
-        # Right of the point, left of it, above or below, then further and further away.
-        lifts = sorted((i * LINE / 2 for i in range(-24, 25)), key=abs)
-        shifts = (MARK + 3, -size - MARK - 3, -size / 2, 30, -size - 30, 70, -size - 70)
-        boxes = [Box(px + dx, py - LINE / 2 + dy, px + dx + size, py + LINE / 2 + dy) for dy, dx in product(lifts, shifts)]
-        # A frame narrower than the name cannot hold it: then any place is as good.
-        boxes = [box for box in boxes if box.inside(frame)] or boxes
-        taken = marks + placed
-
-        def price(box: Box, px: float = px, py: float = py, taken: list[Box] = taken) -> tuple[float, bool, float]:
-            own = math.dist(box.nearest(px, py), (px, py))
-            # A name that is nearer to another mark than to its own would be read as that one's.
-            misread = any(math.dist(box.nearest(*other), other) < own + MARK for other in points if other != (px, py))
-            return sum(box.overlap(other) for other in taken), misread, own
-
-        placed.append(min(boxes, key=price))
+    and is nearest to its own mark. Names of `frontier(points)` come first; of these one without such a place goes where it
+    covers least, any other is None. Of few points a name may be nearer to another mark: a line leads back to its own."""
+    at = np.asarray(points)
+    taken = np.concatenate([at - MARK - 1, at + MARK + 1], axis=1)  # (n, 4), as a Box
+    best = frontier(points)
+    placed: list[Box | None] = [None] * len(points)
+    for index in sorted(range(len(points)), key=lambda index: index not in best):
+        boxes = _places(at[index], len(names[index]) * CHARACTER + 4, frame)
+        away = _distances(boxes, at)  # (places, n)
+        own = away[:, index]
+        # A name that is nearer to another mark than to its own would be read as that one's.
+        others = (at != at[index]).any(axis=1)
+        misread = (away[:, others] < own[:, None] + MARK).any(axis=1)
+        shared = np.minimum(boxes[:, None, 2:], taken[:, 2:]) - np.maximum(boxes[:, None, :2], taken[:, :2])
+        covered = np.clip(shared, 0, None).prod(axis=2).sum(axis=1)
+        cheapest = np.lexsort((own, misread, covered))[0]
+        clear = not covered[cheapest] and not (misread[cheapest] and len(points) > FEW)
+        if clear or index in best:
+            placed[index] = Box(*boxes[cheapest].tolist())
+            taken = np.concatenate([taken, boxes[cheapest][None]])
     return placed
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> set[int]:
+    """The points than which no other is both further left and higher: nothing measured is faster and as accurate."""
+    found, highest = set(), math.inf
+    for index in sorted(range(len(points)), key=points.__getitem__):
+        if points[index][1] < highest:
+            found.add(index)
+            highest = points[index][1]
+    return found
+
+
+def _places(point: Array, size: float, frame: Box) -> Array:
+    """(places, 4): where a name of so many pixels may go, the most wanted first. A frame narrower than the name cannot hold
+    it: then any place is as good."""
+    (px, py), lifts = point, sorted((i * LINE / 2 for i in range(-24, 25)), key=abs)
+    # Right of the point, left of it, above or below, then further and further away.
+    shifts = (MARK + 3, -size - MARK - 3, -size / 2, 30, -size - 30, 70, -size - 70)
+    boxes = [Box(px + dx, py - LINE / 2 + dy, px + dx + size, py + LINE / 2 + dy) for dy, dx in product(lifts, shifts)]
+    return np.array([box for box in boxes if box.inside(frame)] or boxes)
+
+
+def _distances(boxes: Array, points: Array) -> Array:
+    """(boxes, points) from each point to the nearest one of each box."""
+    nearest = np.clip(points, boxes[:, None, :2], boxes[:, None, 2:])
+    return np.linalg.norm(nearest - points, axis=2)

@@ -87,7 +87,8 @@ class Ledger:
             self.steps[name] = Step(name, kind, False, None, "")
             return made
         start = time.monotonic()
-        if start >= self.until or (kind != TRAINING and start + (self.expected(kind) or 0) >= self.until):
+        unhurried = kind == TRAINING or self.until == math.inf
+        if start >= self.until or (not unhurried and start + (self.expected(kind) or 0) >= self.until):
             raise OutOfTime(name)
         if other and before:
             self.console.print(f"{name} is made again, for what it was made from has changed: {other}", markup=False)

@@ -6,6 +6,7 @@ import functools
 import importlib
 import logging
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def load(source: str | Path) -> Detector:
 
     Raises:
         UserError: no such folder; a file of another kind; a pickle with code in it; a truncated file; another architecture;
-            weights whose names or shapes are not the configuration's (names the first three).
+            weights whose names or shapes are not the configuration's (names the first three), or that are not finite.
     """
     path = Path(source)
     if _is_of_folder(path):
@@ -81,7 +82,10 @@ def load(source: str | Path) -> Detector:
     class_map = class_map_of_config(config)
     if class_map.names == tuple(f"LABEL_{index}" for index in range(len(class_map))):
         _hint_at_names(str(source))
-    return Detector(model, preprocessing, class_map).eval()
+    detector = Detector(model, preprocessing, class_map).eval()
+    if broken := detector.not_finite():
+        raise UserError(f"{source}: {broken} holds numbers that are not finite; take an earlier checkpoint, or train it again")
+    return detector
 
 
 @functools.cache  # a command may load a detector many times
@@ -182,11 +186,29 @@ def _check_folder(folder: Path) -> None:
         pickled = next((file.name for file in folder.iterdir() if file.suffix in PICKLES), None)
         found = f"only the pickle {pickled}, which can run code when it is read" if pickled else "no model.safetensors"
         raise UserError(f"{folder} has {found}; save the model with save_pretrained, which writes safetensors")
+    tensors = 0
     for file in weights:
         try:
-            safe_open(file, framework="pt").__exit__(None, None, None)
+            with safe_open(file, framework="pt") as opened:
+                tensors += len(opened.keys())
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is truncated or no safetensors file; save or copy it again") from error
+    for name, number in _layers(config):
+        if weights and number > tensors:  # said before so many are built
+            raise UserError(
+                f"{folder}/config.json: {name} says {number} layers, and the weights are {tensors} tensors in all; mend it or "
+                "save the model again"
+            )
+
+
+def _layers(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Every number of layers or blocks in a configuration, with its key."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _layers(value, f"{prefix}{key}.")
+        elif any(word in key for word in ("layers", "depths", "blocks")):
+            numbers = value if isinstance(value, list) else [value]
+            yield from ((f"{prefix}{key}", number) for number in numbers if isinstance(number, int))
 
 
 def _is_of_folder(file: Path) -> bool:

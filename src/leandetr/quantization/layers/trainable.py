@@ -149,7 +149,8 @@ class TrainableLayer(nn.Module):
 
     @staticmethod
     def _bias_integers(bias: Tensor, unit: Tensor) -> Tensor:
-        return torch.round(bias / unit).clamp(-INT32_REACH, INT32_REACH)
+        least = torch.finfo(unit.dtype).tiny  # the product of two small steps can be 0
+        return torch.round(bias / unit.clamp(min=least)).clamp(-INT32_REACH, INT32_REACH)
 
     @torch.no_grad()
     def finish(self, quantized: QuantizedLayer) -> None:

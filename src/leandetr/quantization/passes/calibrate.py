@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class CalibrationImages:
     first: the first batch, read at once; without images an empty one, to run the model on where only the order of its modules
     matters.
 
-    Raises UserError where there are fewer than asked for, or all are empty.
+    Raises UserError where there are fewer than asked for, all are empty, or values are not finite.
     """
 
     def __init__(self, batches: Iterable[Batch], asked: int, detector: Detector) -> None:
@@ -46,6 +46,8 @@ class CalibrationImages:
         found, content = 0, False
         for batch in self.batches:
             pixels, mask = (batch[key][: self.asked - found].to(self.device) for key in ("pixel_values", "pixel_mask"))
+            if not pixels.isfinite().all():
+                raise UserError("a calibration image has values that are not finite; give images as the detector takes them")
             found += len(pixels)
             content = content or _has_content(pixels, mask)
             if found == self.asked and not content:
@@ -74,6 +76,12 @@ def _has_content(pixels: Tensor, mask: Tensor) -> bool:
     """Whether some channel of some image differs from pixel to pixel, padding (right and bottom) left out."""
     real = torch.where(mask[:, None].bool(), pixels, pixels[:, :, :1, :1])
     return bool((real.amax((2, 3)) > real.amin((2, 3))).any())
+
+
+class Watching(Protocol):
+    """What takes in tensors."""
+
+    def update(self, x: Tensor) -> None: ...
 
 
 class Grid(NamedTuple):
@@ -109,9 +117,9 @@ def calibrate(model: nn.Module, placement: Placement, moments: dict[nn.Module, I
     """Observe the float model on the images: sum the moments, and choose the grids."""
     inputs = {module: observer_of(setting) for module, setting in placement.inputs.items()}
     outputs = {module: observer_of(setting) for module, setting in placement.outputs.items()}
-    handles = [module.register_forward_pre_hook(_reader(inputs)) for module in inputs]
-    handles += [module.register_forward_pre_hook(_reader(moments)) for module in moments]
-    handles += [module.register_forward_hook(_reader(outputs)) for module in outputs]
+    handles = [module.register_forward_pre_hook(reader(inputs)) for module in inputs]
+    handles += [module.register_forward_pre_hook(reader(moments)) for module in moments]
+    handles += [module.register_forward_hook(reader(outputs)) for module in outputs]
     try:
         for pixels, mask in images:
             model(pixel_values=pixels, pixel_mask=mask)
@@ -123,8 +131,9 @@ def calibrate(model: nn.Module, placement: Placement, moments: dict[nn.Module, I
     return grids
 
 
-def _reader(observers: Mapping[nn.Module, Observer | InputMoment]) -> Callable[..., None]:
-    """A hook that shows a module's input, or its output in a forward hook, to the module's observer."""
+def reader(observers: Mapping[Any, Watching]) -> Callable[..., None]:
+    """A hook that shows a module's input, or its output in a forward hook, to the module's observer. It raises UserError for
+    values that are not finite."""
 
     def read(module: nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
         x = inputs[0] if output is None else output
