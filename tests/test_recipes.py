@@ -48,11 +48,31 @@ CLASSES = ClassMap(("person", "dog", "cat"), (1, 2, 3))  # which detectors of CO
 SMALL = {"resnet50": "resnet18", "resnet101": "resnet18", "swin_base": "swin_tiny"}
 
 
-def from_checkpoint(folder, model):
+#: hub id -> the short name and the backbone of its small stand-in
+HUB = {
+    "PekingU/rtdetr_v2_r50vd": ("rt_detr_v2", "resnet18"),
+    "PekingU/rtdetr_v2_r18vd": ("rt_detr_v2", "resnet18"),
+    "ustc-community/dfine-small-coco": ("d_fine", "resnet18"),
+    "Roboflow/rf-detr-base": ("rf_detr", None),
+}
+#: values of the stand-ins; RF-DETR has no encoder, and a backbone of its own
+SMALLER = {"d_model": 32, "decoder_layers": 2, "num_queries": 12, "decoder_ffn_dim": 32}
+VIT = {"num_hidden_layers": 2, "num_attention_heads": 2, "out_indices": [2], "hidden_size": 32, "patch_size": 16}
+VIT |= {"num_windows": 2}
+
+
+def from_hub(checkpoint, classes):
+    """A small untrained detector of the same family."""
+    model, backbone = HUB[checkpoint]
+    own = {f"backbone_config.{key}": value for key, value in VIT.items()} if backbone is None else {"encoder_ffn_dim": 32}
+    return create(model, classes, (64, 64), backbone, overrides=SMALLER | own)
+
+
+def from_checkpoint(checkpoint, model):
     """As `Steps.untrained` builds it; what is on a hub has a small stand-in."""
-    if not folder.is_dir():
-        small = {"d_model": 32, "decoder_layers": 2, "num_queries": 12, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
-        return create("rt_detr_v2", CLASSES, (64, 64), "resnet18", overrides=small)
+    if checkpoint in HUB:
+        return from_hub(checkpoint, CLASSES)
+    folder = RECIPES.parent / checkpoint
     local = model.model_copy(update={"checkpoint": folder})
     return build_detector(local, load(folder).class_map) if model.is_trained else load(folder)
 
@@ -66,7 +86,7 @@ def untrained():
     def build(steps, model):
         model = model if model.model is not None else steps.recipe.student  # for a checkpoint that others train
         if model.model is None:
-            return from_checkpoint(RECIPES.parent / model.checkpoint, model)
+            return from_checkpoint(str(model.checkpoint), model)
         size, backbone, values = model.image_size or steps.recipe.image_size, model.backbone, dict(model.set)
         if backbone in SMALL:
             backbone, shallow = SMALL[backbone], {"decoder_layers": 2} if model.model == "adamixer" else DEPTHS
@@ -120,6 +140,19 @@ def test_two_checkpoints_of_other_classes_and_a_folder_become_int8(tmp_path):
     head, before = (load(tmp_path / folder).model.class_labels_classifier for folder in ("run/teacher", "large"))
     rows = (head.weight[classes.names.index("square")], before.weight[1])
     torch.testing.assert_close(*rows, rtol=0, atol=1e-3)  # one step of its own small rate away
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "public").iterdir()), ids=name)
+def test_a_published_checkpoint_is_taken_as_it_is_and_becomes_integers(path, tmp_path):
+    """The whole run, with a small untrained detector of the same family in place of the hub's."""
+    data = write_shapes(tmp_path / "data", 4, 2, (64, 64))
+    published = from_hub(str(read_recipe(path).student.checkpoint), class_map_of(find_split(data, "train")))
+    published.save(tmp_path / "published")
+    changes = {"student.checkpoint": str(tmp_path / "published"), "calibration": 2, "gallery": 0}
+    changes |= {"benchmark.repeats": 5, "benchmark.runtimes": ["pytorch"]}
+    results = compress(read_recipe(path, changes, data), tmp_path / "run")
+    assert [row["name"] for row in results["rows"]] == ["published", "published-static", "published-weights-4"]
+    assert results["rows"][2]["size_bytes"] < results["rows"][1]["size_bytes"] < results["rows"][0]["size_bytes"]
 
 
 @pytest.mark.parametrize("path", ALL, ids=name)

@@ -36,7 +36,7 @@ class LowBitSchedule(Schedule):
 class Lessons:
     """What the training of the scheme low-bit learns from beside its data, and in which stages."""
 
-    train: Annotated[bool, typer.Option(help="low-bit: train, or calibrate alone.")] = True
+    train: Annotated[bool, typer.Option(help="low-bit: train, or choose grids and rounding by unlabelled images.")] = True
     teacher: Annotated[str | None, typer.Option(help="low-bit: as in distill; the float detector itself can be it.")] = None
     method: Annotated[str | None, typer.Option(help="low-bit: method, or several joined by commas; drd by default.")] = None
     weight: Annotated[list[str] | None, typer.Option(help="TERM=WEIGHT in place of the method's own; repeatable.")] = None

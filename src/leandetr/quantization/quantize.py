@@ -19,8 +19,9 @@ def quantize(detector: Detector, config: Scheme, calibration_batches: Iterable[B
         detector: a float detector.
         config: one of the schemes of `config`.
         calibration_batches: batches as the detector takes them, read no further than the scheme's `calibration_images`, and
-            once, but twice by `SmoothQuant` with static grids and often by `Unified`, which want a list or a loader;
-            `WeightOnly` and `Dynamic` need none. Memory does not depend on their number.
+            once, but twice by `SmoothQuant` with static grids, and often by `Unified` and for calibrated weights of fewer than
+            8 bits, which want a list or a loader; `Dynamic`, and `WeightOnly` by default, need none. Memory does not depend on
+            their number.
 
     Returns:
         The quantized detector in evaluation mode; with `LowBit` it is one to train, of which `finish` makes integers. Its

@@ -17,8 +17,11 @@ from leandetr.detectors.alignment import fit_alignment
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.machine import chosen_device
-from leandetr.quantization.config import Scheme, calibration_images
+from leandetr.quantization.config import LowBit, Scheme, calibration_images
+from leandetr.quantization.passes.calibrate import CalibrationImages
+from leandetr.quantization.passes.reconstruct import reconstruct_grids
 from leandetr.quantization.quantize import quantize as quantize_detector
+from leandetr.quantization.training.finish import finish
 from leandetr.structures import Batch, Preprocessing
 from leandetr.verbs.data import Data, split_of
 
@@ -30,13 +33,29 @@ def calibrated(detector: Detector, data: Data, config: Scheme) -> Detector:
 
     It is calibrated on the chosen device, and is on the CPU afterwards.
     """
-    asked = calibration_images(config)
-    batches: Iterable[Batch] = ()
-    if asked:
-        dataset = CocoDataset(split_of(data, "train"), eval_transform(detector.preprocessing), detector.class_map)
-        config = with_calibration(config, lambda own: min(own, len(dataset)))
-        batches = spread_batches(dataset, min(asked, len(dataset)))
+    config, batches = _with_images(detector, data, config)
     return quantize_detector(detector.to(chosen_device()), config, batches).cpu()
+
+
+def reconstructed(detector: Detector, data: Data, config: LowBit) -> Detector:
+    """The detector in few bits without a training: calibrated, then rounded by what it does to detections, and finished.
+
+    It is so on the chosen device, and is on the CPU afterwards.
+    """
+    config, batches = _with_images(detector, data, config)
+    quantized = quantize_detector(detector.to(chosen_device()), config, batches)
+    reconstruct_grids(quantized, detector, CalibrationImages(batches, config.calibration_images, detector))
+    return finish(quantized).cpu()
+
+
+def _with_images(detector: Detector, data: Data, config: SchemeT) -> tuple[SchemeT, Iterable[Batch]]:
+    """The scheme asking for no more images than `train` has, and these."""
+    asked = calibration_images(config)
+    if not asked:
+        return config, ()
+    dataset = CocoDataset(split_of(data, "train"), eval_transform(detector.preprocessing), detector.class_map)
+    config = with_calibration(config, lambda own: min(own, len(dataset)))
+    return config, spread_batches(dataset, min(asked, len(dataset)))
 
 
 def asking(config: SchemeT, images: int, data: Data) -> SchemeT:

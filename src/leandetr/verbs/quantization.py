@@ -15,8 +15,7 @@ from leandetr.errors import UserError
 from leandetr.files import claiming, write_json
 from leandetr.machine import chosen_device
 from leandetr.quantization.config import LowBit, Scheme, Static, scheme_config
-from leandetr.quantization.training.finish import finish
-from leandetr.verbs.calibration import asking, calibrated
+from leandetr.verbs.calibration import asking, calibrated, reconstructed
 from leandetr.verbs.data import Data, opened, split_of, state_of
 from leandetr.verbs.low_bit import LowBitTraining, train_low_bit
 
@@ -36,7 +35,7 @@ def quantize(
         scheme: a name stands for the scheme with its default options.
         calibration: images of `train` for schemes that need them; by default the scheme's own number, or all where there are
             fewer.
-        low_bit: how the scheme low-bit is trained; without it the calibrated grids are what is saved.
+        low_bit: how the scheme low-bit is trained; without it calibration and `reconstructed` choose what is saved.
         until: as in `train`, for that training.
 
     Raises UserError for every fault of the input.
@@ -52,9 +51,8 @@ def quantize(
     with claiming(out, ["quantize", model, data, config.to_dict(), *trained], state):
         if isinstance(config, LowBit) and low_bit is not None and state is not None:
             return train_low_bit(load(model), data, config, Path(out), low_bit, until, state)
-        quantized = calibrated(load(model), data, config)
-        if isinstance(config, LowBit):
-            quantized = finish(quantized)
+        detector = load(model)
+        quantized = reconstructed(detector, data, config) if isinstance(config, LowBit) else calibrated(detector, data, config)
         quantized.save(Path(out))
         return quantized
 

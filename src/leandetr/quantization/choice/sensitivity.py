@@ -41,7 +41,7 @@ def measure_layers(
     errors: Errors = {}
     sizes: dict[str, dict[str, int]] = {}
     for name, scheme in candidates.items():
-        quantized = apply(detector, scheme, batches if calibration_images(scheme) else ())
+        quantized = apply(detector, scheme, batches if calibration_images(scheme) else (), by_layer=True)
         asked = quantized.config.quantization_config.as_asked
         layers = {layer: cast("QuantizedLayer", quantized.model.get_submodule(layer)) for layer in asked}
         del quantized

@@ -58,7 +58,7 @@ def quantize_unified(detector: Detector, config: Unified, batches: Iterable[Batc
     if config.attention:
         attentions = _attentions_on_grids(plain.model, config, chosen, errors)
         settings |= dict.fromkeys(attentions, _static(config.calibration_images, attention=True))
-    quantized = apply(detector, WeightOnly(overrides=settings | dict(config.overrides)), batches)
+    quantized = apply(detector, WeightOnly(overrides=settings | dict(config.overrides)), batches, by_layer=True)
     record = quantized.config.quantization_config
     record.scheme = config.to_dict() | {"tolerance": tolerance}
     record.left_float |= {layer: "every scheme errs beyond the tolerance" for layer, name in chosen.items() if name is None}

@@ -28,8 +28,9 @@ class WeightOnly(Scheme):
         group_size: 32, 64 or 128 weights along the input dimension that share a scale, where there are fewer than 8 bits; with
             8 it is the whole output channel. A layer whose inputs it does not divide takes the largest smaller group that does,
             of 16 or more; one without any (depthwise convolutions, the first layer) holds 8 bits.
-        calibration_images: how many images are read to round fewer than 8 bits such that a layer's errors make up for each
-            other (`layers/rounding.py`); 0 rounds every weight to its nearest integer.
+        calibration_images: how many images are read to round fewer than 8 bits by what that does to detections, beginning with
+            what makes a layer's errors make up for each other (`passes/reconstruct.py`, `layers/rounding.py`); 0 rounds every
+            weight to its nearest integer.
     """
 
     bits: int = 8

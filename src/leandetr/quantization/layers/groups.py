@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from leandetr.quantization.grids import signed
-from leandetr.quantization.layers.rounding import InputMoment, round_weights
+from leandetr.quantization.layers.lsq import learned_rounding
+from leandetr.quantization.layers.rounding import InputMoment, round_weights, within_steps
 
 #: fewer weights than this are not worth a scale of their own
 SMALLEST_GROUP = 16
@@ -51,6 +52,39 @@ def quantize_groups(weight: Tensor, bits: int, group_size: int, moment: InputMom
     else:
         integers = round_weights(weight, scale.repeat_interleave(group_size, 1), bits, moment.matrix)
     return integers, scale.half()
+
+
+class GroupRounding(nn.Module):
+    """A weight rounded to the grids of its groups, through which gradients pass as they are: to choose the integers by. A
+    parametrisation of the layer's weight.
+
+    Args:
+        scale: (out, in / group, ...) float16, as of `quantize_groups`.
+        bits: of the integers.
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor, bits: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.bits = bits
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """(out, in, ...) -> the same shape."""
+        groups = weight.unflatten(1, (self.scale.shape[1], -1))
+        step = self.scale.float().unsqueeze(2)
+        return learned_rounding(groups, step, step.new_zeros(()), *signed(self.bits)).flatten(1, 2)
+
+    def integers(self, weight: Tensor) -> Tensor:
+        """int8 of the weight's shape."""
+        groups = weight.unflatten(1, (self.scale.shape[1], -1))
+        return _rounded(groups, self.scale.float(), self.bits).to(torch.int8).reshape(weight.shape)
+
+    def begin(self, weight: Tensor, integers: Tensor) -> Tensor:
+        """Near the weight, and rounded to these integers."""
+        groups, chosen = (tensor.unflatten(1, (self.scale.shape[1], -1)) for tensor in (weight, integers))
+        return within_steps(groups, self.scale.float().unsqueeze(2), chosen).reshape(weight.shape)
 
 
 def _rounded(groups: Tensor, scale: Tensor, bits: int) -> Tensor:

@@ -28,7 +28,6 @@ from leandetr.quantization.grids import symmetric, unsigned
 from leandetr.quantization.layers.groups import quantize_groups
 from leandetr.quantization.layers.operators import dequantize, dequantize_groups, dynamic_linear, fake_quantize, unpack
 from leandetr.quantization.layers.packing import pack, packed_bytes
-from leandetr.quantization.layers.rounding import InputMoment
 
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 
@@ -124,13 +123,13 @@ class QuantizedLayer(nn.Module):
             self.bias = nn.Parameter(torch.zeros(channels, dtype=torch.int32), requires_grad=False)
 
     @torch.no_grad()
-    def fill(self, layer: nn.Linear | nn.Conv2d, moment: InputMoment | None = None) -> None:
-        """Take over a float layer's weights and bias. The grids must have been set before. moment: of the layer's inputs, for
-        the rounding of groups."""
+    def fill(self, layer: nn.Linear | nn.Conv2d, rounded: tuple[Tensor, Tensor] | None = None) -> None:
+        """Take over a float layer's weights and bias. The grids must have been set before. rounded: integers and scales of
+        groups that have been chosen already."""
         if self.plan.group_size is None:
             integers, scale = self._quantize_channels(layer)
         else:
-            integers, scale = quantize_groups(layer.weight.detach(), self.plan.weight_bits, self.plan.group_size, moment)
+            integers, scale = rounded or quantize_groups(layer.weight.detach(), self.plan.weight_bits, self.plan.group_size)
         self.weight.copy_(integers if self.plan.weight_bits == 8 else pack(integers, self.plan.weight_bits))
         self.weight_scale.copy_(scale)
         if self.bias is not None and layer.bias is not None:

@@ -13,6 +13,7 @@ which is least squares on the layer's outputs. Inputs with the largest sum of sq
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,16 @@ from torch.nn import functional as F
 from leandetr.quantization.grids import signed
 
 DAMPING = 0.01  # of the mean of the diagonal of H
+EDGE = 0.3  # of a step, from an integer: where the next begins is at 0.5
 BLOCK = 128  # inputs whose errors reach the inputs after them in one product
+MOST_INPUTS = 4608  # the 3x3 convolutions of a ResNet's last stage; H grows with their square, the work with their cube
 POSITIONS = 1024  # of one image's, that H is summed over: neighbours say much the same
 
 
 class InputMoment:
     """H of one layer, (inputs, inputs): its memory does not depend on how much it has seen. A convolution's inputs are those of
-    its kernel, channels times positions; a grouped convolution has no such H, see `possible`."""
+    its kernel, channels times positions; a grouped convolution has no such H, and the widest layers have too large a one, see
+    `possible`."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
         self.layer = layer
@@ -37,7 +41,7 @@ class InputMoment:
 
     @staticmethod
     def possible(layer: nn.Module) -> bool:
-        return getattr(layer, "groups", 1) == 1
+        return getattr(layer, "groups", 1) == 1 and cast("nn.Linear", layer).weight[0].numel() <= MOST_INPUTS
 
     def update(self, x: Tensor) -> None:
         """x: what the layer takes, (..., in) or (B, in, H, W)."""
@@ -96,3 +100,9 @@ def round_weights(weight: Tensor, scale: Tensor, bits: int, moment: Tensor) -> T
             errors[:, column - start] = error
         left[:, end:] -= errors @ factor[start:end, end:]
     return integers[:, order.argsort()].to(torch.int8).reshape(weight.shape)
+
+
+def within_steps(weight: Tensor, step: Tensor, integers: Tensor) -> Tensor:
+    """What is rounded to these integers and lies nearest to the weight, but not where the next integer begins; shapes as in any
+    arithmetic of tensors."""
+    return torch.clamp(weight / step, integers - EDGE, integers + EDGE) * step

@@ -1,7 +1,7 @@
 """One scheme done to one detector.
 
-The order: fold BatchNorm, decide for every layer, smooth, place the static grids, calibrate them on the float model, replace
-the layers.
+The order: fold BatchNorm, decide for every layer, smooth, place the static grids, calibrate them on the float model, round
+weights that are stored alone by what it does to detections, replace the layers.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from leandetr.quantization.passes.decide import decide
 from leandetr.quantization.passes.flow import watch
 from leandetr.quantization.passes.fold import fold_batch_norms, merge_parallel
 from leandetr.quantization.passes.placement import Placement, place, place_trained
+from leandetr.quantization.passes.reconstruct import reconstruct_groups, round_groups
 from leandetr.quantization.passes.smooth import smooth
 from leandetr.structures import Batch
 
@@ -35,8 +36,9 @@ S = TypeVar("S", bound=Scheme)
 
 
 @torch.no_grad()
-def apply(detector: Detector, config: Scheme, calibration_batches: Iterable[Batch] = ()) -> Detector:
-    """`quantize`, for the schemes that decide by name and not by measurement."""
+def apply(detector: Detector, config: Scheme, calibration_batches: Iterable[Batch] = (), by_layer: bool = False) -> Detector:
+    """`quantize`, for the schemes that decide by name and not by measurement. by_layer: weights in groups are rounded by what
+    that does to their own layer's output, as long as the others' schemes are not known, and not to detections."""
     training = isinstance(config, LowBit)
     before = getattr(detector.config, "quantization_config", None)
     if before is not None and not (training and before.trainable):
@@ -68,6 +70,8 @@ def apply(detector: Detector, config: Scheme, calibration_batches: Iterable[Batc
         runs = watch(decision.operands, run).sources
         placement.add_activations({slot: setting for slot, setting in decision.operands.items() if slot in runs})
     grids = calibrate(model, placement, moments, images) if calibrated else Grids({}, {})
+    in_groups = {layer: _plain_plan(layer, setting) for layer, setting in rounded.items()}
+    chosen = round_groups(in_groups, moments) if by_layer else reconstruct_groups(detector, in_groups, moments, images)
 
     names = names_of(model)
     plans = {
@@ -91,7 +95,7 @@ def apply(detector: Detector, config: Scheme, calibration_batches: Iterable[Batc
         record.folds, record.layers = before.folds | folds, before.layers | record.layers
     replaced = build(model, record)
     grids.fill(replaced)
-    _fill({layer: replaced[layer] for layer in plans}, moments, factors)
+    _fill({layer: replaced[layer] for layer in plans}, chosen, factors)
     attach(model, record)
     return detector
 
@@ -102,13 +106,13 @@ def _of_kind(kind: type[S], settings: Mapping[nn.Linear | nn.Conv2d, Scheme]) ->
 
 def _fill(
     replaced: Mapping[nn.Linear | nn.Conv2d, nn.Module],
-    moments: Mapping[nn.Module, InputMoment],
+    chosen: Mapping[nn.Linear | nn.Conv2d, tuple[torch.Tensor, torch.Tensor]],
     factors: Mapping[nn.Linear, torch.Tensor],
 ) -> None:
-    """Give the new layers the weights of those that they replace."""
+    """Give the new layers the weights of those that they replace. chosen: integers and scales of groups."""
     for layer, new in replaced.items():
         if isinstance(new, QuantizedLayer):
-            new.fill(layer, moments.get(layer))
+            new.fill(layer, chosen.get(layer))
             if isinstance(layer, nn.Linear) and layer in factors:
                 new.input_factor.copy_(factors[layer])
         elif isinstance(new, TrainableLayer):

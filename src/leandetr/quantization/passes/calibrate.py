@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -117,29 +117,38 @@ def calibrate(model: nn.Module, placement: Placement, moments: dict[nn.Module, I
     """Observe the float model on the images: sum the moments, and choose the grids."""
     inputs = {module: observer_of(setting) for module, setting in placement.inputs.items()}
     outputs = {module: observer_of(setting) for module, setting in placement.outputs.items()}
-    handles = [module.register_forward_pre_hook(reader(inputs)) for module in inputs]
-    handles += [module.register_forward_pre_hook(reader(moments)) for module in moments]
-    handles += [module.register_forward_hook(reader(outputs)) for module in outputs]
+    observe(model, images, [*inputs.items(), *moments.items()], [*outputs.items()])
+    grids = Grids(_chosen(inputs, placement.inputs), _chosen(outputs, placement.outputs))
+    grids.inputs |= {layer: grids.outputs[source] for layer, source in placement.sources.items()}
+    return grids
+
+
+def observe(
+    model: nn.Module,
+    images: Iterable[Images],
+    inputs: Iterable[tuple[nn.Module, Watching]],
+    outputs: Iterable[tuple[nn.Module, Watching]] = (),
+) -> None:
+    """Run the model on the images and show what goes into modules, or comes out of them, to observers."""
+    handles = [module.register_forward_pre_hook(_reader(observer)) for module, observer in inputs]
+    handles += [module.register_forward_hook(_reader(observer)) for module, observer in outputs]
     try:
         for pixels, mask in images:
             model(pixel_values=pixels, pixel_mask=mask)
     finally:
         for handle in handles:
             handle.remove()
-    grids = Grids(_chosen(inputs, placement.inputs), _chosen(outputs, placement.outputs))
-    grids.inputs |= {layer: grids.outputs[source] for layer, source in placement.sources.items()}
-    return grids
 
 
-def reader(observers: Mapping[Any, Watching]) -> Callable[..., None]:
-    """A hook that shows a module's input, or its output in a forward hook, to the module's observer. It raises UserError for
-    values that are not finite."""
+def _reader(observer: Watching) -> Callable[..., None]:
+    """A hook that shows a module's input, or its output in a forward hook, to an observer. It raises UserError for values that
+    are not finite."""
 
     def read(module: nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
         x = inputs[0] if output is None else output
         if not torch.isfinite(x).all():
             raise UserError(f"a {type(module).__name__} of the model gives values that are not finite; check its weights")
-        observers[module].update(x)
+        observer.update(x)
 
     return read
 

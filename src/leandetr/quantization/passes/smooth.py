@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from leandetr.quantization.config import AUTO, SmoothQuant
 from leandetr.quantization.layers.rounding import InputMoment
-from leandetr.quantization.passes.calibrate import reader
+from leandetr.quantization.passes.calibrate import observe
 from leandetr.quantization.passes.flow import watch
 
 ALPHAS = tuple(step / 20 for step in range(21))
@@ -83,14 +83,7 @@ def smooth(
     """
     groups = _groups(model, settings, run)
     channels = {layer: Channels(layer, settings[layer].alpha == AUTO) for group in groups for layer in group.layers}
-    handles = [layer.register_forward_pre_hook(reader(channels)) for layer in channels]
-    try:
-        for pixels, mask in images:
-            model(pixel_values=pixels, pixel_mask=mask)
-    finally:
-        for handle in handles:
-            handle.remove()
-
+    observe(model, images, channels.items())
     factors = {}
     for group in groups:
         scale = _scale(group.layers, settings[group.layers[0]], channels)
