@@ -14,7 +14,7 @@ help:
 	@echo "make test-oldest  the same tests with the lowest versions that pyproject.toml allows, in .venv-oldest"
 	@echo "make test-newest  the same tests with today's newest versions, in .venv-newest"
 	@echo "make test-gpu     install, then run the tests that need a GPU"
-	@echo "make torture      install, then mutated files, kills, full disks and lost folders, in 40 minutes or so on two cores"
+	@echo "make torture      install, then mutated files, kills, full disks and lost folders, each row by one of two processes"
 	@echo "make install      only create .venv with everything in it, at the versions of constraints.txt"
 	@echo "make lock         test-newest, then write its versions to constraints.txt"
 	@echo "make lint         ruff, the import layers and mypy"

@@ -151,7 +151,7 @@ def place_labels(points: Sequence[tuple[float, float]], names: Sequence[str], fr
         own = away[:, index]
         # A name that is nearer to another mark than to its own would be read as that one's.
         others = (at != at[index]).any(axis=1)
-        misread = (away[:, others] < own[:, None] + MARK).any(axis=1)
+        misread = np.asarray((away[:, others] < own[:, None] + MARK).any(axis=1))
         shared = np.minimum(boxes[:, None, 2:], taken[:, 2:]) - np.maximum(boxes[:, None, :2], taken[:, :2])
         covered = np.clip(shared, 0, None).prod(axis=2).sum(axis=1)
         cheapest = np.lexsort((own, misread, covered))[0]

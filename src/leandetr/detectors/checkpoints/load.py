@@ -179,7 +179,7 @@ def _check_folder(folder: Path) -> None:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or "model_type" not in config:
         raise UserError(f"{folder}/config.json has no model_type; give a folder that save_pretrained or leandetr wrote")
-    if config["model_type"] not in FAMILIES:
+    if str(config["model_type"]) not in FAMILIES:
         raise UserError(f"{folder}/config.json: {unknown('detector family', str(config['model_type']), FAMILIES)}")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights and not _is_pickled(folder):
