@@ -1,7 +1,8 @@
 """AP against latency as an SVG whose colours the page chooses, so that it follows a light or a dark theme.
 
 Latency is on a logarithmic axis: a step of the same length is the same speed-up anywhere on it. Each runtime has its own colour
-and its own mark, and each point its name, moved aside (with a line back to its point) until no two names overlap.
+and its own mark, and each point its name, moved aside (with a line back to its point) until no two names overlap. Of a search,
+a line joins the rows of its frontier, and the chosen one has a ring.
 """
 
 import math
@@ -76,6 +77,11 @@ def accuracy_against_latency(rows: Sequence[Row], width: int = 860, height: int 
         told = f"{row['name']} on {row['runtime']}: AP {accuracy(row['ap'])}, {milliseconds(row['latency_ms'])} ms"
         marks.append(mark(runtimes.index(row["runtime"]), px, py, told))
         names.append(f'<text class="label" x="{label.x0 + 2:.1f}" y="{label.y1 - 3.5:.1f}">{escape(row["name"])}</text>')
+        if row.get("mark") == "chosen":
+            lines.append(f'<circle class="chosen" cx="{px:.1f}" cy="{py:.1f}" r="{2 * MARK}"/>')
+    best = sorted(point for point, row in zip(points, rows) if row.get("mark"))
+    if len(best) > 1:
+        lines.insert(0, f'<path class="frontier" d="M{"L".join(f"{px:.1f} {py:.1f}" for px, py in best)}"/>')
     for i, runtime in enumerate(runtimes):
         marks.append(mark(i, frame.x0 + 8, 8 + LINE * i, runtime))
         names.append(f'<text class="label" x="{frame.x0 + 20}" y="{12 + LINE * i}">{escape(runtime)}</text>')
