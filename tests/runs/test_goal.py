@@ -161,7 +161,7 @@ def test_a_search_that_was_killed_goes_on_and_a_finished_one_does_nothing(values
         compress(job, out)
     monkeypatch.setattr(verbs, "quantize", quantize)
     left = plan_of(job, out)
-    assert [step for step in left[1].columns[0]._cells][-1] == "trimmed-int8"
+    assert list(left[1].columns[0].cells)[-1] == "trimmed-int8"
     results = compress(job, out)
     assert done == ["teacher-int8"]
     assert [entry["name"] for entry in results["rows"]] == [entry["name"] for entry in whole["rows"]]

@@ -66,6 +66,8 @@ class GoalRun:
                 self._report()
             except OutOfTime as stop:
                 self.left = f"The search is not over: the next is {stop}; the same command goes on."
+            if not ledger.worked and not self.left:
+                ledger.console.print(f"{self.out} was finished before, and nothing that it was made from has changed since")
             return self._written()
 
     def planned(self) -> list[Step]:
