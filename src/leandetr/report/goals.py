@@ -38,5 +38,5 @@ def search(goal: Mapping[str, Any]) -> dict[str, Any]:
     """What was tried, in order, and sentences about the rest."""
     ended = [f"The search ended because {goal['ended']}."] if goal["ended"] else []
     left_out = [f"Left out: {sentence}." for sentence in goal["left_out"]]
-    tried = [(one["name"], one["why"], one["found"]) for one in goal["tried"]]
+    tried = [(one["name"], one["why"], one["found"], one["mark"]) for one in goal["tried"]]
     return {"tried": tried, "said": [*ended, *left_out, LEGEND]}

@@ -27,7 +27,7 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TRIED = ("tried, in order", "why", "came to")
+TRIED = ("tried, in order", "why", "came to", "")
 CHANGES = ("row", "runtime", "against", "AP change", "95 % interval", "latency", "size")
 
 
@@ -112,7 +112,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     said = [escape(found[name], quote=False) for name in ("title", "headline", "left")]
     parts = [f"# {said[0]}", *said[1:], row_table(found["columns"], rows), found["legend"]]
     if found["search"]:
-        tried = text_table(TRIED, found["search"]["tried"], numeric=[False] * 3)
+        tried = text_table(TRIED, found["search"]["tried"], numeric=[False] * 4)
         parts += ["## How the file was found", tried, *(escape(said, quote=False) for said in found["search"]["said"])]
     if found["changes"]:
         changes = text_table(CHANGES, found["changes"], numeric=[False] * 3 + [True, True, False, True])

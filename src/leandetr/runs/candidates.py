@@ -76,10 +76,12 @@ def asked(goal: Goal) -> str:
 
 
 def found(one: Candidate, teacher: Candidate) -> str:
-    """What a candidate came to."""
+    """A candidate and what it came to."""
+    return f"{one.name} ({came_to(one, teacher)})"
+
+
+def came_to(one: Candidate, teacher: Candidate) -> str:
     if one.name == TEACHER:
-        return f"{one.name} (AP {one.ap:.3f}, {one.latency_ms:.2f} ms)"
-    return (
-        f"{one.name} (AP {one.ap:.3f}, {one.ap - teacher.ap:+.3f}; {one.latency_ms:.2f} ms, "
-        f"{teacher.latency_ms / one.latency_ms:.2f} times as fast)"
-    )
+        return f"AP {one.ap:.3f}, {one.latency_ms:.2f} ms"
+    change, faster = f"{one.ap - teacher.ap:+.3f}", f"{teacher.latency_ms / one.latency_ms:.2f} times as fast"
+    return f"AP {one.ap:.3f}, {change}; {one.latency_ms:.2f} ms, {faster}"

@@ -20,7 +20,7 @@ from leandetr.recipe.recipe import TEACHER
 from leandetr.recipe.rows import Plan
 from leandetr.report import Row, write_images, write_report
 from leandetr.report.validation import validation_pictures
-from leandetr.runs.candidates import Candidate, found, frontier, verdict
+from leandetr.runs.candidates import Candidate, came_to, found, frontier, verdict
 from leandetr.runs.ledger import Step
 from leandetr.runs.search import Search
 from leandetr.runs.structures import REPORTING
@@ -49,7 +49,7 @@ class GoalRun:
         self.steps = self.search.steps
         self.chosen: Candidate | None = None
         self.reported: dict[str, Any] | None = None
-        self.left = ""
+        self.left = "The search goes on."
 
     def run(self, until: float = math.inf, jobs: int = 1) -> dict[str, Any]:
         """As `Run.run`."""
@@ -64,6 +64,7 @@ class GoalRun:
                     if ledger.worked:
                         self._written()
                 self._report()
+                self.left = ""
             except OutOfTime as stop:
                 self.left = f"The search is not over: the next is {stop}; the same command goes on."
             if not ledger.worked and not self.left:
@@ -121,7 +122,10 @@ class GoalRun:
                 "sentence": verdict(self.recipe.goal, tried, teacher) if self.chosen else "",
                 "met": met,
                 "chosen": chosen.name,
-                "tried": [{"name": one.name, "why": one.why, "found": found(one, teacher)} for one in tried],
+                "tried": [
+                    {"name": one.name, "why": one.why, "found": came_to(one, teacher), "mark": row.get("mark", "")}
+                    for one, row in zip(tried, results["rows"], strict=True)
+                ],
                 "left_out": search.left_out,
                 "ended": search.ended,
                 "reported": self.reported,

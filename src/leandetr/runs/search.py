@@ -34,6 +34,7 @@ from leandetr.pruning import Pruning
 from leandetr.recipe import GoalRecipe, Model, Quantization
 from leandetr.recipe.recipe import TEACHER
 from leandetr.recipe.rows import from_outside
+from leandetr.report.rows import surely_slower
 from leandetr.runs.candidates import Candidate, asked
 from leandetr.runs.checks import check_fit, check_names
 from leandetr.runs.ledger import Made
@@ -92,11 +93,15 @@ class Search:
     def teacher(self) -> Candidate:
         return self.tried[0]
 
-    @functools.cached_property
+    @property
+    def integers(self) -> bool:
+        """Whether integers are of use on this engine: the teacher is not surely slower with them."""
+        return not surely_slower(self.tried[1].measurement)
+
+    @property
     def gain(self) -> float:
-        """What integers gain on the teacher; 1 where they are not surely faster on this engine."""
-        row = self.tried[1].measurement
-        return row["speedup"] if row["speedup_low"] > 1 else 1.0
+        """How much faster they make the teacher."""
+        return self.tried[1].measurement["speedup"] if self.integers else 1.0
 
     # ------------------------------------------------------------------ stages
 
@@ -186,14 +191,14 @@ class Search:
         """In integers; where these lose more than is allowed the float detector, and where that does not, a mixture."""
         yield from self._tried(*self._final(made), why)
         quick = self._called(self._final(made)[0])
-        if self.gain > 1 and not self.goal.keeps(quick, self.teacher):
+        if self.integers and not self.goal.keeps(quick, self.teacher):
             yield from self._tried(made.path.name, made, "In integers it loses more than is allowed; what it loses by itself.")
             yield from self._mixed(made, quick)
 
     def _mixed(self, made: Made, quick: Candidate) -> Iterator[Candidate]:
         """Integers layer by layer, where that may help: the float detector keeps what all in integers do not."""
         whole = self._called(made.path.name)
-        if self.gain == 1 or self.goal.keeps(quick, self.teacher) or not self.goal.keeps(whole, self.teacher):
+        if not self.integers or self.goal.keeps(quick, self.teacher) or not self.goal.keeps(whole, self.teacher):
             return
         if not self.goal.in_time(quick):
             return
@@ -246,7 +251,7 @@ class Search:
 
     def _final(self, made: Made) -> tuple[str, Made]:
         """A detector as it would be deployed, and its name."""
-        if self.gain == 1:
+        if not self.integers:
             return made.path.name, made
         quick = self._quantized(made)
         return quick.path.name, quick
