@@ -47,6 +47,7 @@ from leandetr.trimming.goal import TrimGoal
 INTEGERS = Quantization(scheme="static")
 NEAR = 1.2  # two latencies whose ratio is below are not worth a training between them
 CLOSER = 0.98  # of what would just be in time: a measurement is a little off
+SPENT = "the trainings of the recipe are spent"
 SMALLEST = 0.001  # AP that a mixture is allowed at least
 
 
@@ -69,7 +70,6 @@ class Search:
         self.ended = ""
         check_names([recipe.teacher, self._student()], [], None)
         self.training = recipe.training.model_copy(update={"seed": recipe.seed})
-        self.distillation = recipe.distillation
 
     def go(self) -> Iterator[Candidate]:
         """Every candidate as soon as it is known. Raises OutOfTime in place of the first step that there is no time for."""
@@ -114,10 +114,8 @@ class Search:
         if chosen == full:
             self.left_out.append("trimmed: no layer, query or pixel can leave without a loss")
             return
-        why = (
-            f"Fewer layers, queries and pixels as far as they cost {self.goal.drop:g} AP on training photographs; no training."
-        )
-        yield from self._settled(self.trimming, why)
+        loss = f"at most {self.goal.drop:g} AP on training photographs"
+        yield from self._settled(self.trimming, f"Fewer layers, queries and pixels that cost {loss}; no training.")
 
     def _in_time(self) -> Iterator[Candidate]:
         """Structures that are as fast as the goal, trained in turn."""
@@ -131,10 +129,12 @@ class Search:
                 break
             yield from self._recovered(made)
         if not self._over():
-            spent = len(structures) > self.goal.trainings
-            self.ended = (
-                "the trainings of the recipe are spent" if spent else "every structure that is as fast has been trained"
-            )
+            if not structures:
+                self.ended = f"nothing was found that takes {self.goal.latency_ms:g} ms"
+            elif len(structures) > self.goal.trainings:
+                self.ended = SPENT
+            else:
+                self.ended = "every structure that is as fast has been trained"
 
     def _ever_faster(self) -> Iterator[Candidate]:
         """Structures of half the time, and between, trained until the next is not worth it."""
@@ -156,7 +156,7 @@ class Search:
                 new = self.tried[before:]
                 if not any(self.goal.keeps(one, self.teacher) and one.latency_ms < fast for one in new):
                     failed = max(failed, structures[0][1].latency_ms)
-        self.ended = "the trainings of the recipe are spent"
+        self.ended = SPENT
 
     def _structures(self, target: float, found: list[tuple[Made, Candidate]]) -> Iterator[Candidate]:
         """Untrained ones that take no more than the target, into `found`, the most accurate first."""
