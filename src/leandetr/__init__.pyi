@@ -7,7 +7,7 @@ from .distillation import Distillation, Distiller, Teaching, Term, build_terms
 from .errors import UserError
 from .pruning import Pruning
 from .quantization import Dynamic, LowBit, Scheme, SmoothQuant, Static, Unified, WeightOnly
-from .recipe import Recipe, read_recipe
+from .recipe import Goal, GoalRecipe, Recipe, read_recipe
 from .runs import compress
 from .serving.limits import ServerLimits
 from .structures import ClassMap, Detections, DetectorOutput, Preprocessing, Queries
@@ -24,6 +24,8 @@ __all__ = [
     "Distillation",
     "Distiller",
     "Dynamic",
+    "Goal",
+    "GoalRecipe",
     "LowBit",
     "LowBitTraining",
     "NewBackbone",

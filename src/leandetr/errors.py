@@ -12,6 +12,10 @@ class UserError(Exception):
     """The message is one sentence that names the file or key at fault and says how to mend it."""
 
 
+class OutOfReach(UserError):
+    """What was asked for cannot be had of this detector; a search that asked goes on with something else."""
+
+
 class Stopped(BaseException):
     """The command was asked to end by a signal, and did in good order; the message says where, `status` is that of its exit."""
 

@@ -43,13 +43,14 @@ def compress(
     json: Json = None,
 ) -> None:
     """Teacher, student without and with it, quantized variants, exports, and one table of what each is worth and costs. With
-    several seeds every row has its mean and spread.
+    several seeds every row has its mean and spread. A recipe with a `goal` names a loss or a time, and gets the file for it.
 
-    Example: `leandetr compress recipes/finetune.yaml --data DATA --teacher runs/large --student runs/small --out runs/mine`
+    Example: `leandetr compress recipes/finetune.yaml --data DATA --teacher runs/large --student runs/small --out runs/mine`, or
+    `leandetr compress recipes/goal.yaml --data DATA --teacher runs/large --out runs/best`
     """
     from leandetr.files import write_json
     from leandetr.recipe import read_recipe
-    from leandetr.report import results_table
+    from leandetr.report import reported, results_table
     from leandetr.runs import compress as run
     from leandetr.runs.show import plan_of, resolved
 
@@ -63,5 +64,7 @@ def compress(
     if json:
         write_json(json, results)
     out_console.print(results_table(results["rows"], results["epochs"]))
+    if goal := results.get("goal"):
+        out_console.print(*filter(None, [goal["sentence"], reported(goal)]), sep="\n", highlight=False, soft_wrap=True)
     out_console.print(results["left"] or "Everything is done.")
     out_console.print(f"{out / 'report.html'}  {out / 'results.json'}")

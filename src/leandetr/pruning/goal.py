@@ -10,7 +10,7 @@ from typing import Any
 from leandetr.data.coco import Split
 from leandetr.deployment.latency import measured
 from leandetr.detectors.detector import Detector
-from leandetr.errors import UserError
+from leandetr.errors import OutOfReach, UserError
 from leandetr.pruning.config import Pruning
 
 STEPS = 64  # latency is measured of so many numbers of units at most; six of them tell which
@@ -62,12 +62,12 @@ def least_for_latency(
 
     counts = sorted({round(most * step / STEPS) for step in range(STEPS + 1)})
     if takes(most) > target:
-        raise UserError(
+        raise OutOfReach(
             f"the target of {target:g} ms cannot be met by pruning {', '.join(pruning.structures)}: without all that can leave "
             f"the detector takes {takes(most):.2f} ms on {pruning.engine}, whole {row(most)['latency_ms']['before']:.2f} ms; "
             "allow more time, trim or quantize too"
         )
     if row(most)["latency_ms"]["before"] <= target:
-        raise UserError(f"target_latency_ms: the detector takes no more than {target:g} ms already; ask for less")
+        raise OutOfReach(f"target_latency_ms: the detector takes no more than {target:g} ms already; ask for less")
     count = counts[bisect_left(counts, True, key=lambda count: count > 0 and takes(count) <= target)]
     return count, row(count)

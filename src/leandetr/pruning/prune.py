@@ -21,7 +21,7 @@ from leandetr.detectors.multiply_adds import multiply_adds
 from leandetr.detectors.prunable import prunable_units, pruned_units
 from leandetr.detectors.trim import check_float
 from leandetr.detectors.units import Structure, Units
-from leandetr.errors import UserError
+from leandetr.errors import OutOfReach, UserError
 from leandetr.pruning.config import Pruning
 from leandetr.pruning.goal import least_for_latency, least_for_macs
 from leandetr.pruning.importance import costs, magnitude, taylor
@@ -106,7 +106,7 @@ def what_can_leave(detector: Detector, structures: Sequence[Structure], name: st
     there = {units.structure for units in found.values()}
     left_out = [f"{WORDS[each]}: none of this {kind} can be pruned" for each in structures if each not in there]
     if not found:
-        raise UserError(f"{name} cannot be pruned: no {' or '.join(WORDS[each] for each in structures)} of a {kind} can")
+        raise OutOfReach(f"{name} cannot be pruned: no {' or '.join(WORDS[each] for each in structures)} of a {kind} can")
     stay = whole_attentions(detector.model) if "heads" in there else []
     if stay:
         left_out.append(f"attention heads of {len(stay)} layers, such as {stay[0]}: all must stay in a {kind}")

@@ -1,12 +1,16 @@
 """A recipe: everything a `compress` run does, read from YAML."""
 
-from leandetr.recipe.parts import Benchmark, Distillation, Model, Pretraining, Quantization
+from leandetr.recipe.goal import Goal, GoalRecipe
+from leandetr.recipe.parts import Benchmark, Common, Distillation, Model, Pretraining, Quantization
 from leandetr.recipe.reading import parse_recipe, parse_training, read_recipe
 from leandetr.recipe.recipe import Recipe, Variant
 
 __all__ = [
     "Benchmark",
+    "Common",
     "Distillation",
+    "Goal",
+    "GoalRecipe",
     "Model",
     "Pretraining",
     "Quantization",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from leandetr.checked import Checked
-from leandetr.detectors.spec import NewDetector
+from leandetr.detectors.spec import ImageSize, NewDetector
 from leandetr.distillation.spec import Distillation
 from leandetr.pruning.config import Pruning
 from leandetr.training.config import Seed, Training
@@ -128,6 +128,15 @@ class Quantization(Checked):
         if self.training is not None:
             check_seed(self.training)
         return self
+
+
+class Common(Checked):
+    """What every kind of recipe has: data, calibration images, the size of images, validation images in the report."""
+
+    data: Data
+    image_size: ImageSize | None = None
+    calibration: int = Field(64, ge=1)
+    gallery: int = Field(12, ge=0)
 
 
 class Benchmark(Checked):

@@ -11,6 +11,7 @@ from leandetr.checked import sentence
 from leandetr.detectors.spec import NewDetector
 from leandetr.errors import UserError
 from leandetr.files import parse_yaml
+from leandetr.recipe.goal import GoalRecipe
 from leandetr.recipe.recipe import Recipe, merge
 from leandetr.training.config import Training
 
@@ -21,12 +22,12 @@ def read_recipe(
     data: Path | None = None,
     teacher: str | Path | None = None,
     student: str | Path | None = None,
-) -> Recipe:
-    """Read a YAML file; `changes` sets values by dotted name ("student.training.epochs": 3). Relative folders in it are
-    relative to the current directory.
+) -> Recipe | GoalRecipe:
+    """Read a YAML file, one with a `goal` as a GoalRecipe; `changes` sets values by dotted name ("student.training.epochs": 3).
+    Relative folders in it are relative to the current directory.
 
     data, teacher, student: a folder and models, by short name or as checkpoints, in place of the recipe's own, whose schedules
-    they are trained with.
+    they are trained with; a checkpoint in place of one that is taken as it is, is too.
 
     `extends: other.yaml` (or a list of files, each over those before it) takes what those files say, beside the file that names
     them, and puts the file's own keys over it: mappings are merged, anything else is replaced.
@@ -39,13 +40,14 @@ def read_recipe(
         values["data"] = {"folder": str(data)}
     for role, name in {"teacher": teacher, "student": student}.items():
         if name is not None:
-            new = NewDetector.named(name)
+            new, own = NewDetector.named(name), values.get(role) or {}
             of: dict[str, Any] = {
                 "model": new.model,
                 "checkpoint": None if new.checkpoint is None else str(new.checkpoint),
-                "training": {},
             }
-            values[role] = merge(values.get(role) or {}, of)
+            if own.get("checkpoint") is None or "training" in own:
+                of["training"] = {}
+            values[role] = merge(own, of)
     for name, value in (changes or {}).items():
         _set(values, name.split("."), value, name)
     return parse_recipe(values, str(path))
@@ -77,12 +79,13 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     return merge(found, values)
 
 
-def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
+def parse_recipe(values: dict[str, Any], source: str) -> Recipe | GoalRecipe:
     """Raises UserError for a key or value of a recipe that is not understood; `source` names it in the sentence."""
+    kind: type[Recipe] | type[GoalRecipe] = GoalRecipe if "goal" in values else Recipe
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise sentence(error, source, Recipe) from error
+        raise sentence(error, source, kind) from error
 
 
 def parse_training(values: dict[str, Any], source: str) -> Training:

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 
 from leandetr.checked import Checked
-from leandetr.detectors.spec import NEW_MODEL, ImageSize
+from leandetr.detectors.spec import NEW_MODEL
 from leandetr.distillation.spec import Distillation
-from leandetr.recipe.parts import Benchmark, Data, Model, Quantization, check_views
+from leandetr.recipe.parts import Benchmark, Common, Model, Quantization, check_views
 from leandetr.training.config import Seed
 from leandetr.trimming.goal import TrimGoal
 
@@ -63,7 +63,7 @@ class Variant(Checked):
         return {f"{self.name}-{q.name or q.scheme}": q for q in self.quantization}
 
 
-class Recipe(Checked):
+class Recipe(Common):
     """Variants of a student, each trained with every seed, in one table.
 
     The short form has `seed` or `seeds`, `distillation` (`logits` by default), `trim` (none by default) and `quantization`
@@ -86,9 +86,6 @@ class Recipe(Checked):
 
     later: ClassVar[frozenset[str]] = frozenset({"trim"})
 
-    data: Data
-    image_size: ImageSize | None = None
-    calibration: int = Field(64, ge=1)
     seed: Seed | None = None
     seeds: list[Seed] | None = Field(None, min_length=1)
     teacher: Model | None = None
@@ -100,7 +97,6 @@ class Recipe(Checked):
     variants: list[Variant] | None = Field(None, min_length=1)
     epochs: list[int] = Field(default_factory=list)
     benchmark: Benchmark | None = None
-    gallery: int = Field(12, ge=0)
 
     @model_validator(mode="before")
     @classmethod

@@ -47,7 +47,7 @@ def slower_than_float(row: Row) -> bool:
 
 
 def note(row: Row) -> str:
-    return SLOWER if slower_than_float(row) else ""
+    return ", ".join(filter(None, [row.get("mark", ""), SLOWER if slower_than_float(row) else ""]))
 
 
 def average_precision(row: Row) -> str:

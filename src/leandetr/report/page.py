@@ -14,6 +14,7 @@ from leandetr.files import write_text
 from leandetr.report import columns as words
 from leandetr.report.curves import ap_over_epochs
 from leandetr.report.gallery import Picture, panels
+from leandetr.report.goals import headline, search
 from leandetr.report.numbers import duration, flat
 from leandetr.report.plots import accuracy_against_latency
 from leandetr.report.rows import Row
@@ -26,6 +27,7 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+TRIED = ("tried, in order", "why", "came to", "")
 CHANGES = ("row", "runtime", "against", "AP change", "95 % interval", "latency", "size")
 
 
@@ -34,7 +36,8 @@ def write_report(results: Mapping[str, Any], folder: Path, images: bool = False)
 
     Args:
         results: what `results.json` holds: `environment` (a mapping), `rows` (of `Row`), and, where known, `command` and
-            `recipe` (text), `steps` (of `name`, `seconds`, `summary`), `epochs` that the recipe names, and what is `left`.
+            `recipe` (text), `steps` (of `name`, `seconds`, `summary`), `epochs` that the recipe names, what is `left`, and of a
+            search its `goal`.
         images: whether `images.html` is there to be linked.
 
     Raises UserError where the folder cannot be written.
@@ -71,10 +74,10 @@ def write_images(gallery: Sequence[Picture], class_names: Sequence[str], folder:
 def contents(results: Mapping[str, Any]) -> dict[str, Any]:
     """What both pages show, in order. What is deployed comes first: rows on PyTorch are the last."""
     rows: list[Row] = sorted(results["rows"], key=lambda row: row["runtime"] == "pytorch")
-    epochs, recipe = results.get("epochs") or (), results.get("recipe") or ""
+    epochs, recipe, goal = results.get("epochs") or (), results.get("recipe") or "", results.get("goal")
     return {
         "title": title(recipe),
-        "headline": words.headline(rows),
+        "headline": headline(goal) if goal else words.headline(rows),
         "left": results.get("left") or "",
         "rows": rows,
         "columns": words.cost_columns(rows),
@@ -82,6 +85,7 @@ def contents(results: Mapping[str, Any]) -> dict[str, Any]:
         # Drawn twice: text in a drawing shrinks with it, and a telephone's width would make it illegible.
         "latencies": [accuracy_against_latency(rows), accuracy_against_latency(rows, width=380, height=520)],
         "curves": [ap_over_epochs(rows), ap_over_epochs(rows, width=380)],
+        "search": search(goal) if goal else None,
         "changes": words.changes(rows),
         "ratios": words.RATIOS,
         "accuracies": words.accuracy_columns(epochs),
@@ -107,6 +111,9 @@ def markdown(found: Mapping[str, Any]) -> str:
     rows = found["rows"]
     said = [escape(found[name], quote=False) for name in ("title", "headline", "left")]
     parts = [f"# {said[0]}", *said[1:], row_table(found["columns"], rows), found["legend"]]
+    if found["search"]:
+        tried = text_table(TRIED, found["search"]["tried"], numeric=[False] * 4)
+        parts += ["## How the file was found", tried, *(escape(said, quote=False) for said in found["search"]["said"])]
     if found["changes"]:
         changes = text_table(CHANGES, found["changes"], numeric=[False] * 3 + [True, True, False, True])
         parts += ["## What each step changed", changes, found["ratios"]]

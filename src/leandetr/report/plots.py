@@ -2,7 +2,8 @@
 
 Latency is on a logarithmic axis: a step of the same length is the same speed-up anywhere on it. Each runtime has its own colour
 and its own mark, and each point its name, moved aside (with a line back to its point) until no two names overlap. Where
-there is no room for all names, the fastest of each accuracy have theirs, and the drawing says how many have none.
+there is no room for all names, the fastest of each accuracy have theirs, and the drawing says how many have none. Of a search,
+a line joins the rows of its frontier, and the chosen one has a ring.
 """
 
 import math
@@ -75,12 +76,17 @@ def accuracy_against_latency(rows: Sequence[Row], width: int = 860, height: int 
     for row, (px, py), label in zip(rows, points, labels):
         told = f"{row['name']} on {row['runtime']}: AP {accuracy(row['ap'])}, {milliseconds(row['latency_ms'])} ms"
         marks.append(mark(runtimes.index(row["runtime"]), px, py, told))
+        if row.get("mark") == "chosen":
+            lines.append(f'<circle class="chosen" cx="{px:.1f}" cy="{py:.1f}" r="{2 * MARK}"/>')
         if label is None:
             continue
         near = label.nearest(px, py)
         if math.dist(near, (px, py)) > 2 * MARK:
             lines.append(f'<path class="leader" d="M{px:.1f} {py:.1f}L{near[0]:.1f} {near[1]:.1f}"/>')
         names.append(f'<text class="label" x="{label.x0 + 2:.1f}" y="{label.y1 - 3.5:.1f}">{escape(row["name"])}</text>')
+    best = sorted(point for point, row in zip(points, rows) if row.get("mark"))
+    if len(best) > 1:
+        lines.insert(0, f'<path class="frontier" d="M{"L".join(f"{px:.1f} {py:.1f}" for px, py in best)}"/>')
     for i, runtime in enumerate(runtimes):
         marks.append(mark(i, frame.x0 + 8, 8 + LINE * i, runtime))
         names.append(f'<text class="label" x="{frame.x0 + 20}" y="{12 + LINE * i}">{escape(runtime)}</text>')

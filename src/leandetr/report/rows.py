@@ -36,6 +36,7 @@ class Row(TypedDict):
     the seeds that both have, is to; None for what is not compared. change_interval: the middle 95 % of that difference on other
     draws of the photographs (`evaluation.bootstrap.interval`). float_row: the row that it is the quantization of, its own
     name for a float row. size_bytes, parameters: of the artefact. curve: of the trainings. runs: what each seed measured.
+    mark: of a search's, "chosen" or "frontier".
 
     Once the first seed's artefact is measured: artifact: the file or folder. latency_ms, latency_p90_ms: median and 90th
     percentile of one image, in milliseconds. speedup, speedup_low, speedup_high: the float row's latency over this row's on the
@@ -64,6 +65,7 @@ class Row(TypedDict):
     parameters: int | None
     curve: list[Point]
     runs: list[dict[str, Any]]
+    mark: NotRequired[str]
     artifact: NotRequired[str]
     latency_ms: NotRequired[float | None]
     latency_p90_ms: NotRequired[float | None]

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from leandetr.errors import UserError
-from leandetr.recipe import read_recipe
+from leandetr.recipe import Recipe, read_recipe
 from leandetr.runs.run import Run
 
 
 def main(out: str, variant: str, seed: str, until: str) -> None:
     try:
-        run = Run(read_recipe(Path(out) / "recipe.yaml"), Path(out))
+        recipe = read_recipe(Path(out) / "recipe.yaml")
+        assert isinstance(recipe, Recipe)  # a search has no lanes
+        run = Run(recipe, Path(out))
         found: dict[str, Any] = {"diverged": run.work_on(variant, int(seed), float(until))}
     except UserError as error:
         found = {"error": str(error)}

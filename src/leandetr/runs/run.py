@@ -25,12 +25,13 @@ from leandetr.detectors.detector import Detector
 from leandetr.distillation.teacher import Teacher
 from leandetr.errors import UserError
 from leandetr.files import read_json, write_json
-from leandetr.recipe import Benchmark, Quantization, Recipe, Variant
+from leandetr.recipe import Benchmark, GoalRecipe, Quantization, Recipe, Variant
 from leandetr.recipe.recipe import TEACHER
 from leandetr.recipe.rows import from_outside, learns_from_shared, planned_rows, teachers_of
 from leandetr.report import results_table, write_images, write_report
 from leandetr.report.validation import validation_pictures
 from leandetr.runs.checks import check_fit, check_names, check_quantizations
+from leandetr.runs.goal_run import GoalRun
 from leandetr.runs.lanes import gpus_of, work_in_lanes
 from leandetr.runs.ledger import Made, Step
 from leandetr.runs.steps import Steps, millions
@@ -42,7 +43,11 @@ from leandetr.verbs import open_teacher
 
 
 def compress(
-    recipe: Recipe, out: Path, command: str = "leandetr.compress", budget_minutes: float | None = None, jobs: int = 1
+    recipe: Recipe | GoalRecipe,
+    out: Path,
+    command: str = "leandetr.compress",
+    budget_minutes: float | None = None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Run a recipe into `out` and return what `results.json` holds.
 
@@ -50,7 +55,8 @@ def compress(
     where the recipe names variants or several seeds), `pruned-...` of what a student is pruned to before its training, each a
     detector that `load` takes; `onnx/` with the exported files;
     `predictions/` in COCO's results format; `benchmark.json`; `results.json`, `report.md`, `report.html`, `images.html`;
-    `steps/` with what was done, from what and in how many seconds.
+    `steps/` with what was done, from what and in how many seconds. A recipe with a goal leaves a folder for each detector that
+    its search made, and `chosen.onnx`.
 
     Args:
         budget_minutes: after which it stops, to go on when it is called again; `left` of the results says what remains.
@@ -60,6 +66,8 @@ def compress(
     training has diverged; the same call tries it again.
     """
     until = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
+    if isinstance(recipe, GoalRecipe):
+        return GoalRun(recipe, Path(out), command).run(until, jobs)
     return Run(recipe, Path(out), command).run(until, jobs)
 
 
@@ -287,7 +295,7 @@ class Run:
                 folder = row if row in self.teachers else self.recipe.folder(row, self.seeds[0])
                 results = read_json(self.out / "predictions" / f"{folder}-{engine}.json")
                 found[row] = (results, load_class_map(self.out / folder))
-        split = self.steps.data.split("val")
+        split = self.steps.split("val")
         if found and self.recipe.gallery:
             pictures = validation_pictures(split, found, self.recipe.gallery)
             write_images(pictures, class_map_of(split).names, self.out)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.table import Table
 
-from leandetr.recipe import Model, Recipe, Variant
+from leandetr.recipe import GoalRecipe, Model, Recipe, Variant
 from leandetr.report.numbers import DASH, duration
+from leandetr.runs.candidates import asked
+from leandetr.runs.goal_run import ORDER, GoalRun
 from leandetr.runs.ledger import Step
 from leandetr.runs.run import Run
 from leandetr.terminal import plain_table
+from leandetr.training.config import Training
 
 
-def resolved(recipe: Recipe) -> str:
+def resolved(recipe: Recipe | GoalRecipe) -> str:
     """The recipe as YAML, after `extends`, defaults and changes; its variants are written out."""
     values = recipe.model_dump(mode="json", exclude_none=True)
+    if isinstance(recipe, GoalRecipe):
+        return yaml.safe_dump(_unseeded(values | {"teacher": _model(recipe.teacher)}), sort_keys=False).rstrip()
     for role, model in {"teacher": recipe.teacher, "student": recipe.student}.items():
         if model is not None:
             values[role] = _model(model)
@@ -30,21 +36,49 @@ def resolved(recipe: Recipe) -> str:
     return yaml.safe_dump(_unseeded(values), sort_keys=False).rstrip()
 
 
-def plan_of(recipe: Recipe, out: Path) -> tuple[Table, Table, str]:
-    """The rows and the steps of a run in `out`, and in words what is left and how long it will take. Nothing is written.
+def plan_of(recipe: Recipe | GoalRecipe, out: Path) -> tuple[Table, Table, str]:
+    """The rows and the steps of a run in `out`, and in words what is left and how long it will take; of a search, what it tries
+    in which order, and the steps that are done. Nothing is written.
 
     Raises what the run would raise before its first step.
     """
+    if isinstance(recipe, GoalRecipe):
+        return _plan_of_search(recipe, out)
     run = Run(recipe, out)
     steps = run.planned()
     rows = plain_table("row", "seeds", "accuracy against", "latency against")
     for name, plan in run.table.plans.items():
         rows.add_row(name, ", ".join(map(str, plan.seeds)), plan.against or DASH, plan.float_row)
+    return rows, _listed(steps), _left(steps)
+
+
+def _plan_of_search(recipe: GoalRecipe, out: Path) -> tuple[Table, Table, str]:
+    run = GoalRun(recipe, out)
+    steps = run.planned()
+    order = plain_table("tried", "what it is")
+    for name, what in ORDER.items():
+        order.add_row(name, what)
+    if steps[-1].done:
+        return order, _listed(steps), "Everything is done."
+    goal = recipe.goal
+    left = f"Looked for: {asked(goal)}, with at most {goal.trainings} trainings of {_length(recipe.training)}. "
+    return (
+        order,
+        _listed(steps),
+        f"{left}What comes after {steps[-1].name} depends on what is found; nothing more once it is met.",
+    )
+
+
+def _length(training: Training) -> str:
+    return f"{training.epochs} epochs" if training.max_steps is None else f"{training.max_steps} steps"
+
+
+def _listed(steps: Sequence[Step]) -> Table:
     listed = plain_table("step", "state", "time")
     for step in steps:
         time = DASH if step.seconds is None else f"{'' if step.done else 'about '}{duration(step.seconds)}"
         listed.add_row(step.name, "done" if step.done else "to do", time)
-    return rows, listed, _left(steps)
+    return listed
 
 
 def _variant(variant: Variant) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from leandetr import verbs
-from leandetr.data.annotations import read_annotations
+from leandetr.data.annotations import Split, read_annotations
 from leandetr.data.coco import class_map_of
 from leandetr.data.partition import Partition
 from leandetr.data.shapes import write_shapes
@@ -31,7 +31,7 @@ from leandetr.files import claim_folder, read_json, write_json, write_text
 from leandetr.inputs import State, file_digest, weights_state
 from leandetr.locks import alone_in
 from leandetr.quantization.config import scheme_config
-from leandetr.recipe import Benchmark, Model, Quantization, Recipe
+from leandetr.recipe import Benchmark, Common, Model, Quantization
 from leandetr.recipe.rows import from_outside
 from leandetr.report.numbers import accuracy
 from leandetr.runs.ledger import TRAINING, Ledger, Made, fingerprint, inherited
@@ -49,11 +49,11 @@ class Steps:
             All steps have the same object, and with it the same splits.
     """
 
-    data: DataFolder | Partition
+    data: verbs.Data
     data_key: str
     data_state: State
 
-    def __init__(self, recipe: Recipe, out: Path) -> None:
+    def __init__(self, recipe: Common, out: Path) -> None:
         self.recipe, self.out = recipe, out
         self.ledger = Ledger(out)
         self._weights_state = functools.cache(weights_state)  # once a run, as the data's: many models start from one file
@@ -89,6 +89,9 @@ class Steps:
         self.data_key = self.ledger.step("data", shapes.model_dump(), {}, last, work, "data").key
         self.data_state = verbs.state_of(self.data) if last.exists() else {}
 
+    def split(self, name: str) -> Split:
+        return verbs.split_of(self.data, name)
+
     def rehearsed(self, work: Callable[[], str]) -> None:
         """Build once what will be trained and quantized, so that what does not fit is said now and not after hours."""
         concerned = self.recipe.model_dump(exclude={"benchmark", "gallery", "calibration", "seed", "seeds", "epochs"})
@@ -99,7 +102,7 @@ class Steps:
             raise UserError(f"pretraining.folder: {model.pretraining.folder} is no folder; name one of images by class")
         if not model.is_trained:
             return load(str(model.checkpoint))
-        return build(self._sized(model), class_map_of(self.data.split("train")))
+        return build(self._sized(model), class_map_of(self.split("train")))
 
     def pretrained(self, model: Model) -> Model:
         """Pre-train a model's backbone where its recipe says how, once for all models and seeds that say the same.
@@ -234,15 +237,15 @@ class Steps:
 
         return self.ledger.step(f"onnx-{name}", detector.key, inherited(detector=detector), graph, work, "export")
 
-    def evaluated(self, detector: Made, engine: str, opened: Callable[[], Runtime]) -> dict[str, Any] | None:
-        """COCO's metrics of a detector on an engine, its APs on drawn photographs (`bootstrap`), the seconds that its answers
-        took, and the artefact's bytes and parameters; its detections go to `predictions/`. None in a rehearsal, where it was
-        not done before."""
-        label = f"{detector.path.name}-{engine}"
+    def evaluated(self, detector: Made, engine: str, opened: Callable[[], Runtime], part: str = "val") -> dict[str, Any] | None:
+        """COCO's metrics of a detector on an engine and a part of the data, its APs on drawn photographs (`bootstrap`), the
+        seconds that its answers took, and the artefact's bytes and parameters; its detections go to `predictions/`. None in a
+        rehearsal, where it was not done before."""
+        label = f"{detector.path.name}-{engine}" + ("" if part == "val" else f"-{part}")
         scores = self.out / "predictions" / f"{label}.metrics.json"
 
         def work() -> str:
-            split, runtime, start = self.data.split("val"), opened(), time.monotonic()
+            split, runtime, start = self.split(part), opened(), time.monotonic()
             metrics, results = verbs.evaluate_runtime(runtime, split)
             cost = {"evaluate_seconds": round(time.monotonic() - start, 2)}
             cost |= {"size_bytes": runtime.size_bytes, "parameters": runtime.parameters}
@@ -264,7 +267,7 @@ class Steps:
 
         def work() -> str:
             runtimes = opened()
-            found = measure(runtimes, self.data.split("val"), benchmark.repeats, against)
+            found = measure(runtimes, self.split("val"), benchmark.repeats, against)
             write_json(file, {"environment": environment(), "measurements": found})
             return f"{benchmark.repeats} rounds of {len(runtimes)} candidates"
 
@@ -289,7 +292,7 @@ class Steps:
         asked = self.recipe.calibration
         if "calibration" in self.recipe.model_fields_set:
             return asked
-        return min(asked, len(read_json(self.data.split("train").annotations)["images"]))
+        return min(asked, len(read_json(self.split("train").annotations)["images"]))
 
     def _size(self, model: Model) -> tuple[int, int] | int | None:
         return model.image_size or self.recipe.image_size
