@@ -88,8 +88,19 @@ def short(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["detr", "rt_detr_v2"])  # whose queries are learned, and chosen
-def test_detections_in_few_bits_come_nearer_to_the_float_ones(tiny_detector, batches, short, name):
+def test_both_detectors_are_asked_the_same(tiny_detector, batches, name):
     detector = tiny_detector(name, backbone="test_resnet")
+    (batch,) = batches
+    rounded = quantize(detector, WeightOnly(bits=2))
+    with torch.no_grad():
+        found, wanted = reconstruct.answers(rounded, detector, batch["pixel_values"], batch["pixel_mask"])
+    for key in ("content", "position", "reference"):
+        own, other = getattr(found.queries, key), getattr(wanted.queries, key)
+        assert (own is None and other is None) or torch.equal(own, other)
+
+
+def test_detections_in_few_bits_come_nearer_to_the_float_ones(tiny_detector, batches, short):
+    detector = tiny_detector("detr", backbone="test_resnet")
     rounded = quantize(detector, LowBit(bits="4-4-8", calibration_images=4), batches)
     images = CalibrationImages(batches, 4, detector)
     by_layer = copy.deepcopy(rounded)

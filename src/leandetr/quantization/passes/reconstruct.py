@@ -95,8 +95,9 @@ def reconstruct_groups(
     if not plans:
         return {}
     original, begun = copy.deepcopy(detector), round_groups(plans, moments)
+    rounding: dict[Layer, GroupRounding] = {}
+    latent: dict[Layer, Tensor] = {}
     rates: dict[nn.Parameter, float] = {}
-    rounding, latent = {}, {}
     for layer, (integers, scale) in begun.items():
         rounding[layer] = GroupRounding(scale, plans[layer].weight_bits)
         layer.weight.copy_(rounding[layer].begin(layer.weight, integers))
