@@ -73,7 +73,7 @@ def rows(subjects: Path, work: Path, given: argparse.Namespace) -> dict[str, Cal
             found[row] = functools.partial(interruptions.interrupted, row, job, subjects, work, random, times, signals)
     for name in ("compress", "quantize", "predict"):
         found[f"two of {name}"] = functools.partial(interruptions.both, name, JOBS[name], subjects, work, few)
-    for name in (name for name in JOBS if name != "train"):
+    for name in losses.ON_FULL_DISKS:
         found[f"full disk of {name}"] = functools.partial(losses.full, name, subjects, work, random, few)
     for what in losses.HAPPENINGS:
         found[what] = functools.partial(losses.meanwhile, what, JOBS["train"], subjects, work, random, few)

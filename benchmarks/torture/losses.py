@@ -18,6 +18,7 @@ from torture.fuzz import Row
 from torture.jobs import JOBS, Job, differences, digests, finished, reference, running_for
 from torture.outcomes import Ended, traces, verdict
 
+ON_FULL_DISKS = ("compress", "export", "quantize", "data convert", "predict")
 ROOM = 512 << 20  # bytes
 
 
