@@ -73,18 +73,21 @@ def scripted(monkeypatch):
     return script
 
 
-@pytest.mark.parametrize("name", [pytest.param("detr", marks=pytest.mark.slow), "rt_detr_v2"])
-def test_killed_and_started_again_it_ends_with_the_same_weights(prepared, short, killed, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    [*(pytest.param(name, 0, marks=pytest.mark.slow) for name in ("detr", "rt_detr_v2")), ("rt_detr_v2", 1)],
+)
+def test_killed_and_started_again_it_ends_with_the_same_weights(prepared, short, killed, tmp_path, name, workers):
     detector, train, val = prepared(name)
-    whole = fit(detector, train, val, short(), tmp_path / "whole", "whole")
+    whole = fit(detector, train, val, short(workers=workers), tmp_path / "whole", "whole")
 
     for step, kept in ((2, None), (6, "checkpoint-4")):  # in the first epoch, and in the second
-        killed(tmp_path / "killed", step, *prepared(name), short())
+        killed(tmp_path / "killed", step, *prepared(name), short(workers=workers))
         found = last_checkpoint(tmp_path / "killed")
         assert (found and found.name) == kept
     torch.manual_seed(99)  # another process has other generators
     detector, train, val = prepared(name)
-    resumed = fit(detector, train, val, short(), tmp_path / "killed", "killed")
+    resumed = fit(detector, train, val, short(workers=workers), tmp_path / "killed", "killed")
 
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     assert_equal(whole.state_dict(), resumed.state_dict())

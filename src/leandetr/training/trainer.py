@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from leandetr.data.batches import Packed, Stored, pack, unpack
@@ -101,6 +102,14 @@ class AveragingTrainer(Trainer):
     def rate_of(self, name: str, parameter: nn.Parameter) -> float:
         """A parameter's learning rate, as a factor on the schedule's."""
         return 1.0
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Its workers are begun anew in a training that goes on, and draw a seed that nothing here uses: not from the generator
+        that dropout and denoising draw from, whose state a checkpoint holds."""
+        loader: Any = super().get_train_dataloader()  # accelerate's
+        if loader.num_workers:
+            loader.base_dataloader.generator = torch.Generator()
+        return loader
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What the workers packed, moved to the device and made a batch there."""
