@@ -15,7 +15,7 @@ from leandetr.errors import UserError
 from leandetr.training import fit as fitting
 from leandetr.training import trainer as training
 from leandetr.training.callbacks import LogFile, ap_by_epoch
-from leandetr.training.fit import fit, forget_checkpoints
+from leandetr.training.fit import OutOfTime, fit, forget_checkpoints
 from leandetr.training.trainer import DetectionTrainer, last_checkpoint
 
 
@@ -85,6 +85,9 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(prepared, short,
         killed(tmp_path / "killed", step, *prepared(name), short(workers=workers))
         found = last_checkpoint(tmp_path / "killed")
         assert (found and found.name) == kept
+    with pytest.raises(OutOfTime):
+        fit(*prepared(name), short(workers=workers), tmp_path / "killed", "stopped", until=0.0)
+    assert (tmp_path / "killed" / "checkpoint-5").exists()  # in the middle of an epoch
     torch.manual_seed(99)  # another process has other generators
     detector, train, val = prepared(name)
     resumed = fit(detector, train, val, short(workers=workers), tmp_path / "killed", "killed")
