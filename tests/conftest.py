@@ -97,6 +97,12 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture
+def few_steps(monkeypatch):
+    """Rounding by detections takes eight steps of its 256."""
+    monkeypatch.setattr("leandetr.quantization.passes.reconstruct.STEPS", 8)
+
+
+@pytest.fixture
 def labels():
     """labels(3, 0): random objects for a batch of images, three in the first and none in the second."""
 

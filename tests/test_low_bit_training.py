@@ -81,6 +81,7 @@ def test_a_stopped_training_ends_with_the_weights_of_one_that_was_not(shapes, mo
     assert all(0 <= value <= 1 for value in clipped.values())
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_without_training_the_calibrated_grids_are_saved(shapes, models, tmp_path):
     found = verbs.quantize(models["detr"], shapes, CONFIG, tmp_path / "out")
     assert not in_training(found)

@@ -50,8 +50,10 @@ CLASSES = ClassMap(("person", "dog", "cat"), (1, 2, 3))  # which detectors of CO
 SMALL = {"resnet50": "resnet18", "resnet101": "resnet18", "swin_base": "swin_tiny"}
 
 
-#: hub id -> the short name and the backbone of its small stand-in
-HUB = {
+#: hub id, or folder that another command fills -> the short name and the backbone of its small stand-in
+STAND_INS = {
+    "runs/fod-teacher": ("adamixer", "resnet18"),
+    "runs/fod-trimmed": ("adamixer", "resnet18"),
     "PekingU/rtdetr_v2_r50vd": ("rt_detr_v2", "resnet18"),
     "PekingU/rtdetr_v2_r18vd": ("rt_detr_v2", "resnet18"),
     "ustc-community/dfine-small-coco": ("d_fine", "resnet18"),
@@ -63,17 +65,18 @@ VIT = {"num_hidden_layers": 2, "num_attention_heads": 2, "out_indices": [2], "hi
 VIT |= {"num_windows": 2}
 
 
-def from_hub(checkpoint, classes):
+def stand_in_of(checkpoint, classes):
     """A small untrained detector of the same family."""
-    model, backbone = HUB[checkpoint]
+    model, backbone = STAND_INS[checkpoint]
     own = {f"backbone_config.{key}": value for key, value in VIT.items()} if backbone is None else {"encoder_ffn_dim": 32}
+    own = {} if model == "adamixer" else own  # which has no encoder either
     return create(model, classes, (64, 64), backbone, overrides=SMALLER | own)
 
 
 def from_checkpoint(checkpoint, model):
-    """As `Steps.untrained` builds it; what is on a hub has a small stand-in."""
-    if checkpoint in HUB:
-        return from_hub(checkpoint, CLASSES)
+    """As `Steps.untrained` builds it; what is not here has a small stand-in."""
+    if checkpoint in STAND_INS:
+        return stand_in_of(checkpoint, CLASSES)
     folder = RECIPES.parent / checkpoint
     local = model.model_copy(update={"checkpoint": folder})
     return build_detector(local, load(folder).class_map) if model.is_trained else load(folder)
@@ -144,11 +147,19 @@ def test_two_checkpoints_of_other_classes_and_a_folder_become_int8(tmp_path):
     torch.testing.assert_close(*rows, rtol=0, atol=1e-3)  # one step of its own small rate away
 
 
-@pytest.mark.parametrize("path", sorted((RECIPES / "public").iterdir()), ids=name)
+@pytest.mark.usefixtures("few_steps")
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=() if path.name == "rf_detr_base.yaml" else pytest.mark.slow)
+        for path in sorted((RECIPES / "public").iterdir())
+    ],
+    ids=name,
+)
 def test_a_published_checkpoint_is_taken_as_it_is_and_becomes_integers(path, tmp_path):
     """The whole run, with a small untrained detector of the same family in place of the hub's."""
     data = write_shapes(tmp_path / "data", 4, 2, (64, 64))
-    published = from_hub(str(read_recipe(path).student.checkpoint), class_map_of(find_split(data, "train")))
+    published = stand_in_of(str(read_recipe(path).student.checkpoint), class_map_of(find_split(data, "train")))
     published.save(tmp_path / "published")
     changes = {"student.checkpoint": str(tmp_path / "published"), "calibration": 2, "gallery": 0}
     changes |= {"benchmark.repeats": 5, "benchmark.runtimes": ["pytorch"]}

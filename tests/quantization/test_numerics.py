@@ -9,6 +9,8 @@ from leandetr.errors import UserError
 from leandetr.quantization.config import SCHEMES, from_dict
 from leandetr.quantization.quantize import quantize
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 OPTIONS = {
     **{name: {"scheme": name} for name in SCHEMES},
     "weight-only, 4 bits": {"scheme": "weight-only", "bits": 4, "calibration_images": 2},

@@ -13,6 +13,8 @@ from leandetr.quantization.layers.modules import QuantizedLayer
 from leandetr.quantization.layers.operators import dequantize, fake_quantize
 from leandetr.quantization.passes.fold import fold_batch_norms, is_norm, merge_parallel
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 SCHEMES = {
     "weight-only": WeightOnly(),
     "4 bits": WeightOnly(bits=4, group_size=32),

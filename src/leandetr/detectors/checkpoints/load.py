@@ -204,6 +204,8 @@ def _check_folder(folder: Path) -> None:
 def _layers(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
     """Every number of layers or blocks in a configuration, with its key."""
     for key, value in config.items():
+        if key == "pruned_units":  # widths by the names of layers
+            continue
         if isinstance(value, dict):
             yield from _layers(value, f"{prefix}{key}.")
         elif any(word in key for word in ("layers", "depths", "blocks")):
