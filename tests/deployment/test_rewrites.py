@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from leandetr.deployment.rewrites import own_zero_points, pad_in_convolutions, spell_out_group_norms
+from leandetr.deployment.rewrites import own_zero_points, pad_in_convolutions, select_tokens, spell_out_group_norms
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.standard_normal((4, 3, 3, 3)).astype(np.float32)
@@ -133,3 +133,12 @@ def test_group_norms_are_known_to_type_inference_and_compute_as_in_pytorch():
     assert "GroupNormalization" not in {node.op_type for node in rewritten.graph.node}
     expected = torch.nn.functional.group_norm(torch.tensor(x), 3, torch.tensor(scale), torch.tensor(shift), 1e-3)
     np.testing.assert_allclose(answer(rewritten, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("chosen", "left"), [([1, 1, 1], []), ([1, 0, 1], ["Where"])])
+def test_tokens_are_chosen_where_some_are_not(chosen, left):
+    tokens, x = np.array(chosen, np.float32).reshape(1, 3, 1), RNG.standard_normal((2, 3, 4)).astype(np.float32)
+    nodes = [("Mul", ["tokens", "x"], ["m"], {}), ("Relu", ["m"], ["y"], {})]
+    changed, operators = rewritten(graph(nodes, {"tokens": tokens}, x.shape), select_tokens)
+    assert operators == [*left, "Relu"]
+    np.testing.assert_array_equal(answer(changed, x), np.maximum(x * tokens, 0))

@@ -23,13 +23,17 @@ def select_tokens(graph: onnx_ir.Graph) -> None:
     """A product with constant zeros and ones, one a token (1, S, 1), becomes a choice, which is the same.
 
     RT-DETR's encoder output is such a product. OpenVINO takes the factors of a product into the integer grid behind it, where
-    they give each token a grid of its own, and its MatMul cannot multiply those.
+    they give each token a grid of its own, and its MatMul cannot multiply those. Where all tokens are chosen, as in small
+    images, nothing is left of it.
     """
     for node in list(graph):
         values = value_of(node.inputs[0]) if node.op_type == "Mul" else None
         if values is None or values.ndim != 3 or values.shape[0] != 1 or values.shape[2] != 1:
             continue
-        if np.isin(values, (0, 1)).all():
+        if (values == 1).all():
+            for use in list(node.outputs[0].uses()):
+                use.node.replace_input_with(use.idx, node.inputs[1])
+        elif np.isin(values, (0, 1)).all():
             name = node.outputs[0].name
             chosen = constant(graph, f"{name}_chosen", values.astype(bool))
             zero = constant(graph, f"{name}_zero", np.zeros((), values.dtype))
