@@ -54,7 +54,9 @@ def test_libraries_that_a_command_imports_report_errors_alone():
     [
         "import leandetr.transformers\nfrom transformers import AutoModelForObjectDetection as Auto\n"
         "model = Auto.from_pretrained(sys.argv[1])",
-        "from leandetr.detectors.checkpoints.load import load\nmodel = load(sys.argv[1]).model",
+        pytest.param(
+            "from leandetr.detectors.checkpoints.load import load\nmodel = load(sys.argv[1]).model", marks=pytest.mark.slow
+        ),
     ],
     ids=["transformers", "load"],
 )

@@ -187,6 +187,7 @@ def two_sets(model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_chosen_queries_answer_in_every_verb(photographs, two_sets, tmp_path):
     split = find_split(photographs, "val")
     photograph = min(split.images.glob("*.jpg"))

@@ -66,6 +66,7 @@ def test_all_in_integers_is_the_answer_where_that_is_faster_and_keeps_to_the_bud
     assert found["drop"] > 0
 
 
+@pytest.mark.slow
 def test_layers_of_the_overrides_are_as_these_say_and_take_from_the_budget(build, split, judged):
     detector = build("detr", noise=0.12)
     detector.class_map = class_map_of(split)

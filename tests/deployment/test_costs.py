@@ -18,6 +18,7 @@ def candidates(build):
     return {"float": quantize(detector, WeightOnly(overrides={"*": "float"})), "static": static, "mixed": mixed}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_every_layer_is_measured_under_every_candidate(candidates, engine):
     if engine == "openvino":

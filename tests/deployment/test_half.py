@@ -14,9 +14,8 @@ from leandetr.errors import UserError
 from leandetr.quantization import WeightOnly, quantize
 
 
-@pytest.mark.parametrize(
-    "name", ["detr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rt_detr_v2", "deformable_detr"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["detr", "rt_detr_v2", "deformable_detr"])
 def test_products_are_half_and_boxes_are_not(tiny_detector, tmp_path, name):
     detector = tiny_detector(name, decoder_layers=2)
     with torch.no_grad():

@@ -85,9 +85,8 @@ def test_a_file_of_something_else_is_a_sentence(written, tmp_path, engine, capfd
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(
-    ("engine", "package"), [("executorch", "executorch"), pytest.param("litert", "ai-edge-litert", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "package"), [("executorch", "executorch"), ("litert", "ai-edge-litert")])
 def test_a_package_that_is_not_installed_is_a_sentence_before_anything_is_loaded(tmp_path, engine, package):
     """In a process of its own, where the import fails."""
     code = (

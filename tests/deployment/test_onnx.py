@@ -55,6 +55,7 @@ def test_classes_that_a_trained_detector_was_given_answer_as_in_pytorch(build, b
         assert agreement(ours, theirs, detector.head, 1e-4)[0] == 1
 
 
+@pytest.mark.slow
 def test_any_size_with_a_mask_where_the_aspect_ratio_is_kept(artefact, batch):
     detector, path = artefact("detr", **FREE)
     for images, height, width in ((1, 96, 128), (3, 160, 96)):

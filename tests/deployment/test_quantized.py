@@ -124,6 +124,7 @@ def _is_integer(made, name):
     return name in made and made[name].op_type == "DequantizeLinear"
 
 
+@pytest.mark.slow
 def test_a_low_bit_file_holds_the_integers_that_were_trained(build, tmp_path):
     pixels = torch.randn(4, 3, 96, 96, generator=torch.Generator().manual_seed(7))
     batches = [{"pixel_values": pixels, "pixel_mask": torch.ones(4, 96, 96, dtype=torch.int64)}]

@@ -125,6 +125,7 @@ def test_halves_share_no_photograph_and_keep_neighbours_together(tmp_path):
     assert sum(len(part["annotations"]) for part in parts) == len(whole["annotations"])
 
 
+@pytest.mark.slow
 def test_a_loss_alone_is_searched_at_half_the_time_and_the_file_is_there(values, tmp_path, machine):
     """An untrained detector has AP 0, so that everything keeps the accuracy: the search gets ever faster until nothing can."""
     out = tmp_path / "run"

@@ -291,6 +291,7 @@ def pretraining(folder):
     return {"folder": str(folder), "image_size": [32, 32], "bits": "4-4-8", "training": schedule}
 
 
+@pytest.mark.slow
 def test_a_backbone_is_pretrained_once_and_all_seeds_start_from_it(tmp_path, monkeypatch):
     shapes = write_shapes(tmp_path / "shapes", 8, 4, (64, 64))
     recipe = parsed(student=TINY | {"pretraining": pretraining(shapes)}, variants=[{"name": "alone"}])

@@ -188,6 +188,7 @@ def test_a_checkpoint_that_is_being_rewritten_is_not_taken_for_whole(prepared, s
     assert last_checkpoint(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_a_compiled_backbone_trains_to_the_same_weights_and_is_saved_as_any(prepared, short, tmp_path, monkeypatch):
     real, given = torch.nn.Module.compile, []
     # the graphs of inductor without its minutes of C++

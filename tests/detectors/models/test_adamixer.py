@@ -312,6 +312,7 @@ def test_half_precision_keeps_positions_in_full_precision(model):
     assert found.pred_boxes.isfinite().all()
 
 
+@pytest.mark.slow
 def test_onnx_agrees_for_any_batch(agrees_in_onnx):
     agrees_in_onnx(build(decoder_layers=2), (64, 96))
 

@@ -35,6 +35,7 @@ def batches():
     return [{"pixel_values": torch.randn(2, 3, 128, 128, generator=generator), "pixel_mask": mask} for _ in range(2)]
 
 
+@pytest.mark.slow
 def test_the_size_is_met_and_the_model_saved(tiny_detector, batches, tmp_path):
     detector = tiny_detector("detr", backbone="test_resnet")
     quantized = quantize(detector, Unified(size=0.4, calibration_images=4), batches)

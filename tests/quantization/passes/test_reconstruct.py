@@ -109,6 +109,7 @@ def test_detections_in_few_bits_come_nearer_to_the_float_ones(tiny_detector, bat
     assert from_float(finish(rounded), detector, batches) < 0.98 * from_float(finish(by_layer), detector, batches)
 
 
+@pytest.mark.slow
 def test_detections_of_weights_in_groups_come_nearer_to_the_float_ones(tiny_detector, batches, short, monkeypatch):
     for name, value in {"STEPS": 48, "WEIGHT_RATE": 0.02}.items():  # as much as makes weights reach the next integer
         monkeypatch.setattr(reconstruct, name, value)

@@ -57,7 +57,10 @@ def trained(detector, batches, steps: int = 2):
     return detector.eval()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("conditional_detr", "smca_detr") else name for name in FAMILIES],
+)
 def test_a_family_trains_is_saved_and_finished(tiny, images, batches, tmp_path, name):
     float_detector = tiny(name)
     before = logits(float_detector, images)
