@@ -130,6 +130,7 @@ def test_quantized_its_points_stay_float(build, batch, config):
     assert answer(quantized, batch).boxes.isfinite().all()
 
 
+@pytest.mark.slow
 def test_its_file_answers_as_it_does(build, batch, tmp_path):
     detector = build()
     runtime = open_runtime(export_onnx(detector, tmp_path / "pointed.onnx"))

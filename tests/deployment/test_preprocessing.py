@@ -20,9 +20,8 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("bicubic", marks=pytest.mark.slow), "bytes", pytest.param("not antialiased", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bicubic", "bytes", "not antialiased"])
 def test_detections_are_those_of_transformers(build, shared, tmp_path, name):
     values = SETTINGS[name]
     build("detr").save(tmp_path)

@@ -180,6 +180,7 @@ def test_a_time_that_nothing_takes_says_so_and_names_the_nearest(values, tmp_pat
     assert results["left"] == ""
 
 
+@pytest.mark.slow
 def test_a_structure_is_trained_that_takes_the_time_before_its_training(values, tmp_path, machine, monkeypatch):
     """Where only what was trained finds anything, the goal is met by it, and it is no slower than asked."""
 

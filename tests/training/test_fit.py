@@ -100,6 +100,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(prepared, short,
     assert steps == sorted(steps)
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes_a_checkpoint_it_takes_the_one_before(prepared, short, tmp_path, monkeypatch):
     detector, train, val = prepared()
     fit(detector, train, val, short(), tmp_path / "whole", "whole")

@@ -118,6 +118,7 @@ def test_detections_of_weights_in_groups_come_nearer_to_the_float_ones(tiny_dete
     assert from_float(quantize(detector, alone, batches), detector, batches) < 0.9 * before
 
 
+@pytest.mark.slow
 def test_what_helps_nothing_is_taken_back(tiny_detector, batches, short, monkeypatch):
     monkeypatch.setattr(reconstruct, "WEIGHT_RATE", 1e3)
     detector, alone = tiny_detector("detr", backbone="test_resnet"), WeightOnly(bits=4, calibration_images=4)
