@@ -26,6 +26,8 @@ Trainings = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder for the JSON and the pictures; those of other analyses in it stay.")]
 Part = Annotated[str, typer.Option("--split", help="train or val.")]
 Limit = Annotated[int | None, typer.Option(help="So many images, evenly spread over the split; all by default.", min=1)]
+FloatDetector = Annotated[str, typer.Argument(help="Saved float detector.")]
+FewImages = Annotated[int, typer.Option(help="So many images, evenly spread over the split.", min=1)]
 
 
 @analyze_app.command()
@@ -142,11 +144,11 @@ def information(
 @analyze_app.command()
 @with_groups
 def sensitivity(
-    model: Annotated[str, typer.Argument(help="Saved float detector.")],
+    model: FloatDetector,
     data: OneSplit,
     out: Out,
     split: Part = "train",
-    limit: Annotated[int, typer.Option(help="So many images, evenly spread over the split.", min=1)] = 32,
+    limit: FewImages = 32,
     device: Device = "auto",
 ) -> None:
     """Which layers suffer most from integers: the error of every layer's output, alone.
@@ -169,11 +171,11 @@ def sensitivity(
 @analyze_app.command()
 @with_groups
 def structures(
-    model: Annotated[str, typer.Argument(help="Saved float detector.")],
+    model: FloatDetector,
     data: OneSplit,
     out: Out,
     split: Part = "train",
-    limit: Annotated[int, typer.Option(help="So many images, evenly spread over the split.", min=1)] = 32,
+    limit: FewImages = 32,
     device: Device = "auto",
 ) -> None:
     """Which layers can do with fewer units: the loss without a quarter, half and three quarters of one layer's, before pruning.
