@@ -58,10 +58,11 @@ JOBS = {
 
 @dataclass(frozen=True)
 class Reference:
-    """An uninterrupted run: what it left, and how long it took by the clock."""
+    """An uninterrupted run: what it left, and how long it took by the clock and of the processor."""
 
     made: dict[str, str]
     seconds: float
+    processor: float
 
 
 def reference(job: Job, subjects: Path, work: Path, row: str) -> Reference:
@@ -69,7 +70,7 @@ def reference(job: Job, subjects: Path, work: Path, row: str) -> Reference:
     ended = finished(job.start(case))
     if ended.status != 0:
         raise RuntimeError(f"{' '.join(job.arguments)} fails uninterrupted: {ended.told[-2000:]}")
-    found = Reference(digests(case / "out"), time.monotonic() - begun)
+    found = Reference(digests(case / "out"), time.monotonic() - begun, ended.seconds)
     shutil.rmtree(case.parent)
     return found
 

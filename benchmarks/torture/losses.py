@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -15,7 +16,7 @@ import psutil
 
 from torture import fuzz
 from torture.fuzz import Row
-from torture.jobs import JOBS, Job, differences, digests, finished, reference, running_for
+from torture.jobs import JOBS, Job, Reference, differences, digests, finished, reference, running_for
 from torture.outcomes import Ended, traces, verdict
 
 ON_FULL_DISKS = ("compress", "export", "quantize", "data convert", "predict")
@@ -43,7 +44,7 @@ def full(name: str, subjects: Path, work: Path, random: Random, tries: int) -> R
             break
         try:
             one = job.start(case)
-            found = _judged(one, finished(one))
+            found = _judged(one, finished(one), whole)
             if found == "refused":
                 _changed(case / "out", f"size={ROOM}")
                 ended = finished(job.start(case))
@@ -63,19 +64,19 @@ def _bytes(name: str, subjects: Path) -> float:
 
 def meanwhile(what: str, job: Job, subjects: Path, work: Path, random: Random, tries: int) -> Row:
     """Something happens at a random moment of a command, as `HAPPENINGS` has it; where it was too late for it, again."""
-    row, seconds = Row(what), reference(job, subjects, work, what).seconds
+    row, whole = Row(what), reference(job, subjects, work, what)
     for _ in range(4 * tries):
         if row.counts["tried"] == tries:
             break
         case = fuzz.copied(subjects, work / f"cases/{what}/case")
         one = job.start(case)
-        ended = running_for(one, random.uniform(0.1, 0.9) * seconds)
+        ended = running_for(one, random.uniform(0.1, 0.9) * whole.seconds)
         happened = ended is None and HAPPENINGS[what](case, one)
         one.before.clear()
         one.before.update(fuzz.files_in(case))  # what is gone, is
         ended = ended or finished(one)
         if happened:
-            row.add(what, _judged(one, ended))
+            row.add(what, _judged(one, ended, whole))
         shutil.rmtree(case.parent)
     return row
 
@@ -107,8 +108,8 @@ HAPPENINGS: dict[str, Callable[[Path, fuzz.Running], bool]] = {
 }
 
 
-def _judged(one: fuzz.Running, ended: Ended) -> str:
+def _judged(one: fuzz.Running, ended: Ended, whole: Reference) -> str:
     if ended.status == 0:
         return "ended well"
-    found = verdict(ended, one.arguments)
+    found = verdict(replace(ended, seconds=ended.seconds - whole.processor), one.arguments)
     return found if found.startswith("fault") else traces(one.before, one.case) or found

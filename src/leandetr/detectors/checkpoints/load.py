@@ -6,7 +6,7 @@ import functools
 import importlib
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from leandetr.detectors.architecture import class_to_load
+from leandetr.detectors.checkpoints.claims import check_layers, check_widths
 from leandetr.detectors.checkpoints.published import SUFFIXES as PUBLISHED
 from leandetr.detectors.checkpoints.published import layout_of, load_published
 from leandetr.detectors.checkpoints.state_dict import SUFFIXES, read_checkpoint
@@ -58,6 +59,8 @@ def load(source: str | Path) -> Detector:
     importlib.import_module("leandetr.transformers")  # by name: the quantizers lie above the detectors
     model_class = class_to_load(config)
     try:
+        if weights := sorted(path.glob("*.safetensors")):
+            check_widths(path, config, _shapes(weights))
         model, report = model_class.from_pretrained(
             source,
             config=config,
@@ -67,6 +70,8 @@ def load(source: str | Path) -> Detector:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
+    except UserError:
+        raise
     except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"{source}: its weights cannot be read ({reason(error)}); save the model again") from error
     except Exception as error:  # the models raise whatever the values lead them to
@@ -186,31 +191,21 @@ def _check_folder(folder: Path) -> None:
         pickled = next((file.name for file in folder.iterdir() if file.suffix in PICKLES), None)
         found = f"only the pickle {pickled}, which can run code when it is read" if pickled else "no model.safetensors"
         raise UserError(f"{folder} has {found}; save the model with save_pretrained, which writes safetensors")
-    tensors = 0
-    for file in weights:
+    if weights:
+        check_layers(folder, config, len(_shapes(weights)))
+
+
+def _shapes(files: Iterable[Path]) -> list[list[int]]:
+    """Of every tensor in safetensors files, by their heads."""
+    found = []
+    for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
-                tensors += len(opened.keys())
+                names = opened.keys()
+                found += [opened.get_slice(name).get_shape() for name in names]
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is truncated or no safetensors file; save or copy it again") from error
-    for name, number in _layers(config):
-        if weights and number > tensors:  # said before so many are built
-            raise UserError(
-                f"{folder}/config.json: {name} says {number} layers, and the weights are {tensors} tensors in all; mend it or "
-                "save the model again"
-            )
-
-
-def _layers(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Every number of layers or blocks in a configuration, with its key."""
-    for key, value in config.items():
-        if key == "pruned_units":  # widths by the names of layers
-            continue
-        if isinstance(value, dict):
-            yield from _layers(value, f"{prefix}{key}.")
-        elif any(word in key for word in ("layers", "depths", "blocks")):
-            numbers = value if isinstance(value, list) else [value]
-            yield from ((f"{prefix}{key}", number) for number in numbers if isinstance(number, int))
+    return found
 
 
 def _is_of_folder(file: Path) -> bool:
