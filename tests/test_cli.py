@@ -18,6 +18,7 @@ import yaml
 
 import leandetr
 from leandetr import cli
+from leandetr.data.coco import class_map_of, find_split
 from leandetr.data.shapes import write_shapes
 from leandetr.detectors.create import create
 from leandetr.errors import UserError
@@ -112,6 +113,28 @@ def truncate_images(data):
 def replace_images(data):
     for image in (data / "train").iterdir():
         image.write_text("this is no photograph")
+
+
+@pytest.mark.parametrize(
+    ("given", "images"),
+    [
+        (["--data", "{data}"], 2),  # all there are
+        (["--data", "{data}", "--set", "calibration_images=0"], 0),
+        ([], 0),
+    ],
+)
+def test_few_bits_are_rounded_with_images_where_there_are_any(run, shapes, tmp_path, monkeypatch, caplog, given, images):
+    monkeypatch.setattr("leandetr.quantization.passes.reconstruct.STEPS", 1)
+    classes = class_map_of(find_split(shapes, "train"))
+    create("detr", classes, (64, 64), "test_resnet", overrides=SMALL).save(tmp_path / "float")
+    given = [part.format(data=shapes) for part in given]
+    status, _, err = run(
+        "quantize", tmp_path / "float", "--scheme", "weight-only", "--bits=4", *given, "--out", tmp_path / "int4"
+    )
+    assert status == 0, err
+    config = json.loads((tmp_path / "int4/config.json").read_text())
+    assert config["quantization_config"]["scheme"]["calibration_images"] == images
+    assert ("nearest integer" in caplog.text) == (not given)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,10 @@ from leandetr.cli.options import (
     with_groups,
 )
 from leandetr.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+ROUNDED_WITH = 128  # training images, where weights of few bits are rounded by what that does to detections
 
 
 @dataclass
@@ -96,7 +101,10 @@ def quantize(
     limits: Limits,
     bits: Annotated[str | None, typer.Option(help="2 to 8 of a weight (weight-only), or as 4-4-8 (low-bit).")] = None,
     group_size: Annotated[int | None, typer.Option(help="Weights that share a scale, 32, 64 or 128, for weight-only.")] = None,
-    calibration: Annotated[int | None, typer.Option(help="Training images to choose grids and round with.", min=1)] = None,
+    calibration: Annotated[
+        int | None,
+        typer.Option(help="Training images to choose grids and round with; 128 or all there are by default.", min=1),
+    ] = None,
     device: Device = "auto",
     set_: Annotated[
         list[str] | None,
@@ -109,13 +117,13 @@ def quantize(
     gain most time on the engine.
 
     Example: `leandetr quantize runs/student --data DATA --scheme static --calibration 128 --out runs/student-static`;
-    `leandetr quantize runs/student --data DATA --scheme weight-only --bits 4 --calibration 64 --out runs/student-int4`; and,
+    `leandetr quantize runs/student --data DATA --scheme weight-only --bits 4 --out runs/student-int4`; and,
     trained on its grids, `leandetr quantize runs/student --data DATA --scheme low-bit --bits 4-4-8 --teacher runs/student
     --out runs/student-4-4-8`
     """
     take_device(device)
     from leandetr import verbs
-    from leandetr.quantization.config import Static, scheme_config
+    from leandetr.quantization.config import Static, WeightOnly, scheme_config
     from leandetr.quantization.theoretical_cost import theoretical_cost
     from leandetr.report.columns import SLOWER
     from leandetr.report.rows import surely_slower
@@ -129,6 +137,11 @@ def quantize(
     low_bit = lessons.low_bit(schedule, settings) if trained else None
     source = data.source() if data.given() else {}
     budget, config = limits.budget(scheme), scheme_config(scheme, **options)
+    if isinstance(config, WeightOnly) and config.bits < 8 and calibration is None and "calibration_images" not in options:
+        if source:
+            config = replace(config, calibration_images=ROUNDED_WITH)
+        else:
+            logger.warning("without --data every weight goes to its nearest integer, which costs much AP below 8 bits")
     if budget is not None and isinstance(config, Static):
         detector, found = verbs.quantize_within(model, source, config, out, budget, calibration)
         out_console.print(detector.config.quantization_config.summary())
