@@ -62,16 +62,29 @@ class Pretraining(Checked):
     training: Training = Training()
 
 
+class StudentPruning(Pruning):
+    """rounds: prunings on the way to a ratio, each followed by its share of the training."""
+
+    rounds: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _goes_to_a_ratio(self) -> StudentPruning:
+        if self.rounds > 1 and self.ratio is None:
+            raise ValueError("rounds are steps towards a ratio: give ratio, or leave rounds out")
+        return self
+
+
 class Model(NewDetector):
     """A new detector and how it is trained; a checkpoint as it is; or, with `training`, a checkpoint that is trained further,
     on the recipe's data and for its classes.
 
-    prune: what of such a checkpoint is left out before its training, once for all variants and seeds that say the same.
+    prune: what of such a checkpoint is left out before its training, once for all variants and seeds that say the same; or in
+    rounds, between which it is trained.
     """
 
     later: ClassVar[frozenset[str]] = NewDetector.later | {"prune"}
 
-    prune: Pruning | None = None
+    prune: StudentPruning | None = None
     pretraining: Pretraining | None = None
     training: Training = Training()
 
@@ -81,6 +94,11 @@ class Model(NewDetector):
             raise ValueError("pretraining is of a new detector's backbone: give model and backbone, or leave it out")
         if self.prune is not None and not (self.checkpoint is not None and self.is_trained):
             raise ValueError("prune is of a trained detector that is trained further: give checkpoint and training too")
+        if self.prune is not None and self.prune.rounds > 1:
+            if self.training.keep_epochs:
+                raise ValueError("training.keep_epochs: every round of pruning counts its own epochs; leave it or rounds out")
+            if (length := self.training.max_steps or self.training.epochs) < self.prune.rounds:
+                raise ValueError(f"prune.rounds: {self.prune.rounds} trainings cannot share {length} epochs; ask for fewer")
         check_seed(self.training)
         return self
 

@@ -25,7 +25,7 @@ from leandetr.detectors.detector import Detector
 from leandetr.distillation.teacher import Teacher
 from leandetr.errors import UserError
 from leandetr.files import read_json, write_json
-from leandetr.recipe import Benchmark, GoalRecipe, Quantization, Recipe, Variant
+from leandetr.recipe import Benchmark, GoalRecipe, Model, Quantization, Recipe, Variant
 from leandetr.recipe.recipe import TEACHER
 from leandetr.recipe.rows import from_outside, learns_from_shared, planned_rows, teachers_of
 from leandetr.report import results_table, write_images, write_report
@@ -34,6 +34,7 @@ from leandetr.runs.checks import check_fit, check_names, check_quantizations
 from leandetr.runs.goal_run import GoalRun
 from leandetr.runs.lanes import gpus_of, work_in_lanes
 from leandetr.runs.ledger import Made, Step
+from leandetr.runs.rounds import going_on, rounds_of
 from leandetr.runs.steps import Steps, millions
 from leandetr.runs.table import ResultTable
 from leandetr.training.callbacks import ap_by_epoch
@@ -139,11 +140,11 @@ class Run:
     def _train_variant(self, variant: Variant, seed: int, teachers: Mapping[str, Made]) -> None:
         """Train a variant with one seed, trim and quantize it, evaluate what came of it."""
         name = self.recipe.folder(variant.name, seed)
-        if variant.distillation is None:
-            trained = self.steps.model(name, variant.student, seed)
-        else:
-            teacher = teachers[self.teacher_of[variant.name]]
-            trained = self.steps.distilled(name, variant.student, seed, teacher, variant.distillation)
+        *earlier, last = rounds_of(variant.student)
+        made = None
+        for number, student in enumerate(earlier, 1):
+            made = self._trained(f"{name}-round-{number}", going_on(made, student), variant, seed, teachers)
+        trained = self._trained(name, going_on(made, last), variant, seed, teachers)
         self._evaluate(variant.name, trained, seed)
         for row, goal in variant.trimmed().items():
             trained = self.steps.trimmed(self.recipe.folder(row, seed), trained, goal)
@@ -155,6 +156,11 @@ class Run:
                 with self._attempt(name):
                     taught = self.steps.quantized(name, trained, quantization, seed, teachers[TEACHER] if shared else None)
                     self._evaluate(row, taught, seed)
+
+    def _trained(self, name: str, student: Model, variant: Variant, seed: int, teachers: Mapping[str, Made]) -> Made:
+        if variant.distillation is None:
+            return self.steps.model(name, student, seed)
+        return self.steps.distilled(name, student, seed, teachers[self.teacher_of[variant.name]], variant.distillation)
 
     def _work(self) -> None:
         """Go through all steps in order, past those that there is no time for."""

@@ -139,7 +139,7 @@ class Steps:
         if (pruning := model.prune) is None:
             return model
         whole = model.model_dump(include={"checkpoint", "set", "queries", "image_size"})
-        made_from = [self.data_key, whole, pruning.model_dump()]
+        made_from = [self.data_key, whole, pruning.model_dump(exclude={"rounds"})]
         folder = self.out / f"pruned-{fingerprint(made_from)[:8]}"
 
         def work() -> str:
@@ -300,7 +300,7 @@ class Steps:
 
 def said(model: Model) -> dict[str, Any]:
     """What a recipe says of a model."""
-    values = model.model_dump(exclude={"pretraining"} if model.pretraining is None else None)
+    values = model.model_dump(exclude={"prune": {"rounds"}} | ({"pretraining": True} if model.pretraining is None else {}))
     return values | ({"trained": "further"} if model.checkpoint is not None and model.is_trained else {})
 
 
