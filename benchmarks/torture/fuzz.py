@@ -5,6 +5,7 @@ A fault leaves its folder's changed files and arguments under `faults/`, from wh
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -57,6 +58,8 @@ def import_all(subjects: Path) -> None:
     re._MAXCACHE = 10_000  # type: ignore[attr-defined]  # transformers compiles a pattern a weight, twice as many as re keeps
     typer.main.get_command(app)
     open_runtime(subjects / "model").predict(subjects / "photo.jpg")
+    gc.collect()
+    gc.freeze()  # a collection in a fork would write to every page that it shares with this process
 
 
 def copied(subjects: Path, case: Path) -> Path:
