@@ -14,7 +14,6 @@ from PIL import Image
 
 from leandetr.data.images import has_frames, read_image
 from leandetr.deployment.listing import Listing
-from leandetr.deployment.progress import counting
 from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.sources import Kind, Source, find_sources, result_places
 from leandetr.deployment.video import open_video, write_video
@@ -23,6 +22,7 @@ from leandetr.errors import UserError, unknown
 from leandetr.files import writing
 from leandetr.inputs import file_digest
 from leandetr.processes import gathered, say, share
+from leandetr.progress import counting
 from leandetr.shards import Shards
 from leandetr.structures import ClassMap, Detections
 

@@ -14,7 +14,6 @@ from leandetr.analysis.snapshots import spread
 from leandetr.data.batches import Loader
 from leandetr.data.coco import CocoDataset, Split
 from leandetr.data.transforms import eval_transform
-from leandetr.deployment.progress import counting
 from leandetr.detectors.attention_heads import whole_attentions
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.multiply_adds import multiply_adds
@@ -22,6 +21,7 @@ from leandetr.detectors.prunable import prunable_units, pruned_units
 from leandetr.detectors.trim import check_float
 from leandetr.detectors.units import Structure, Units
 from leandetr.errors import OutOfReach, UserError
+from leandetr.progress import counting
 from leandetr.pruning.config import Pruning
 from leandetr.pruning.goal import least_for_latency, least_for_macs
 from leandetr.pruning.importance import costs, magnitude, taylor

@@ -16,12 +16,12 @@ from leandetr.analysis import figures
 from leandetr.analysis.snapshots import loader_of, opened
 from leandetr.data.batches import Loader
 from leandetr.data.coco import Split
-from leandetr.deployment.progress import counting
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.multiply_adds import multiply_adds
 from leandetr.detectors.trim import check_float
 from leandetr.detectors.units import STRUCTURES, Structure, Units
 from leandetr.files import write_json
+from leandetr.progress import counting
 from leandetr.pruning.importance import costs, taylor
 from leandetr.pruning.prune import what_can_leave
 

@@ -17,10 +17,10 @@ from leandetr.data.transforms import eval_transform
 from leandetr.deployment.benchmark import Measurement, environment
 from leandetr.deployment.budget import truth_of
 from leandetr.deployment.latency import measured
-from leandetr.deployment.progress import counting
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.trim import check_float, in_order, query_count, trim
 from leandetr.errors import UserError
+from leandetr.progress import counting
 from leandetr.trimming.answers import answers, ap_of, order_of_use
 from leandetr.trimming.candidates import Grid, grid_of, own_size
 from leandetr.trimming.goal import Point, TrimGoal, frontier

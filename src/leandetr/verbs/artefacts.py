@@ -20,7 +20,6 @@ from leandetr.deployment.onnx import check_onnx, export_onnx
 from leandetr.deployment.openvino import check_xml, convert_openvino
 from leandetr.deployment.opsets import OPSET
 from leandetr.deployment.predict import predict_sources
-from leandetr.deployment.progress import counting
 from leandetr.deployment.runtime import Runtime
 from leandetr.deployment.runtimes import load_answering, open_runtime
 from leandetr.errors import UserError, unknown
@@ -30,6 +29,7 @@ from leandetr.files import claiming, read_json
 from leandetr.inputs import weights_state
 from leandetr.machine import chosen_device, reading_processes
 from leandetr.processes import say, share
+from leandetr.progress import counting
 from leandetr.shards import Shards
 from leandetr.verbs.data import Data, annotations_of, split_of
 

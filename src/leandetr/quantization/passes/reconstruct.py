@@ -30,6 +30,7 @@ from torch.nn.utils.parametrize import register_parametrization, remove_parametr
 from leandetr.detectors.detector import Detector
 from leandetr.heads import Head
 from leandetr.losses import box_losses
+from leandetr.progress import counting
 from leandetr.quantization.layers.groups import GroupRounding, quantize_groups
 from leandetr.quantization.layers.modules import LayerPlan
 from leandetr.quantization.layers.rounding import InputMoment, round_weights, within_steps
@@ -68,19 +69,23 @@ def round_layers(rounded: Detector, images: Iterable[Images]) -> None:
     layers = [layer for layer in _of(TrainableLayer, rounded) if layer.plan.weight_bits < 8 and InputMoment.possible(layer)]
     moments = [(layer, InputMoment(cast("Layer", layer))) for layer in layers]
     observe(rounded.model, images, moments)
-    for layer, moment in moments:
-        step = layer.weight_grid.step.expand_as(layer.weight)
-        integers = round_weights(layer.weight, step, layer.plan.weight_bits, moment.matrix)
-        layer.weight.copy_(within_steps(layer.weight, step, integers))
+    with counting("layers rounded", len(moments)) as one_more:
+        for layer, moment in moments:
+            step = layer.weight_grid.step.expand_as(layer.weight)
+            integers = round_weights(layer.weight, step, layer.plan.weight_bits, moment.matrix)
+            layer.weight.copy_(within_steps(layer.weight, step, integers))
+            one_more()
 
 
 @torch.no_grad()
 def round_groups(plans: Mapping[Layer, LayerPlan], moments: Mapping[nn.Module, InputMoment]) -> Chosen:
     """Integers and scales, as of `quantize_groups`, for layers whose weights are in groups, each by its own output alone."""
     chosen = {}
-    for layer, plan in plans.items():
-        assert plan.group_size is not None
-        chosen[layer] = quantize_groups(layer.weight, plan.weight_bits, plan.group_size, moments[layer])
+    with counting("layers rounded", len(plans)) as one_more:
+        for layer, plan in plans.items():
+            assert plan.group_size is not None
+            chosen[layer] = quantize_groups(layer.weight, plan.weight_bits, plan.group_size, moments[layer])
+            one_more()
     return chosen
 
 
@@ -126,13 +131,15 @@ def reconstruct(rounded: Detector, original: Detector, rates: Mapping[nn.Paramet
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / warm) * (1 + math.cos(math.pi * step / STEPS)) / 2
     )
-    for pixels, mask in islice(_parts(images), STEPS):
-        found, wanted = answers(rounded, original, pixels, mask)
-        gradients = torch.autograd.grad(distance(found, wanted, original.head), list(rates), allow_unused=True)
-        for parameter, gradient in zip(rates, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-        schedule.step()
+    with counting("steps of rounding", STEPS) as one_more:
+        for pixels, mask in islice(_parts(images), STEPS):
+            found, wanted = answers(rounded, original, pixels, mask)
+            gradients = torch.autograd.grad(distance(found, wanted, original.head), list(rates), allow_unused=True)
+            for parameter, gradient in zip(rates, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            schedule.step()
+            one_more()
     optimizer.zero_grad()
     if not _mean_distance(rounded, original, images) < before:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How far a prediction is, on stderr: a bar where that is a terminal, else a line now and then."""
+"""How far work is, on stderr: a bar where that is a terminal, else a line now and then."""
 
 from __future__ import annotations
 
