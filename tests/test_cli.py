@@ -1,6 +1,7 @@
 """What the command line promises for bad input: one sentence that names the file or key and the mend, exit status 2, no
 traceback, nothing left behind; and for every command an example that its own options understand."""
 
+import importlib
 import json
 import os
 import re
@@ -528,11 +529,12 @@ def test_debug_shows_the_traceback(run, tmp_path):
         run("--debug", "evaluate", tmp_path / "nowhere", "--data", tmp_path)
 
 
-def test_an_interrupt_says_how_to_go_on(run, monkeypatch, shapes, tmp_path):
+@pytest.mark.parametrize(("module", "name"), [("leandetr.verbs", "train"), ("leandetr.cli.main", "app")])  # outside of typer
+def test_an_interrupt_says_how_to_go_on(run, monkeypatch, shapes, tmp_path, module, name):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("leandetr.verbs.train", interrupt)
+    monkeypatch.setattr(importlib.import_module(module), name, interrupt)
     status, _, err = run("train", "--data", shapes, *DETR, "--out", tmp_path / "out")
     assert status == 130
     assert "the same command goes on" in err

@@ -68,6 +68,8 @@ def rows(subjects: Path, work: Path, given: argparse.Namespace) -> dict[str, Cal
     few, random = max(1, given.moments // FEWER), Random(given.seed)  # every process has its own copy
     for name, job in JOBS.items():
         for what, signals in interruptions.SIGNALS.items():
+            if (what, name) == ("stop", "compress with exports"):
+                continue  # eight minutes of a core; `export` alone and `compress` without it are stopped
             times = given.moments if (what, name) == ("kill", "compress") else few
             row = f"{what} {name}"
             found[row] = functools.partial(interruptions.interrupted, row, job, subjects, work, random, times, signals)
@@ -75,6 +77,8 @@ def rows(subjects: Path, work: Path, given: argparse.Namespace) -> dict[str, Cal
         found[f"two of {name}"] = functools.partial(interruptions.both, name, JOBS[name], subjects, work, few)
     for name in losses.ON_FULL_DISKS:
         found[f"full disk of {name}"] = functools.partial(losses.full, name, subjects, work, random, few)
+    for name in losses.ON_READ_ONLY_DISKS:
+        found[f"read-only disk of {name}"] = functools.partial(losses.read_only, name, subjects, work, random, few)
     for what in losses.HAPPENINGS:
         found[what] = functools.partial(losses.meanwhile, what, JOBS["train"], subjects, work, random, few)
     return found

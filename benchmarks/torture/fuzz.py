@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ class Row:
 def import_all(subjects: Path) -> None:
     """What any command imports and has computed once, in the parent of all: most of what a command takes, otherwise."""
     import onnxruntime  # noqa: F401
+    import tqdm
     import typer
 
     from leandetr import cli, transformers  # noqa: F401
@@ -58,6 +60,7 @@ def import_all(subjects: Path) -> None:
     re._MAXCACHE = 10_000  # type: ignore[attr-defined]  # transformers compiles a pattern a weight, twice as many as re keeps
     typer.main.get_command(app)
     open_runtime(subjects / "model").predict(subjects / "photo.jpg")
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is one for all forks: one that is killed would hold it for ever
     gc.collect()
     gc.freeze()  # a collection in a fork would write to every page that it shares with this process
 
@@ -102,7 +105,8 @@ def start(case: Path, arguments: list[str]) -> Running:
     status = 70
     try:
         os.chdir(case)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # until the command begins
         for name in ("home", "tmp"):
             Path(name).mkdir(exist_ok=True)
         os.environ |= {"HOME": f"{case}/home", "XDG_CACHE_HOME": f"{case}/cache", "TMPDIR": f"{case}/tmp"}
@@ -122,6 +126,7 @@ def _called(arguments: list[str]) -> int:
     sys.argv = ["leandetr", *arguments]
     status: object = 0
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         cli.main()
     except SystemExit as stop:
         status = stop.code

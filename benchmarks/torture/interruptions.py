@@ -19,7 +19,6 @@ SIGNALS = {"kill": (signal.SIGKILL,), "stop": (signal.SIGINT, signal.SIGTERM)}
 IN_A_ROW = 12  # at most so many before it may end
 PART = 0.4  # of an uninterrupted run that passes at most before the next one: most runs go on many times
 SOON = 10.0  # seconds of the processor in which a second command must have ended
-BEGUN = 0.2  # seconds in which a command that has made its folder has it for itself
 
 
 def interrupted(
@@ -27,7 +26,7 @@ def interrupted(
 ) -> Row:
     """Signals in turn at random moments, some in a row. SIGINT and SIGTERM end it with status 130 or 143 and a line that says
     where. In the end the same command has the same result; a run that ends before its signal is tried again."""
-    row, whole = Row(name), reference(job, subjects, work, name)
+    row, whole = Row(name), reference(job, subjects, work)
     while row.counts["tried"] < tries:
         case, found = fuzz.copied(subjects, work / f"cases/{name}/case"), list[str]()
         for _ in range(random.randint(1, min(IN_A_ROW, tries - row.counts["tried"]))):
@@ -57,11 +56,10 @@ def both(name: str, job: Job, subjects: Path, work: Path, tries: int) -> Row:
     while row.counts["tried"] < tries:
         case = fuzz.copied(subjects, work / f"cases/two of {name}/case")
         first = job.start(case)
-        while not (case / "out/result/leandetr.json").exists():
+        while not _is_locked(case / "out/result"):
             if first.ended() is not None:
-                raise RuntimeError(f"{name} ends before it has made its folder")
-            time.sleep(0.002)
-        time.sleep(BEGUN)
+                raise RuntimeError(f"{name} ends before it has its folder for itself")
+            time.sleep(0.001)
         os.kill(first.process, signal.SIGSTOP)  # so that it is not over before the second one comes to the folder
         (case / "stderr").rename(case / "stderr-of-first")
         second = finished(job.start(case))
@@ -72,6 +70,12 @@ def both(name: str, job: Job, subjects: Path, work: Path, tries: int) -> Row:
         reaped(first, signal.SIGKILL)
         shutil.rmtree(case.parent)
     return row
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process has a folder for itself; without taking part, which would itself be in the way."""
+    locks = Path("/proc/locks").read_text()
+    return folder.exists() and f":{folder.stat().st_ino} " in locks
 
 
 def _goes_on(job: Job, case: Path, whole: Reference) -> str:

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,9 @@ class Reference:
     processor: float
 
 
-def reference(job: Job, subjects: Path, work: Path, row: str) -> Reference:
-    case, begun = fuzz.copied(subjects, work / f"cases/reference of {row}/case"), time.monotonic()
+@cache  # in each process that makes rows
+def reference(job: Job, subjects: Path, work: Path) -> Reference:
+    case, begun = fuzz.copied(subjects, work / f"cases/reference {os.getpid()}/case"), time.monotonic()
     ended = finished(job.start(case))
     if ended.status != 0:
         raise RuntimeError(f"{' '.join(job.arguments)} fails uninterrupted: {ended.told[-2000:]}")

@@ -7,7 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -20,6 +21,7 @@ from torture.jobs import JOBS, Job, Reference, differences, digests, finished, r
 from torture.outcomes import Ended, traces, verdict
 
 ON_FULL_DISKS = ("compress", "export", "quantize", "data convert", "predict")
+ON_READ_ONLY_DISKS = ("compress", "train")
 ROOM = 512 << 20  # bytes
 
 
@@ -29,31 +31,64 @@ def _mounted(out: Path, size: int) -> bool:
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
-def _changed(out: Path, option: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{option}", str(out)], check=False, capture_output=True)
+def _changed(out: Path, option: str) -> bool:
+    return subprocess.run(["mount", "-o", f"remount,{option}", str(out)], check=False, capture_output=True).returncode == 0
+
+
+@contextmanager
+def _disk(row: Row, subjects: Path, work: Path, size: int) -> Iterator[Path | None]:
+    """A case whose `out` is a disk of so many bytes; None where no disk can be mounted."""
+    case = fuzz.copied(subjects, work / f"cases/{row.name}/case")
+    mounted = _mounted(case / "out", size)
+    if not mounted:
+        print(f"{row.name}: left out, no tmpfs can be mounted here")
+    try:
+        yield case if mounted else None
+    finally:
+        subprocess.run(["umount", "-l", str(case / "out")], check=False, capture_output=True)
+        shutil.rmtree(case.parent)
+
+
+def _once_it_can(found: str, case: Path, job: Job, whole: Reference, option: str) -> str:
+    """The verdict of a command that was refused, after the same command on the mended disk."""
+    if found != "refused":
+        return found
+    _changed(case / "out", option)
+    ended = finished(job.start(case))
+    other = differences(whole.made, digests(case / "out"))
+    return found if ended.status == 0 and not other else f"fault: afterwards {ended.status}, {other[:3]}"
 
 
 def full(name: str, subjects: Path, work: Path, random: Random, tries: int) -> Row:
     """On a disk with less room than the result needs; then with enough."""
     row, job = Row(f"full disk of {name}"), JOBS[name]
-    whole = reference(job, subjects, work, row.name)
+    whole = reference(job, subjects, work)
     for _ in range(tries):
-        case = fuzz.copied(subjects, work / f"cases/full {name}/case")
-        if not _mounted(case / "out", size=int(random.uniform(0.01, 0.9) * _bytes(name, subjects))):
-            print(f"{row.name}: left out, no tmpfs can be mounted here")
-            break
-        try:
+        with _disk(row, subjects, work, int(random.uniform(0.01, 0.9) * _bytes(name, subjects))) as case:
+            if case is None:
+                break
             one = job.start(case)
-            found = _judged(one, finished(one), whole)
-            if found == "refused":
-                _changed(case / "out", f"size={ROOM}")
-                ended = finished(job.start(case))
-                other = differences(whole.made, digests(case / "out"))
-                found = found if ended.status == 0 and not other else f"fault: afterwards {ended.status}, {other[:3]}"
-        finally:
-            subprocess.run(["umount", "-l", str(case / "out")], check=False)
-        row.add(f"full disk of {name}", found)
-        shutil.rmtree(case.parent)
+            row.add(row.name, _once_it_can(_judged(one, finished(one), whole), case, job, whole, f"size={ROOM}"))
+    return row
+
+
+def read_only(name: str, subjects: Path, work: Path, random: Random, tries: int) -> Row:
+    """On a disk that is read-only from a random moment on; then it can be written to again."""
+    row, job = Row(f"read-only disk of {name}"), JOBS[name]
+    whole = reference(job, subjects, work)
+    for _ in range(4 * tries):
+        if row.counts["tried"] == tries:
+            break
+        with _disk(row, subjects, work, ROOM) as case:
+            if case is None:
+                break
+            one = job.start(case)
+            ended = running_for(one, random.uniform(0.1, 0.9) * whole.seconds)
+            while ended is None and not _changed(case / "out", "ro"):  # which fails while a file is being written
+                ended = running_for(one, 0.05)
+            if ended is None:  # where it was over before, it is tried again
+                found = _ended_as_it_may(one, finished(one), whole)  # what is half-written cannot be removed there
+                row.add(row.name, _once_it_can(found, case, job, whole, "rw"))
     return row
 
 
@@ -64,7 +99,7 @@ def _bytes(name: str, subjects: Path) -> float:
 
 def meanwhile(what: str, job: Job, subjects: Path, work: Path, random: Random, tries: int) -> Row:
     """Something happens at a random moment of a command, as `HAPPENINGS` has it; where it was too late for it, again."""
-    row, whole = Row(what), reference(job, subjects, work, what)
+    row, whole = Row(what), reference(job, subjects, work)
     for _ in range(4 * tries):
         if row.counts["tried"] == tries:
             break
@@ -109,7 +144,12 @@ HAPPENINGS: dict[str, Callable[[Path, fuzz.Running], bool]] = {
 
 
 def _judged(one: fuzz.Running, ended: Ended, whole: Reference) -> str:
+    found = _ended_as_it_may(one, ended, whole)
+    return found if ended.status == 0 or found.startswith("fault") else traces(one.before, one.case) or found
+
+
+def _ended_as_it_may(one: fuzz.Running, ended: Ended, whole: Reference) -> str:
+    """As `verdict`, of a command that takes a while."""
     if ended.status == 0:
         return "ended well"
-    found = verdict(replace(ended, seconds=ended.seconds - whole.processor), one.arguments)
-    return found if found.startswith("fault") else traces(one.before, one.case) or found
+    return verdict(replace(ended, seconds=ended.seconds - whole.processor), one.arguments)

@@ -27,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+INTERRUPTED = "interrupted; the same command goes on from here"
 LONGEST = 1500  # characters of a sentence
 #: read by the libraries when a command imports them; importing them here would make `--help` take seconds
 QUIET = {
@@ -104,5 +105,8 @@ def main() -> None:
         sys.exit(stop.status)
     except SystemExit as stop:
         if stop.code == 130:  # typer's answer to an interrupt
-            err_console.print("interrupted; the same command goes on from here")
+            err_console.print(INTERRUPTED)
         raise
+    except KeyboardInterrupt:  # before typer's first line, or after its last
+        err_console.print(INTERRUPTED)
+        sys.exit(130)
