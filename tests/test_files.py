@@ -1,7 +1,9 @@
 """What writing promises: the whole thing under its final name or nothing, and one sentence where it cannot be."""
 
+import errno
 import json
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -161,6 +163,25 @@ class TestClaim:
             meets(claiming(out, "a"), UserError("no such model"))
         assert out.exists() == there
         claim_folder(out, "b")
+
+    def test_a_folder_that_cannot_be_given_back_hides_no_error(self, tmp_path, monkeypatch):
+        def read_only(*_args, **_kwargs):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        def becomes_read_only(_):
+            monkeypatch.setattr(Path, "unlink", read_only)
+            raise UserError("cannot write out/model.safetensors")
+
+        with pytest.raises(UserError, match="cannot write"):
+            broken_off(claiming(tmp_path / "out", "a"), becomes_read_only)
+
+    def test_a_folder_that_is_gone_hides_no_error(self, tmp_path):
+        def goes(_):
+            shutil.rmtree(tmp_path / "out")
+            raise UserError("cannot write out/model.safetensors")
+
+        with pytest.raises(UserError, match="cannot write"):
+            broken_off(claiming(tmp_path / "out", "a"), goes)
 
     def test_what_was_made_before_the_error_is_kept(self, tmp_path):
         with pytest.raises(ZeroDivisionError):

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +176,9 @@ def claiming(path: Path, made_from: Any, state: Mapping[str, str] | None = None)
         with alone_in(path):
             yield
     except Exception:
-        if not was_ours and os.listdir(path) == [MARKER]:
-            (path / MARKER).unlink(missing_ok=True)
-            if not was_there:
-                path.rmdir()
+        with suppress(OSError):  # on a disk that has become read-only; the error that is on its way says so
+            if not was_ours and os.listdir(path) == [MARKER]:
+                (path / MARKER).unlink(missing_ok=True)
+                if not was_there:
+                    path.rmdir()
         raise
