@@ -1,6 +1,7 @@
 """What the command line promises for bad input: one sentence that names the file or key and the mend, exit status 2, no
 traceback, nothing left behind; and for every command an example that its own options understand."""
 
+import errno
 import importlib
 import json
 import os
@@ -522,6 +523,15 @@ def test_a_recipe_with_an_unknown_key(refused, tmp_path):
     )
     refused(r"mine.yaml: (unknown key 'teecher': did you mean 'teacher'|teacher: field required)", "compress", file)
     refused("cannot read the recipe nowhere.yaml", "compress", "nowhere.yaml")
+
+
+def test_a_disk_that_becomes_read_only_is_one_sentence(refused, monkeypatch, shapes, tmp_path):
+    def read_only(*_args, **_kwargs):
+        raise OSError(errno.EROFS, "Read-only file system", "out/training")
+
+    monkeypatch.setattr(importlib.import_module("leandetr.verbs"), "train", read_only)
+    sentence = "cannot write out/training: Read-only file system; free some space or name another place"
+    refused(sentence, "train", "--data", shapes, *DETR, "--out", tmp_path / "out")
 
 
 def test_debug_shows_the_traceback(run, tmp_path):

@@ -15,6 +15,7 @@ from leandetr.data.images import pixels_of
 from leandetr.data.transforms import eval_transform, normalised
 from leandetr.deployment.metadata import KEY, Metadata, describe
 from leandetr.deployment.openvino import convert_openvino
+from leandetr.deployment.pytorch import PyTorchRuntime
 from leandetr.deployment.runtimes import OpenVinoRuntime, open_runtime
 from leandetr.detectors.postprocess import postprocess
 from leandetr.errors import UserError
@@ -47,6 +48,19 @@ def test_all_engines_answer_alike(saved, batch):
         logits, boxes = runtime.run(given["pixel_values"], None)
         torch.testing.assert_close(logits, expected.logits[-1], atol=1e-4, rtol=0)
         torch.testing.assert_close(boxes, expected.boxes[-1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "sentence"),
+    [
+        ("deformable_detr", {"d_model": 32}, "cannot answer an image of 32 32 .its coarsest map has one cell, .* at least"),
+        ("rt_detr_v2", {"num_queries": 300}, "300 queries cannot be chosen among the .* cells of an image of 32 32"),
+    ],
+)
+def test_a_size_that_pytorch_cannot_answer_is_one_sentence(tiny_detector, name, overrides, sentence):
+    runtime = PyTorchRuntime(tiny_detector(name, **overrides), "runs/mine")
+    with pytest.raises(UserError, match=f"runs/mine: .*{sentence}"):
+        runtime.run(torch.zeros(1, 3, 32, 32), None)
 
 
 def test_an_answer_is_the_raw_step_and_the_one_post_processing(saved, batch):

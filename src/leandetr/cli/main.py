@@ -27,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+UNWRITABLE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # of a disk, at any moment
 INTERRUPTED = "interrupted; the same command goes on from here"
 LONGEST = 1500  # characters of a sentence
 #: read by the libraries when a command imports them; importing them here would make `--help` take seconds
@@ -55,9 +56,17 @@ def options(
     """What `leandetr` takes before a command."""
 
 
-def _shortened(sentence: str) -> str:
-    """The beginning and the mend of a sentence about a name of thousands of characters."""
-    return sentence if len(sentence) <= LONGEST else f"{sentence[: LONGEST - 400]} ... {sentence[-400:]}"
+def _sentence(error: UserError | OSError) -> str | None:
+    """What can be mended, of names of thousands of characters the beginning and the mend; None where nothing can."""
+    if isinstance(error, OSError):
+        if error.errno == errno.ENAMETOOLONG:
+            return f"{str(error.filename)[:60]}... is longer than a name can be; give another"
+        if error.errno in UNWRITABLE:
+            return f"cannot write {error.filename or 'to the disk'}: {error.strerror}; free some space or name another place"
+        return None
+    said = str(error).rpartition("leandetr.errors.UserError: ")[2]  # a loader's worker says its traceback before
+    said = " ".join(said.split())
+    return said if len(said) <= LONGEST else f"{said[: LONGEST - 400]} ... {said[-400:]}"
 
 
 @contextmanager
@@ -89,16 +98,11 @@ def main() -> None:
     try:
         with _terminated_in_order():
             app(arguments)
-    except UserError as error:
-        if debug:
+    except (UserError, OSError) as error:
+        said = _sentence(error)
+        if debug or said is None:
             raise
-        said = str(error).rpartition("leandetr.errors.UserError: ")[2]  # a loader's worker says its traceback before
-        err_console.print(f"error: {_shortened(' '.join(said.split()))}", soft_wrap=True)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG or debug:
-            raise
-        err_console.print(f"error: {str(error.filename)[:60]}... is longer than a name can be; give another", soft_wrap=True)
+        err_console.print(f"error: {said}", soft_wrap=True)
         sys.exit(2)
     except Stopped as stop:
         err_console.print(str(stop), soft_wrap=True)

@@ -12,6 +12,7 @@ from leandetr.deployment.engines import ENGINES, Engine, check_gpu
 from leandetr.deployment.metadata import Metadata, describe
 from leandetr.deployment.runtime import Runtime
 from leandetr.detectors.detector import Detector
+from leandetr.detectors.image_size import explained
 from leandetr.detectors.teachers import TorchvisionDetector
 from leandetr.errors import UserError
 from leandetr.structures import Batch, Detections
@@ -60,7 +61,11 @@ class PyTorchRuntime(Runtime):
     @torch.inference_mode()
     def run(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         mask = None if pixel_mask is None else pixel_mask.to(self.device)
-        with torch.autocast(self.device.type, torch.float16, enabled=self.engine.half):
+        height, width = pixel_values.shape[-2:]
+        with (
+            explained(self.detector, (height, width), self.artifact or "the detector"),
+            torch.autocast(self.device.type, torch.float16, enabled=self.engine.half),
+        ):
             logits, boxes = self.function(pixel_values.to(self.device), mask)
         return logits.float().cpu(), boxes.float().cpu()
 

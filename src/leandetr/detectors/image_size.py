@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +26,20 @@ class Choices(TorchFunctionMode):
             given = dict(zip(("input", "k", "dim"), args)) | (kwargs or {})
             self.asked, self.cells = int(given["k"]), given["input"].shape[given.get("dim", -1)]
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def explained(detector: Detector, size: tuple[int, int] | None, asked: str) -> Iterator[None]:
+    """Where the block ends with an error that is no sentence, as models raise for shapes and configurations, and the detector
+    cannot answer a blank image of (height, width) either, the error of `check_answers`. size: None where it is not known."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception:
+        if size is not None:
+            check_answers(detector, size, asked)
+        raise
 
 
 @torch.no_grad()

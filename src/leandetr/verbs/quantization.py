@@ -11,6 +11,7 @@ from leandetr.deployment.budget import Budget
 from leandetr.deployment.budget import quantize_within as budgeted
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
+from leandetr.detectors.image_size import explained
 from leandetr.errors import UserError
 from leandetr.files import claiming, write_json
 from leandetr.machine import chosen_device
@@ -52,7 +53,11 @@ def quantize(
         if isinstance(config, LowBit) and low_bit is not None and state is not None:
             return train_low_bit(load(model), data, config, Path(out), low_bit, until, state)
         detector = load(model)
-        quantized = reconstructed(detector, data, config) if isinstance(config, LowBit) else calibrated(detector, data, config)
+        with explained(detector, detector.preprocessing.size, str(model)):
+            if isinstance(config, LowBit):
+                quantized = reconstructed(detector, data, config)
+            else:
+                quantized = calibrated(detector, data, config)
         quantized.save(Path(out))
         return quantized
 

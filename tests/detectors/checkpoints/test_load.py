@@ -63,7 +63,7 @@ def code_instead(folder):
         ),
         (lambda f: edit_config(f, decoder_layers=3), r"weights do not fit .*model.decoder.layers.2"),
         (lambda f: edit_config(f, decoder_layers=1), r"weights do not fit .*model.decoder.layers.1"),
-        (lambda f: edit_config(f, decoder_layers=10**6), "decoder_layers says 1000000 layers, and the weights are [0-9]+"),
+        (lambda f: edit_config(f, decoder_layers=10**6), "decoder_layers says 1000000, and the weights are [0-9]+ tensors"),
         (lambda f: edit_config(f, decoder_ffn_dim=10**8), "decoder_ffn_dim says 100000000, by which .* parameters"),
         (lambda f: (f / "preprocessor_config.json").write_text("{"), "has no readable preprocessor_config.json"),
     ],

@@ -12,6 +12,7 @@ from transformers import AutoModelForObjectDetection, PreTrainedConfig
 
 from leandetr.errors import UserError
 
+COUNTED = ("layers", "depths", "blocks", "levels")
 LARGE = 2048  # a number above it may be a damaged width
 OTHER = ("pruned_units", "dataset_category_ids")  # widths by the names of layers; ids by the data set
 PACKED = 32  # bits of a weight that is computed with, per bit that a file may spend on it
@@ -19,12 +20,12 @@ SPARE = 1 << 20  # parameters: pruned models are built whole first
 
 
 def check_layers(folder: Path, config: dict[str, Any], tensors: int) -> None:
-    """Raises UserError where config.json says more layers of a kind than the weights have tensors."""
+    """Raises UserError where config.json says more layers, blocks or levels than the weights have tensors."""
     for name, number in _numbers(config):
-        if any(word in name.rpartition(".")[2] for word in ("layers", "depths", "blocks")) and number > tensors:
+        if any(word in name.rpartition(".")[2] for word in COUNTED) and number > tensors:
             raise UserError(
-                f"{folder}/config.json: {name} says {number} layers, and the weights are {tensors} tensors in all; mend it or "
-                "save the model again"
+                f"{folder}/config.json: {name} says {number}, and the weights are {tensors} tensors in all; mend it or save "
+                "the model again"
             )
 
 
