@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ SECONDS = 10.0  # after which a command hangs
 MEMORY = 4e9  # bytes
 LONGEST = 2000  # characters of one sentence
 OWN = ("out", "home", "cache", "tmp", "stdout", "stderr")  # where a command may write
+
+# Python's own words where PyTorch's handler of a killed worker's signal raises while it forks: the loader says it again
+IGNORED = re.compile(r"Exception ignored in: <function .*>\nTraceback")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def _broken(ended: Ended, last: str) -> str:
         return f"{ended.memory / 1e9:.1f} GB of memory"
     if ended.status < 0:
         return f"killed by signal {-ended.status}"
-    return f"traceback, {last[:200]}" if "Traceback" in ended.told else ""
+    return f"traceback, {last[:200]}" if "Traceback" in IGNORED.sub("", ended.told) else ""
 
 
 def files_in(folder: Path) -> dict[str, tuple[int, int]]:
