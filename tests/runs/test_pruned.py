@@ -95,6 +95,13 @@ def test_rounds_that_cannot_be_are_refused(whole, prune, training, sentence):
         parse_recipe(values, "recipe.yaml")
 
 
+def test_a_teacher_is_not_pruned_in_rounds(whole):
+    teacher = {"checkpoint": str(whole), "prune": {"ratio": 0.3, "rounds": 2}, "training": {"epochs": 4}}
+    values = {"data": {"shapes": {}}, "image_size": [64, 64], "teacher": teacher, "student": {"model": "detr"}}
+    with pytest.raises(UserError, match=r"teacher.prune.rounds: students alone"):
+        parse_recipe(values | {"variants": [{"name": "narrow"}]}, "recipe.yaml")
+
+
 @pytest.mark.parametrize(
     "student", [{"model": "detr", "prune": {"ratio": 0.3}}, {"checkpoint": "runs/student", "prune": {"ratio": 0.3}}]
 )

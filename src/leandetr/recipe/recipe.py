@@ -129,6 +129,13 @@ class Recipe(Common):
         return self
 
     @model_validator(mode="after")
+    def _has_teachers_that_are_pruned_at_once(self) -> Recipe:
+        for teacher in (self.teacher, *(variant.teacher for variant in self.variants or ())):
+            if teacher is not None and teacher.prune is not None and teacher.prune.rounds > 1:
+                raise ValueError("teacher.prune.rounds: students alone are pruned in rounds; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _can_be_told_apart(self) -> Recipe:
         compared, names = self.compared(), [TEACHER]
         for variant in compared:

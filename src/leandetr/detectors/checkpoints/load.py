@@ -70,7 +70,7 @@ def load(source: str | Path) -> Detector:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except UserError:
+    except UserError:  # of what the configuration claims
         raise
     except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"{source}: its weights cannot be read ({reason(error)}); save the model again") from error
