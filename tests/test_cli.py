@@ -117,6 +117,7 @@ def replace_images(data):
         image.write_text("this is no photograph")
 
 
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize(
     ("given", "images"),
     [
@@ -125,8 +126,7 @@ def replace_images(data):
         ([], 0),
     ],
 )
-def test_few_bits_are_rounded_with_images_where_there_are_any(run, shapes, tmp_path, monkeypatch, caplog, given, images):
-    monkeypatch.setattr("leandetr.quantization.passes.reconstruct.STEPS", 1)
+def test_few_bits_are_rounded_with_images_where_there_are_any(run, shapes, tmp_path, caplog, given, images):
     classes = class_map_of(find_split(shapes, "train"))
     create("detr", classes, (64, 64), "test_resnet", overrides=SMALL).save(tmp_path / "float")
     given = [part.format(data=shapes) for part in given]

@@ -27,12 +27,15 @@ ROOM = 512 << 20  # bytes
 
 def _mounted(out: Path, size: int) -> bool:
     out.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(out)]
-    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+    return _done("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", out)
 
 
 def _changed(out: Path, option: str) -> bool:
-    return subprocess.run(["mount", "-o", f"remount,{option}", str(out)], check=False, capture_output=True).returncode == 0
+    return _done("mount", "-o", f"remount,{option}", out)
+
+
+def _done(*command: str | Path) -> bool:
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 @contextmanager
@@ -45,7 +48,7 @@ def _disk(row: Row, subjects: Path, work: Path, size: int) -> Iterator[Path | No
     try:
         yield case if mounted else None
     finally:
-        subprocess.run(["umount", "-l", str(case / "out")], check=False, capture_output=True)
+        _done("umount", "-l", case / "out")
         shutil.rmtree(case.parent)
 
 
@@ -145,7 +148,7 @@ HAPPENINGS: dict[str, Callable[[Path, fuzz.Running], bool]] = {
 
 def _judged(one: fuzz.Running, ended: Ended, whole: Reference) -> str:
     found = _ended_as_it_may(one, ended, whole)
-    return found if ended.status == 0 or found.startswith("fault") else traces(one.before, one.case) or found
+    return (traces(one.before, one.case) or found) if found == "refused" else found
 
 
 def _ended_as_it_may(one: fuzz.Running, ended: Ended, whole: Reference) -> str:

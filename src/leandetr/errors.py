@@ -34,6 +34,15 @@ def reason(error: BaseException) -> str:
     return f"{said[:LONGEST]}..." if len(said) > LONGEST else said or type(error).__name__
 
 
+def unwritable(place: object, why: object) -> UserError:
+    """The error for what a disk does not take.
+
+    >>> str(unwritable("out/model.onnx", "No space left on device"))
+    'cannot write out/model.onnx: No space left on device; free some space or name another place'
+    """
+    return UserError(f"cannot write {place}: {why}; free some space or name another place")
+
+
 def unknown(kind: str, name: object, known: Iterable[object]) -> UserError:
     """The error for a name that is not one of `known`, with the nearest one.
 

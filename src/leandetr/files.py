@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-from leandetr.errors import UserError, reason
+from leandetr.errors import UserError, reason, unwritable
 from leandetr.inputs import changed
 from leandetr.locks import alone_in
 
@@ -80,8 +80,7 @@ def errors_of_writing(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save's word for a full disk
             raise
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write {path}: {reason}; free some space or name another place") from error
+        raise unwritable(path, getattr(error, "strerror", None) or error) from error
 
 
 def _remove(path: Path) -> None:

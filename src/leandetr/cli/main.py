@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from leandetr.errors import Stopped, UserError
+from leandetr.errors import Stopped, UserError, unwritable
 
 app = typer.Typer(
     help="Make DETR-family object detectors small and fast, and see what it cost.",
@@ -62,7 +62,7 @@ def _sentence(error: UserError | OSError) -> str | None:
         if error.errno == errno.ENAMETOOLONG:
             return f"{str(error.filename)[:60]}... is longer than a name can be; give another"
         if error.errno in UNWRITABLE:
-            return f"cannot write {error.filename or 'to the disk'}: {error.strerror}; free some space or name another place"
+            return str(unwritable(error.filename or "to the disk", error.strerror))
         return None
     said = str(error).rpartition("leandetr.errors.UserError: ")[2]  # a loader's worker says its traceback before
     said = " ".join(said.split())

@@ -108,11 +108,13 @@ class Model(NewDetector):
 
 
 def check_seed(training: Training) -> None:
+    """Raises ValueError where a schedule has a seed of its own."""
     if "seed" in training.model_fields_set:
         raise ValueError("training.seed: every training has the recipe's seed, or those of a study's seeds; leave it out")
 
 
 def check_views(student: Model, distillation: Distillation) -> None:
+    """Raises ValueError where a teacher's answers are kept and no view of a photograph comes again."""
     if distillation.cache is not None and student.training.views is None and student.training.augment != "none":
         raise ValueError(
             "distillation.cache: the teacher's answers are of use where views come again; set student.training.views to how "

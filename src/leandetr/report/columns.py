@@ -47,27 +47,33 @@ def slower_than_float(row: Row) -> bool:
 
 
 def note(row: Row) -> str:
+    """What its measurement is marked with, and whether it is slower than float."""
     return ", ".join(filter(None, [row.get("mark", ""), SLOWER if slower_than_float(row) else ""]))
 
 
 def average_precision(row: Row) -> str:
+    """The mean over the seeds that are done, with their spread."""
     return with_spread(row["ap"], row["spread"]["ap"]) if row["seeds"] else NOT_YET
 
 
 def change(row: Row) -> str:
+    """The difference in AP to the row that it is held against, with its spread over seeds."""
     return with_spread(row["change"], row["change_spread"], signed=True)
 
 
 def change_interval(row: Row) -> str:
+    """95 % of that mean over draws of the photographs."""
     return DASH if row["change_interval"] is None else "{:+.3f} to {:+.3f}".format(*row["change_interval"])
 
 
 def after_epoch(epoch: int, row: Row) -> str:
+    """AP after an epoch, with its spread; a dash where it was not measured."""
     point = next((point for point in row["curve"] if point["epoch"] == epoch), None)
     return with_spread(point["ap"], point["spread"]) if point else DASH
 
 
 def one_accuracy(key: Accuracy, row: Row) -> str:
+    """One of COCO's other metrics."""
     return accuracy(row[key])
 
 
@@ -78,6 +84,7 @@ NAMES = [
 
 
 def epoch_columns(epochs: Sequence[int]) -> list[Column]:
+    """AP after each of the epochs."""
     return [Column(f"epoch {epoch}", partial(after_epoch, epoch)) for epoch in epochs]
 
 
@@ -161,6 +168,7 @@ def headline(rows: Sequence[Row]) -> str:
 
 
 def summary(row: Row) -> str:
+    """A row in one line, as a headline has it."""
     cost = f"{milliseconds(row['latency_ms'])} ms, {millions(row['size_bytes'])} MB"
     return f"{row['name']} on {row['runtime']}, AP {average_precision(row)}, {cost}"
 

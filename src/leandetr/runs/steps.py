@@ -139,7 +139,7 @@ class Steps:
         if (pruning := model.prune) is None:
             return model
         whole = model.model_dump(include={"checkpoint", "set", "queries", "image_size"})
-        made_from = [self.data_key, whole, pruning.model_dump(exclude={"rounds"})]
+        made_from = [self.data_key, whole, pruning.model_dump(exclude={"rounds"})]  # which `rounds_of` has made one
         folder = self.out / f"pruned-{fingerprint(made_from)[:8]}"
 
         def work() -> str:

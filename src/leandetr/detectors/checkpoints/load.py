@@ -50,7 +50,7 @@ def load(source: str | Path) -> Detector:
         source = path = path.parent
     if path.suffix in PUBLISHED and path.is_file():
         return load_published(path)
-    _check_source(source)
+    shapes = _checked_source(source)
     config = _config(source)
     preprocessing = read_preprocessing(str(source))
     if preprocessing is None:
@@ -59,8 +59,8 @@ def load(source: str | Path) -> Detector:
     importlib.import_module("leandetr.transformers")  # by name: the quantizers lie above the detectors
     model_class = class_to_load(config)
     try:
-        if weights := sorted(path.glob("*.safetensors")):
-            check_widths(path, config, _shapes(weights))
+        if shapes is not None:
+            check_widths(path, config, shapes)
         model, report = model_class.from_pretrained(
             source,
             config=config,
@@ -160,8 +160,10 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and abs(value) < 2**63
 
 
-def _check_source(source: str | Path) -> None:
-    """Raises UserError where it is neither a saved folder nor, by its form, a hub id."""
+def _checked_source(source: str | Path) -> list[list[int]] | None:
+    """The shapes of a saved folder's safetensors; None of a pickle or a hub id.
+
+    Raises UserError where it is neither a saved folder nor, by its form, a hub id."""
     path = Path(source)
     if path.suffix in PICKLES:
         raise UserError(
@@ -173,12 +175,13 @@ def _check_source(source: str | Path) -> None:
             "(exported files are for evaluate, predict and benchmark)"
         )
     if path.is_dir():
-        _check_folder(path)
-    elif str(source).startswith((".", "/", "~")) or str(source).count("/") != 1 or path.parent.is_dir():
+        return _checked_folder(path)
+    if str(source).startswith((".", "/", "~")) or str(source).count("/") != 1 or path.parent.is_dir():
         raise UserError(f"{source}: no such folder; give a folder with config.json and model.safetensors, or a hub id")
+    return None
 
 
-def _check_folder(folder: Path) -> None:
+def _checked_folder(folder: Path) -> list[list[int]] | None:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json; give a folder that save_pretrained or leandetr wrote")
     config = read_json(folder / "config.json")
@@ -191,8 +194,11 @@ def _check_folder(folder: Path) -> None:
         pickled = next((file.name for file in folder.iterdir() if file.suffix in PICKLES), None)
         found = f"only the pickle {pickled}, which can run code when it is read" if pickled else "no model.safetensors"
         raise UserError(f"{folder} has {found}; save the model with save_pretrained, which writes safetensors")
-    if weights:
-        check_layers(folder, config, len(_shapes(weights)))
+    if not weights:
+        return None
+    shapes = _shapes(weights)
+    check_layers(folder, config, len(shapes))
+    return shapes
 
 
 def _shapes(files: Iterable[Path]) -> list[list[int]]:
