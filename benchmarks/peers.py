@@ -69,7 +69,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 OURS: dict[str, Scheme] = {
     "weight-only": WeightOnly(),
-    "weight-only-int4": WeightOnly(bits=4),
+    "weight-only-int4": WeightOnly(bits=4, calibration_images=0),
     "dynamic": Dynamic(),
     "smoothquant-static": SmoothQuant(activations="static", alpha="auto"),
     "static": Static(),

@@ -26,7 +26,7 @@ class SmallBackbone(Static):
     def setting(self, names: list[str]) -> tuple[Scheme | None, str]:
         found, reason = super().setting(names)
         if "backbone" in names[0] and found is self:  # no exception and no override has it
-            return WeightOnly(bits=self.backbone_bits), "backbone"
+            return WeightOnly(bits=self.backbone_bits, calibration_images=self.calibration_images), "backbone"
         return found, reason
 
 

@@ -35,7 +35,9 @@ def files(data, tmp_path_factory):
     torch.manual_seed(0)
     folder, small = tmp_path_factory.mktemp("examples"), {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2}
     leandetr.create("detr", leandetr.load(DETECTOR).class_map, (96, 96), "test_resnet", None, small).save(folder / "detr")
-    return example("quantize_and_export")(data, folder / "detr", folder / "files")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("leandetr.quantization.passes.reconstruct.STEPS", 8)
+        return example("quantize_and_export")(data, folder / "detr", folder / "files")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,7 @@ def test_add_a_family(data, tmp_path, monkeypatch):
     assert leandetr.evaluate(tmp_path / "out", data).ap >= 0
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_add_a_scheme(data, tmp_path, monkeypatch):
     from leandetr.quantization import config
 

@@ -178,7 +178,7 @@ def test_a_detector_that_cannot_answer_its_own_size_is_not_quantized(shapes, tmp
 
 
 def test_an_override_that_reads_no_images_still_reads_none():
-    config = Static(overrides={"*fc1": WeightOnly(bits=4), "*fc2": Static(calibration_images=9)})
+    config = Static(overrides={"*fc1": WeightOnly(), "*fc2": Static(calibration_images=9)})
     changed = with_calibration(config, lambda _: 5)
     assert [changed.calibration_images, *(own.calibration_images for own in changed.overrides.values())] == [5, 0, 5]
 

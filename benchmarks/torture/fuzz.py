@@ -5,6 +5,7 @@ A fault leaves its folder's changed files and arguments under `faults/`, from wh
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -58,9 +59,12 @@ def import_all(subjects: Path) -> None:
     from leandetr.runs import compress  # noqa: F401
 
     re._MAXCACHE = 10_000  # type: ignore[attr-defined]  # transformers compiles a pattern a weight, twice as many as re keeps
+    # before any bar takes a lock: tqdm's own is one for all forks, and one that is killed would hold it for ever
+    tqdm.tqdm.set_lock(threading.RLock())
+    # made anew by every call otherwise, which takes half of its time
+    typer.main.get_command = functools.cache(typer.main.get_command)  # type: ignore[assignment]
     typer.main.get_command(app)
     open_runtime(subjects / "model").predict(subjects / "photo.jpg")
-    tqdm.tqdm.set_lock(threading.RLock())  # its own is one for all forks: one that is killed would hold it for ever
     gc.collect()
     gc.freeze()  # a collection in a fork would write to every page that it shares with this process
 

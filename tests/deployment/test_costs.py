@@ -14,7 +14,8 @@ def candidates(build):
     pixels = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(7))
     batches = [{"pixel_values": pixels, "pixel_mask": torch.ones(2, 96, 96, dtype=torch.int64)}]
     static = quantize(detector, Static(calibration_images=2), batches)
-    mixed = quantize(detector, Static(calibration_images=2, overrides={"*fc1": "float", "*fc2": WeightOnly(bits=4)}), batches)
+    overrides = {"*fc1": "float", "*fc2": WeightOnly(bits=4, calibration_images=0)}
+    mixed = quantize(detector, Static(calibration_images=2, overrides=overrides), batches)
     return {"float": quantize(detector, WeightOnly(overrides={"*": "float"})), "static": static, "mixed": mixed}
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("few_steps")
 
 SCHEMES = {
     "weight-only": WeightOnly(),
-    "4 bits": WeightOnly(bits=4, group_size=32),
+    "4 bits": WeightOnly(bits=4, group_size=32, calibration_images=0),
     "4 bits, calibrated": WeightOnly(bits=4, calibration_images=4),
     "dynamic": Dynamic(),
     "static": Static(calibration_images=4),
@@ -73,7 +73,7 @@ def test_layers_hold_int8_and_the_heads_compute_in_float(tiny_detector, batches,
 
 def test_layers_hold_4_bits_and_the_heads_8(tiny_detector):
     detector = tiny_detector("rt_detr_v2", backbone="test_resnet")
-    quantized = quantize(detector, WeightOnly(bits=4))
+    quantized = quantize(detector, WeightOnly(bits=4, calibration_images=0))
     record = quantized.config.quantization_config
     layers = {name: module for name, module in quantized.model.named_modules() if isinstance(module, QuantizedLayer)}
     for name, layer in layers.items():
@@ -204,7 +204,7 @@ def black() -> dict[str, torch.Tensor]:
     [
         (lambda detector, batches: quantize(detector, WeightOnly(overrides={"no.such.*": "float"})), "no.such"),
         (lambda detector, batches: quantize(detector, Static(calibration_images=4), []), "calibration"),
-        (lambda detector, batches: quantize(detector, WeightOnly(bits=4, calibration_images=4), []), "calibration"),
+        (lambda detector, batches: quantize(detector, WeightOnly(bits=4), []), "calibration"),
         (lambda detector, batches: quantize(detector, Static(calibration_images=9), batches), "9"),
         (
             lambda detector, batches: quantize(detector, Static(calibration_images=4), [batches[0] | black()]),

@@ -20,7 +20,7 @@ def batches():
     ("scheme", "tolerance"),
     [
         (WeightOnly(), 1e-4),
-        (WeightOnly(bits=4, group_size=32), 1e-4),
+        (WeightOnly(bits=4, group_size=32, calibration_images=0), 1e-4),
         (SmoothQuant(calibration_images=2), 1e-4),
         (SmoothQuant(activations="dynamic", calibration_images=2), 1e-2),
         (Dynamic(), 1e-2),

@@ -44,7 +44,7 @@ def sensitivity(model: str | Path, split: Split, out: Path, images: int | None =
     count = sum(len(batch["pixel_values"]) for batch in batches)
     candidates: dict[str, Scheme] = {
         "8-bit weights": WeightOnly(),
-        "4-bit weights": WeightOnly(bits=4),
+        "4-bit weights": WeightOnly(bits=4, calibration_images=0),
         "8-bit weights and inputs": Static(calibration_images=count),
     }
     errors, _ = measure_layers(detector, candidates, batches)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from io import TextIOWrapper
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 UNWRITABLE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # of a disk, at any moment
-INTERRUPTED = "interrupted; the same command goes on from here"
+STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 LONGEST = 1500  # characters of a sentence
 #: read by the libraries when a command imports them; importing them here would make `--help` take seconds
 QUIET = {
@@ -69,18 +69,31 @@ def _sentence(error: UserError | OSError) -> str | None:
     return said if len(said) <= LONGEST else f"{said[: LONGEST - 400]} ... {said[-400:]}"
 
 
+def _stopped(number: int) -> Stopped:
+    return Stopped(f"{STOPPED[signal.Signals(number)]}; the same command goes on from here", 128 + number)
+
+
 @contextmanager
-def _terminated_in_order() -> Iterator[None]:
-    """While the block runs, SIGTERM ends it as an interrupt does: what is half-written is removed."""
+def _heeding(came: list[int]) -> Iterator[None]:
+    """While the block runs, SIGTERM ends it as an interrupt does: what is half-written is removed. Which came is noted down, as
+    a library that is interrupted may take that for a fault of its own work (torch.export does)."""
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise Stopped("terminated; the same command goes on from here", 128 + number)
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def terminate(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        raise _stopped(number)
+
+    before: dict[int, Any] = {signal.SIGTERM: signal.signal(signal.SIGTERM, terminate)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not of a process that was started to ignore it
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main() -> None:
@@ -95,22 +108,28 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     warnings.filterwarnings("ignore", module="transformers|torch|timm")
     warnings.filterwarnings("ignore", message="Image size")  # Pillow's of half the size at which it refuses an image
+    came: list[int] = []
     try:
-        with _terminated_in_order():
+        with _heeding(came):
             app(arguments)
-    except (UserError, OSError) as error:
-        said = _sentence(error)
+    except Stopped as stop:
+        _end(stop)
+    except SystemExit as stop:
+        if stop.code == 130:  # typer's answer to an interrupt
+            _end(_stopped(signal.SIGINT))
+        raise
+    except KeyboardInterrupt:  # before typer's first line, or after its last
+        _end(_stopped(signal.SIGINT))
+    except Exception as error:
+        if came and not debug:
+            _end(_stopped(came[-1]))
+        said = _sentence(error) if isinstance(error, UserError | OSError) else None
         if debug or said is None:
             raise
         err_console.print(f"error: {said}", soft_wrap=True)
         sys.exit(2)
-    except Stopped as stop:
-        err_console.print(str(stop), soft_wrap=True)
-        sys.exit(stop.status)
-    except SystemExit as stop:
-        if stop.code == 130:  # typer's answer to an interrupt
-            err_console.print(INTERRUPTED)
-        raise
-    except KeyboardInterrupt:  # before typer's first line, or after its last
-        err_console.print(INTERRUPTED)
-        sys.exit(130)
+
+
+def _end(stop: Stopped) -> NoReturn:
+    err_console.print(str(stop), soft_wrap=True)
+    sys.exit(stop.status)

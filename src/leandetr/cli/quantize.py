@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,10 +22,6 @@ from leandetr.cli.options import (
     with_groups,
 )
 from leandetr.errors import UserError
-
-logger = logging.getLogger(__name__)
-
-ROUNDED_WITH = 128  # training images, where weights of few bits are rounded by what that does to detections
 
 
 @dataclass
@@ -123,7 +118,7 @@ def quantize(
     """
     take_device(device)
     from leandetr import verbs
-    from leandetr.quantization.config import Static, WeightOnly, scheme_config
+    from leandetr.quantization.config import Static, scheme_config
     from leandetr.quantization.theoretical_cost import theoretical_cost
     from leandetr.report.columns import SLOWER
     from leandetr.report.rows import surely_slower
@@ -137,11 +132,6 @@ def quantize(
     low_bit = lessons.low_bit(schedule, settings) if trained else None
     source = data.source() if data.given() else {}
     budget, config = limits.budget(scheme), scheme_config(scheme, **options)
-    if isinstance(config, WeightOnly) and config.bits < 8 and calibration is None and "calibration_images" not in options:
-        if source:
-            config = replace(config, calibration_images=ROUNDED_WITH)
-        else:
-            logger.warning("without --data every weight goes to its nearest integer, which costs much AP below 8 bits")
     if budget is not None and isinstance(config, Static):
         detector, found = verbs.quantize_within(model, source, config, out, budget, calibration)
         out_console.print(detector.config.quantization_config.summary())

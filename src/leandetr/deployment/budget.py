@@ -38,7 +38,7 @@ from leandetr.quantization.config import FLOAT, Static, WeightOnly
 from leandetr.quantization.quantize import quantize
 from leandetr.structures import Batch
 
-STORED = {"int8 weights": WeightOnly(), "int4 weights": WeightOnly(bits=4)}
+STORED = {"int8 weights": WeightOnly(), "int4 weights": WeightOnly(bits=4, calibration_images=0)}
 INTEGERS = "static"
 
 

@@ -17,8 +17,8 @@ def batches():
 def test_more_bits_err_less_and_a_layer_answers_for_itself_alone(tiny_detector, batches):
     detector = tiny_detector("detr", backbone="test_resnet")
     candidates = {
-        "2": WeightOnly(bits=2),
-        "4": WeightOnly(bits=4),
+        "2": WeightOnly(bits=2, calibration_images=0),
+        "4": WeightOnly(bits=4, calibration_images=0),
         "8": WeightOnly(),
         "dynamic": Dynamic(),
         "static": Static(calibration_images=4),
@@ -30,7 +30,7 @@ def test_more_bits_err_less_and_a_layer_answers_for_itself_alone(tiny_detector, 
     assert set(errors["class_labels_classifier"]) == {"8"}  # as under all the others
     assert all(0 <= error < 0.1 for found in errors.values() for name, error in found.items() if name == "static")
 
-    quantized = quantize(detector, WeightOnly(bits=4)).model.get_submodule(layer)
+    quantized = quantize(detector, WeightOnly(bits=4, calibration_images=0)).model.get_submodule(layer)
     sums = [0.0, 0.0]
 
     def compare(_module, inputs, output):
@@ -45,6 +45,6 @@ def test_more_bits_err_less_and_a_layer_answers_for_itself_alone(tiny_detector, 
 
 
 def test_bytes_are_those_of_the_tensors(tiny_detector):
-    detector = quantize(tiny_detector("detr", backbone="test_resnet"), WeightOnly(bits=4, group_size=32))
+    detector = quantize(tiny_detector("detr", backbone="test_resnet"), WeightOnly(bits=4, group_size=32, calibration_images=0))
     layer = detector.model.get_submodule("model.decoder.layers.1.mlp.fc1")  # 64 to 64, groups of 32, bias
     assert bytes_of(layer) == 64 * 64 // 2 + 64 * 2 * 2 + 64 * 4
