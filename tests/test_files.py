@@ -113,6 +113,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, full_disk, wri
     assert names(tmp_path / "folder") == []
 
 
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"cannot write .*/gone: .* free some space or name another place"),
+        errors_of_writing(tmp_path / "gone"),
+    ):
+        torch.save({}, tmp_path / "gone" / "optimizer.pt")
+
+
 def test_other_faults_while_writing_stay_what_they_are(tmp_path):
     with pytest.raises(RuntimeError, match="shapes"), errors_of_writing(tmp_path):
         raise RuntimeError("shapes do not fit")

@@ -168,13 +168,15 @@ def test_more_calibration_images_than_there_are_are_refused(shapes, model, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_detector_that_cannot_answer_its_own_size_is_not_quantized(shapes, tmp_path):
+def test_a_detector_that_cannot_answer_its_own_size_is_neither_quantized_nor_trained(shapes, tmp_path):
     classes = class_map_of(find_split(shapes, "train"))
     overrides = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 4}  # norms over groups of one channel
     create("deformable_detr", classes, (64, 64), "test_resnet", overrides=overrides).save(tmp_path / "float")
     with pytest.raises(UserError, match=r"float: the model cannot answer an image of 64 64 .* ask for an image of at least"):
         verbs.quantize(tmp_path / "float", shapes, Static(), tmp_path / "int8", 1)
     assert not (tmp_path / "int8").exists()
+    with pytest.raises(UserError, match=r"mine: the model cannot answer an image of 64 64 .* ask for an image of at least"):
+        verbs.train(shapes, tmp_path / "float", tmp_path / "mine", Training(max_steps=1, batch_size=1, augment="none"))
 
 
 def test_an_override_that_reads_no_images_still_reads_none():

@@ -16,6 +16,7 @@ from leandetr.inputs import changed
 from leandetr.locks import alone_in
 
 MARKER = "leandetr.json"
+OF_TORCH_SAVE = ("inline_container", "Parent directory")  # its words for a full disk and for a folder that is gone
 
 
 @contextmanager
@@ -78,7 +79,7 @@ def errors_of_writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save's word for a full disk
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in OF_TORCH_SAVE):
             raise
         raise unwritable(path, getattr(error, "strerror", None) or error) from error
 

@@ -17,6 +17,7 @@ from leandetr.data.transforms import eval_transform, train_transform
 from leandetr.detectors.build import build
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
+from leandetr.detectors.image_size import explained
 from leandetr.detectors.spec import NewDetector
 from leandetr.detectors.teachers import load_torchvision, names_torchvision
 from leandetr.distillation.average import AverageTeacher, names_average
@@ -102,7 +103,8 @@ def fit_detector(
         distiller.remember(train_set, cache, passes, batch_size=training.batch_size, workers=training.loader_workers())
     if distiller:
         distiller.check(Loader(train_set, training.batch_size))
-    return fit(module, train_set, val_set, training, out / "training", out.name, until, callbacks)
+    with explained(detector, preprocessing.size, out.name):
+        return fit(module, train_set, val_set, training, out / "training", out.name, until, callbacks)
 
 
 def _warn_of_crowds(train_set: CocoDataset, detector: Detector) -> None:
