@@ -88,7 +88,7 @@ def _change(random: Random, container: Any, key: Any) -> None:
         container[key] = [old]
     elif what == 4:
         container[key] = str(old)
-    elif what == 5 and isinstance(old, int | float):
+    elif what == 5 and isinstance(old, int | float) and abs(old) < 1e300:
         container[key] = old * random.choice([-1, 2, 1000, 10**6, 1e-3, 10**12])
     else:
         container[key] = copy.deepcopy(random.choice(HOSTILE))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from leandetr.inputs import changed
 from leandetr.locks import alone_in
 
 MARKER = "leandetr.json"
+UNWRITTEN = re.compile("[\0\ud800-\udfff]")
 OF_TORCH_SAVE = ("inline_container", "Parent directory")  # its words for a full disk and for a folder that is gone
 
 
@@ -113,26 +115,27 @@ def read_json(path: Path) -> Any:
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """Raises ValueError, with the reason in one line, for what is no YAML, and for a NUL in a text, which no name has."""
+    """Raises ValueError, with the reason in one line, for what is no YAML, and for a text that no file can be named by."""
     try:
         found = yaml.safe_load(text)
-        if _has_nul(found):
-            raise ValueError("a text in it has a NUL character")
+        if fault := _unwritten(found):
+            raise ValueError(f"a text in it has {fault}")
         return found
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 45th of May; RecursionError: as above
         raise ValueError(reason(error)) from error
 
 
-def _has_nul(found: Any) -> bool:
+def _unwritten(found: Any) -> str:
+    """What of the texts in a value no file's name, nor any UTF-8, can hold; "" where there is nothing."""
     seen, waiting = set[int](), [found]
     while waiting:  # YAML's aliases can name a list a billion times, and within itself
         value = waiting.pop()
-        if isinstance(value, str) and "\0" in value:
-            return True
+        if isinstance(value, str) and (match := UNWRITTEN.search(value)):
+            return "a NUL character" if match[0] == "\0" else "half a surrogate"
         if isinstance(value, dict | list) and id(value) not in seen:
             seen.add(id(value))
             waiting += [*value, *value.values()] if isinstance(value, dict) else value
-    return False
+    return ""
 
 
 def claim_folder(path: Path, made_from: Any, state: Mapping[str, str] | None = None) -> None:

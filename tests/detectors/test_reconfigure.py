@@ -79,6 +79,7 @@ def test_values_without_weights_change_no_weight_and_use_no_randomness(tiny_dete
     ("change", "sentence"),
     [
         (lambda d: reconfigure(d, {"decoder_layer": 2}), "decoder_layer: rt_detr_v2 has no such .*mean model.decoder_layers"),
+        (lambda d: reconfigure(d, {"decoder_layers": [2]}), r"model: rt_detr_v2 refuses .*expected int, got list"),
         (lambda d: reconfigure(d, {"num_labels": 2}), "model.num_labels: it follows from the data"),
         (lambda d: resize_images(d, (100, 128)), "needs multiples of 32; the nearest valid size is 96 128"),
         (

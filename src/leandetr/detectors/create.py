@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -133,10 +134,8 @@ def _config(
     if cells is not None:
         values = {"num_queries": min(plain.num_queries, cells)} | values
     values = family.counted(values, overrides)
-    try:
+    with accepting(model.model_type, overrides):
         config = type(plain)(**copy.deepcopy(values))
-    except Exception as error:  # transformers' strict configurations raise kinds of their own
-        raise UserError(f"model: {model.model_type} refuses {overrides}: {str(error).splitlines()[-1].strip()}") from error
     key = "d_model" if hasattr(config, "d_model") else "hidden_size"
     for kind in ATTENTION_HEADS:
         if (width := getattr(config, key)) % getattr(config, kind, 1):
@@ -160,6 +159,16 @@ def check_keys(overrides: Mapping[str, Any], plain: PreTrainedConfig) -> None:
             near = difflib.get_close_matches(key, plain.to_dict(), n=1, cutoff=0.4)
             hint = f"; did you mean model.{near[0]}?" if near else ""
             raise UserError(f"model.{key}: {plain.model_type} has no such configuration key{hint}")
+
+
+@contextmanager
+def accepting(model_type: str, overrides: Mapping[str, Any]) -> Iterator[None]:
+    """Raises UserError in place of what a configuration raises in the block for the overrides in it."""
+    try:
+        yield
+    except Exception as error:  # transformers' strict configurations raise kinds of their own
+        fault = str(error).splitlines()[-1].strip()
+        raise UserError(f"model: {model_type} refuses {dict(overrides)}: {fault}") from error
 
 
 def build_model(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreTrainedModel:

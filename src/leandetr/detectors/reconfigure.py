@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from leandetr.detectors.create import build_model, check_keys, check_size
+from leandetr.detectors.create import accepting, build_model, check_keys, check_size
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.families.registry import family_of
 from leandetr.detectors.image_size import check_answers
@@ -63,8 +63,9 @@ def reconfigure(detector: Detector, values: Mapping[str, Any]) -> tuple[Detector
     if asked and pruned_units(old):
         raise UserError(f"model.{asked[0]}: layers that were pruned have widths and heads of their own; leave it out")
     config = copy.deepcopy(old)
-    for key, value in values.items():
-        setattr(config, key, value)
+    with accepting(config.model_type, values):
+        for key, value in values.items():
+            setattr(config, key, value)
     with torch.random.fork_rng(devices=[]):  # weights that are all copied use up no randomness
         model = build_model(config, values)
         family.initialise(model)
