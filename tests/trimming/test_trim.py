@@ -103,8 +103,8 @@ def test_a_trimmed_detector_is_one_like_any_other(measured, run, tmp_path):
     chosen, full = found["chosen"], found["full"]
     assert chosen["latency_ms"] <= 3.5 < full["latency_ms"] == pytest.approx(3 + 1.2 + 0.64)
     assert len(found["points"]) == 3 * 5 * 5
-    assert found["images"] == 4  # every second of train
-    assert "train" in found["judged_on"]
+    assert found["images"] == 2  # of val
+    assert found["judged_on"].endswith("instances_val.json")
     assert "chosen" in text
     trimmed = load(out)
     assert trimmed.config.decoder_layers == chosen["layers"]

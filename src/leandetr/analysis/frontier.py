@@ -30,7 +30,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     sizes = list(dict.fromkeys(size_in_words(point["size"]) for point in found["points"]))
     caption = (
         f"Each mark is the detector with so many decoder layers (the more, the larger the mark) and queries (the fewer, the "
-        f"paler) and images of one size, without training. AP on {found['images']} photographs of the training split; one "
+        f"paler) and images of one size, without training. AP on {found['images']} photographs of `val`; one "
         f"photograph on {found['engine']}. The line joins those that no other is both as fast as and as accurate as. Latencies "
         "but for the corners of the grid and the chosen point are between measured ones."
     )

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from leandetr.cli.main import app, err_console, out_console
-from leandetr.cli.options import Device, OneSplit, take_device, with_groups
+from leandetr.cli.options import BothSplits, Device, take_device, with_groups
 from leandetr.terminal import plain_table
 
 
@@ -17,7 +17,7 @@ from leandetr.terminal import plain_table
 @with_groups
 def trim(
     model: Annotated[str, typer.Argument(help="Saved float detector.")],
-    data: OneSplit,
+    data: BothSplits,
     out: Annotated[Path, typer.Option(help="Folder for the trimmed detector, frontier.json and frontier.png.")],
     max_ap_drop: Annotated[
         float | None, typer.Option(help="At most so much AP lost; 0.005, half a point, where no goal is given.")
@@ -28,13 +28,13 @@ def trim(
     engine: Annotated[
         str, typer.Option(help="Whose latency counts: pytorch, onnxruntime, openvino, executorch or litert.")
     ] = "onnxruntime",
-    held_out: Annotated[int, typer.Option(help="Training photographs that AP is measured on.", min=1)] = 256,
+    held_out: Annotated[int, typer.Option(help="Photographs of val that AP is measured on.", min=1)] = 256,
     device: Device = "auto",
 ) -> None:
     """Cut a trained detector to fewer decoder layers, queries and pixels, without training.
 
-    All three are measured together, on photographs of train and on the engine: AP of every combination, latency of some and
-    between them; `val` is not looked at.
+    All three are measured together: the AP of every combination on photographs of val, the latency of some on the engine, and
+    of the others between those. Photographs that chose are not to report by.
 
     Example: `leandetr trim runs/student --data DATA --max-ap-drop 0.005 --engine openvino --out runs/student-trimmed`
     """
@@ -78,7 +78,7 @@ def in_words(found: dict[str, Any]) -> str:
     """What a trimming found, as it stands in `frontier.json`, in a sentence."""
     full, chosen = found["full"], found["chosen"]
     return (
-        f"AP {chosen['ap']:.4f} against {full['ap']:.4f} on {found['images']} training photographs; "
+        f"AP {chosen['ap']:.4f} against {full['ap']:.4f} on {found['images']} photographs of val; "
         f"{chosen['latency_ms']:.2f} ms against {full['latency_ms']:.2f} on {found['engine']}, "
         f"{found['speedup']:.2f} times as fast [{found['speedup_low']:.2f}, {found['speedup_high']:.2f}]"
     )

@@ -114,8 +114,8 @@ class Search:
         if chosen == full:
             self.left_out.append("trimmed: no layer, query or pixel can leave without a loss")
             return
-        loss = f"at most {self.goal.drop:g} AP on training photographs"
-        yield from self._settled(self.trimming, f"Fewer layers, queries and pixels that cost {loss}; no training.")
+        why = f"Fewer layers, queries and pixels that cost at most {self.goal.drop:g} AP in float; no training."
+        yield from self._settled(self.trimming, why)
 
     def _in_time(self) -> Iterator[Candidate]:
         """Structures that are as fast as the goal, trained in turn."""

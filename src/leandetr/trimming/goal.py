@@ -50,7 +50,7 @@ class TrimGoal(Checked):
         max_ap_drop: in AP on the held-out photographs, a fraction; 0.005 where neither is given.
         target_latency_ms: of one photograph on the engine, with its post-processing.
         engine: a name in `ENGINES`.
-        held_out: photographs of the training split that AP is measured on, evenly spread; at most half of them.
+        held_out: photographs that AP is measured on, evenly spread; all where there are fewer.
     """
 
     max_ap_drop: float | None = Field(None, ge=0, lt=1)

@@ -1,7 +1,7 @@
 """The search: every point's AP of one forward a size, its latency of a few measurements, and the chosen one measured itself.
 
-AP is of photographs of the training split, evenly spread, so that `val` stays for the report; learned queries are put in order
-on others. A detector knows its training photographs better than new ones: their AP is higher, and it is the drop that counts.
+AP is of photographs that the detector was not trained on: on those it has learned by heart, fewer queries do. Learned ones are
+put in order on training photographs.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ BATCH = 8  # photographs in a forward
 
 
 def trim_within(
-    detector: Detector, split: Split, goal: TrimGoal, name: str = "the detector"
+    detector: Detector, judges: Split, others: Split, goal: TrimGoal, name: str = "the detector"
 ) -> tuple[Detector, dict[str, Any]]:
     """The trimmed detector, and the frontier that it was chosen on.
 
     Args:
         detector: float, in evaluation mode.
-        split: photographs with boxes; those that judge and those that put learned queries in order are both taken from it.
+        judges: photographs with boxes that the detector was not trained on, whose AP is measured.
+        others: those that put learned queries in order, by which none are judged.
         name: of the detector, in sentences and in the result.
 
     Returns:
@@ -47,27 +48,25 @@ def trim_within(
         "ap", "latency_ms", "measured"}.
 
     Raises:
-        UserError: a quantized detector, too few photographs or none with an object among those that judge, a target that
-            cannot be met.
+        UserError: a quantized detector, no photograph with an object among those that judge, a target that cannot be met.
     """
     check_float(detector, name)
-    judges, others = _shared(detector, split)
-    judges = [judges[place] for place in spread(len(judges), goal.held_out)]
+    images = spread(len(_dataset(detector, judges)), goal.held_out)
     order = None
     if query_count(detector) and not detector.family.queries_from_encoder:
-        chosen = [others[place] for place in spread(len(others), goal.held_out)]
-        order = order_of_use(detector, Loader(Subset(_dataset(detector, split), chosen), BATCH))
+        dataset = _dataset(detector, others)
+        order = order_of_use(detector, Loader(Subset(dataset, spread(len(dataset), goal.held_out)), BATCH))
         detector = in_order(detector, order)
     grid = grid_of(detector)
-    points = _judged(estimated(grid, split, goal.engine), grid, split, judges)
+    points = _judged(estimated(grid, judges, goal.engine), grid, judges, images)
     full = points[grid.layers[0], detector.config.num_queries, own_size(detector)]
-    point, trimmed, row = _chosen(detector, points, full, goal, split)
+    point, trimmed, row = _chosen(detector, points, full, goal, judges)
     found = {
         "model": name,
         "engine": goal.engine,
         "goal": {"max_ap_drop": goal.drop} if goal.target_latency_ms is None else {"target_latency_ms": goal.target_latency_ms},
-        "images": len(judges),
-        "judged_on": f"train: {split.annotations}",
+        "images": len(images),
+        "judged_on": str(judges.annotations),
         "full": full.as_dict(),
         "chosen": point.as_dict(),
         **{key: row[key] for key in ("speedup", "speedup_low", "speedup_high")},
@@ -78,14 +77,6 @@ def trim_within(
         "environment": environment(),
     }
     return trimmed, found
-
-
-def _shared(detector: Detector, split: Split) -> tuple[list[int], list[int]]:
-    """The photographs that may judge, every second one, and the others."""
-    count = len(_dataset(detector, split))
-    if count < 2:
-        raise UserError(f"{split.annotations} has fewer than 2 images, and trimming needs some to judge by; add some")
-    return list(range(0, count, 2)), list(range(1, count, 2))
 
 
 def _dataset(detector: Detector, split: Split) -> CocoDataset:
