@@ -98,7 +98,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def few_steps(monkeypatch):
-    """Rounding by detections takes eight steps of its 256."""
+    """Rounding by detections takes eight steps of its 512."""
     monkeypatch.setattr("leandetr.quantization.passes.reconstruct.STEPS", 8)
 
 

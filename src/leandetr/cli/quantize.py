@@ -98,7 +98,9 @@ def quantize(
     group_size: Annotated[int | None, typer.Option(help="Weights that share a scale, 32, 64 or 128, for weight-only.")] = None,
     calibration: Annotated[
         int | None,
-        typer.Option(help="Training images to choose grids and round with; 128 or all there are by default.", min=1),
+        typer.Option(
+            help="Training images to choose grids and round with; by default 128, below 8 bits 512, or all there are.", min=1
+        ),
     ] = None,
     device: Device = "auto",
     set_: Annotated[

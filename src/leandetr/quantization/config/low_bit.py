@@ -36,7 +36,8 @@ class LowBit(Scheme):
         depthwise: bits of depthwise convolutions' weights and inputs, where the others' are fewer. They hold a few weights
             a channel and few of the products, and lose the most (Jacob et al., 2018, and all low-bit mobile networks since).
         part: "all", or "backbone", which leaves encoder and decoder float: the first of Q-DETR's two stages.
-        calibration_images: how many images the steps are initialised with, by the least squared rounding error.
+        calibration_images: how many images the steps are initialised with, by the least squared rounding error; without a
+            training they choose the rounding too, for which 128 are too few (docs/results.md).
     """
 
     bits: str = "4-4-8"
@@ -44,7 +45,7 @@ class LowBit(Scheme):
     first_convolution: int = 8
     depthwise: int = 8
     part: str = "all"
-    calibration_images: int = 128
+    calibration_images: int = 512
 
     name: ClassVar[str] = "low-bit"
     trained: ClassVar[bool] = True

@@ -36,7 +36,7 @@ class WeightOnly(Scheme):
 
     bits: int = 8
     group_size: int = 64
-    calibration_images: int = 128
+    calibration_images: int = 512
 
     name: ClassVar[str] = "weight-only"
 

@@ -42,7 +42,7 @@ Layer = nn.Linear | nn.Conv2d
 Chosen = dict[Layer, tuple[Tensor, Tensor]]
 M = TypeVar("M", bound=nn.Module)
 
-STEPS = 256
+STEPS = 512
 JUDGES = 32
 IMAGES = 2  # a step: the answers differ little from image to image, so many small steps are worth more than few large ones
 WEIGHT_RATE = 2e-3  # of the mean step of a layer's weights
