@@ -90,6 +90,13 @@ def measured(monkeypatch):
     return asked
 
 
+def test_where_nothing_can_leave_the_untrimmed_detector_is_chosen_as_it_was_measured(measured):
+    full, less = Point(3, 10, (64, 64), 0.5, 10.0, True), Point(2, 10, (64, 64), 0.1, 5.0)
+    found = module._chosen("whole", {point.key: point for point in (full, less)}, full, TrimGoal(max_ap_drop=0.01), None)
+    assert found == (full, "whole", {"speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0})
+    assert not measured
+
+
 @pytest.mark.slow
 def test_a_trimmed_detector_is_one_like_any_other(measured, run, tmp_path):
     data = write_shapes(tmp_path / "data", 8, 2, (64, 64))

@@ -6,6 +6,7 @@ put in order on training photographs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch.utils.data import Subset
@@ -14,7 +15,7 @@ from leandetr.analysis.snapshots import spread
 from leandetr.data.batches import Loader
 from leandetr.data.coco import CocoDataset, Split
 from leandetr.data.transforms import eval_transform
-from leandetr.deployment.benchmark import Measurement, environment
+from leandetr.deployment.benchmark import environment
 from leandetr.deployment.budget import truth_of
 from leandetr.deployment.latency import measured
 from leandetr.detectors.detector import Detector
@@ -27,6 +28,7 @@ from leandetr.trimming.goal import Point, TrimGoal, frontier
 from leandetr.trimming.latency import Key, estimated
 
 BATCH = 8  # photographs in a forward
+SPEEDUPS = ("speedup", "speedup_low", "speedup_high")
 
 
 def trim_within(
@@ -69,7 +71,7 @@ def trim_within(
         "judged_on": str(judges.annotations),
         "full": full.as_dict(),
         "chosen": point.as_dict(),
-        **{key: row[key] for key in ("speedup", "speedup_low", "speedup_high")},
+        **{key: row[key] for key in SPEEDUPS},
         "points": [each.as_dict() for each in points.values()],
         "frontier": [each.as_dict() for each in frontier(list(points.values()))],
         "order": order,
@@ -103,10 +105,10 @@ def _judged(points: dict[Key, Point], grid: Grid, split: Split, images: list[int
 
 def _chosen(
     detector: Detector, points: dict[Key, Point], full: Point, goal: TrimGoal, split: Split
-) -> tuple[Point, Detector, Measurement]:
-    """The chosen point, measured in turn with the full detector. What a measurement says in place of an estimate may make
-    another point the chosen one, until one is chosen that was measured. The points get what was measured."""
-    tried: dict[Key, tuple[Detector, Measurement]] = {}
+) -> tuple[Point, Detector, Mapping[str, Any]]:
+    """The chosen point, measured in turn with the full detector, unless it is that. What a measurement says in place of an
+    estimate may make another point the chosen one, until one is chosen that was measured. The points get what was measured."""
+    tried: dict[Key, tuple[Detector, Mapping[str, Any]]] = {full.key: (detector, dict.fromkeys(SPEEDUPS, 1.0))}
     while (point := goal.choose(list(points.values()), full)).key not in tried:
         trimmed = trim(detector, *point.key)
         row = measured({"full": detector, "trimmed": trimmed}, split, goal.engine)["trimmed"]
