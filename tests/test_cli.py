@@ -548,6 +548,15 @@ def test_an_interrupt_says_how_to_go_on(run, monkeypatch, shapes, tmp_path, modu
     assert "the same command goes on" in err
 
 
+@pytest.fixture
+def interruptible():
+    """Not as a shell's `&` may have started the tests, which ignores interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_that_a_library_takes_for_a_fault_of_its_own_is_one(run, monkeypatch, tmp_path):
     def interrupted(*_args):
         try:
@@ -556,10 +565,9 @@ def test_an_interrupt_that_a_library_takes_for_a_fault_of_its_own_is_one(run, mo
             raise UserError("the model cannot be exported") from interrupt
 
     monkeypatch.setattr("leandetr.data.shapes.write_shapes", interrupted)
-    before = signal.getsignal(signal.SIGINT)
     status, _, err = run("data", "shapes", "--out", tmp_path / "out")
     assert (status, err.strip()) == (130, "interrupted; the same command goes on from here")
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_termination_says_how_to_go_on_and_leaves_nothing_half_written(run, monkeypatch, tmp_path):
