@@ -56,7 +56,12 @@ def done(names: Iterable[str], jobs: int) -> Iterator[tuple[fuzz.Row, float]]:
 
 def _row(name: str) -> tuple[fuzz.Row, float]:
     begun = time.monotonic()
-    return ROWS[name](), time.monotonic() - begun
+    try:
+        row = ROWS[name]()
+    except Exception as error:  # of what tries, not of what is tried: the other rows go on
+        row = fuzz.Row(name)
+        row.add(name, f"fault: the row itself broke off, {error!r}")
+    return row, time.monotonic() - begun
 
 
 def rows(subjects: Path, work: Path, given: argparse.Namespace) -> dict[str, Callable[[], fuzz.Row]]:
