@@ -117,6 +117,14 @@ class Distiller(nn.Module):
 
         Raises UserError where the answers cannot be kept, or the folder holds those of another teacher, data or size.
         """
+        teacher = self.check_cached()
+        needs = frozenset[str]().union(*(term.needs for _, term in self._named_terms))
+        cache = TeacherCache(folder, DetectorTeacher(teacher, self.student), dataset, needs)
+        cache.fill(epochs, **loading)
+        self.teacher = cache
+
+    def check_cached(self) -> Detector:
+        """The detector that is the teacher. Raises UserError where what the terms ask of it cannot be kept."""
         if self.teacher.changes:
             raise UserError(f"the answers of {self.teacher.source} change in every step, and a cache keeps them; leave it out")
         if not self.teacher.detects:
@@ -132,10 +140,7 @@ class Distiller(nn.Module):
                     f"the {name} term asks the teacher's {', '.join(sorted(unkept))} in every step, which a cache "
                     "does not keep; leave out the cache" + ", or set general of kd-detr to false" * (name == "kd-detr")
                 )
-        needs = frozenset[str]().union(*(term.needs for _, term in self._named_terms))
-        cache = TeacherCache(folder, DetectorTeacher(self.teacher.detector, self.student), dataset, needs)
-        cache.fill(epochs, **loading)
-        self.teacher = cache
+        return self.teacher.detector
 
     def _answer(self, batch: Batch) -> tuple[DetectorOutput | None, Batch]:
         """The teacher's, where a term needs anything of it."""

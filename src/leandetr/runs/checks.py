@@ -42,8 +42,11 @@ def check_names(models: Iterable[Model], variants: Iterable[Variant], benchmark:
 def check_fit(
     student: Detector, teacher: Detector | Teacher, distillation: Distillation, quantizations: Sequence[Quantization]
 ) -> None:
-    """Raises UserError where a student cannot learn from a teacher by a method, or has no layer that an override names."""
-    Distiller(student, teacher, build_terms(distillation, student, teacher))
+    """Raises UserError where a student cannot learn from a teacher by a method, where the teacher's answers cannot be kept, or
+    where a student has no layer that an override names."""
+    distiller = Distiller(student, teacher, build_terms(distillation, student, teacher))
+    if distillation.cache is not None:
+        distiller.check_cached()
     check_quantizations(student, quantizations)
 
 
