@@ -537,7 +537,10 @@ def test_debug_shows_the_traceback(run, tmp_path):
         run("--debug", "evaluate", tmp_path / "nowhere", "--data", tmp_path)
 
 
-@pytest.mark.parametrize(("module", "name"), [("leandetr.verbs", "train"), ("leandetr.cli.main", "app")])  # outside of typer
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("leandetr.verbs", "train"), ("leandetr.cli.main", "app"), ("logging", "basicConfig")],  # outside of typer, and before it
+)
 def test_an_interrupt_says_how_to_go_on(run, monkeypatch, shapes, tmp_path, module, name):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt

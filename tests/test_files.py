@@ -198,3 +198,21 @@ class TestClaim:
             meets(claiming(tmp_path / "out", "a"), UserError("the disk is full"))
         with pytest.raises(UserError, match="other settings"):
             claim_folder(tmp_path / "out", "b")
+
+
+def test_a_folder_that_is_replaced_is_never_half_there(tmp_path, monkeypatch):
+    with writing_folder(tmp_path / "out") as folder:
+        folder.mkdir()
+        for name in ("marker", "old"):
+            (folder / name).touch()
+
+    def interrupted(path, **_):
+        (path / "marker").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), writing_folder(tmp_path / "out") as folder:
+        folder.mkdir()
+        (folder / "marker").touch()
+        (folder / "new").touch()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["marker", "new"]

@@ -45,16 +45,17 @@ def writing_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _renamed(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, before = (path.with_name(f".{path.name}.{os.getpid()}{which}.tmp") for which in ("", ".before"))
     with errors_of_writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             if temporary.is_dir() and path.is_dir():
-                shutil.rmtree(path)
+                os.replace(path, before)  # half-removed under its own name, it would be nobody's
             os.replace(temporary, path)
         finally:
             _remove(temporary)
+            _remove(before)
 
 
 @contextmanager

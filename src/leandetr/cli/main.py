@@ -99,19 +99,11 @@ def _heeding(came: list[int]) -> Iterator[None]:
 def main() -> None:
     """Run a command; what the user can mend is one sentence and exit status 2."""
     debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name may hold what a terminal's encoding lacks
-    for variable, value in QUIET.items():
-        os.environ.setdefault(variable, value)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    warnings.filterwarnings("ignore", module="transformers|torch|timm")
-    warnings.filterwarnings("ignore", message="Image size")  # Pillow's of half the size at which it refuses an image
     came: list[int] = []
     try:
         with _heeding(came):
-            app(arguments)
+            _set_up()
+            app([argument for argument in sys.argv[1:] if argument != "--debug"])
     except Stopped as stop:
         _end(stop)
     except SystemExit as stop:
@@ -128,6 +120,18 @@ def main() -> None:
             raise
         err_console.print(f"error: {said}", soft_wrap=True)
         sys.exit(2)
+
+
+def _set_up() -> None:
+    """What libraries may say, and how."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name may hold what a terminal's encoding lacks
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    warnings.filterwarnings("ignore", module="transformers|torch|timm")
+    warnings.filterwarnings("ignore", message="Image size")  # Pillow's of half the size at which it refuses an image
 
 
 def _end(stop: Stopped) -> NoReturn:
