@@ -201,18 +201,18 @@ class TestClaim:
 
 
 def test_a_folder_that_is_replaced_is_never_half_there(tmp_path, monkeypatch):
-    with writing_folder(tmp_path / "out") as folder:
-        folder.mkdir()
-        for name in ("marker", "old"):
-            (folder / name).touch()
+    def write(*names):
+        with writing_folder(tmp_path / "out") as folder:
+            folder.mkdir()
+            for name in names:
+                (folder / name).touch()
 
     def interrupted(path, **_):
         (path / "marker").unlink()
         raise KeyboardInterrupt
 
+    write("marker", "old")
     monkeypatch.setattr("shutil.rmtree", interrupted)
-    with pytest.raises(KeyboardInterrupt), writing_folder(tmp_path / "out") as folder:
-        folder.mkdir()
-        (folder / "marker").touch()
-        (folder / "new").touch()
+    with pytest.raises(KeyboardInterrupt):
+        write("marker", "new")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["marker", "new"]

@@ -18,7 +18,6 @@ from leandetr.deployment.mobile_export import FORMATS, export_mobile
 from leandetr.deployment.pytorch import PlainDetector, PyTorchRuntime
 from leandetr.deployment.silence import silenced
 from leandetr.errors import UserError
-from leandetr.quantization import WeightOnly, quantize
 
 SUFFIX = {"executorch": ".pte", "litert": ".tflite"}
 FAMILIES = [
@@ -105,8 +104,6 @@ def test_what_cannot_be_written_is_a_sentence(build, tmp_path, monkeypatch, to, 
     detector, path = build("conditional_detr"), tmp_path / f"m{suffix}"
     with pytest.raises(UserError, match=rf"m\.onnx: an? \w+ file ends in \{suffix}"):
         export_mobile(detector, tmp_path / "m.onnx", to)
-    with pytest.raises(UserError, match="gets float detectors, this one is quantized"):
-        export_mobile(quantize(detector, WeightOnly(), ()), path, to)
     free = build("detr", size=None, shortest_edge=96, longest_edge=160)
     with pytest.raises(UserError, match="takes photographs of one size, which this detector has not; add --image-size"):
         export_mobile(free, path, to)

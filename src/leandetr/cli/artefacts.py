@@ -72,7 +72,7 @@ def export(
     out: Annotated[Path, typer.Option(help="The .onnx, .xml, .pte or .tflite file.")],
     to: Annotated[
         str,
-        typer.Option(help="onnx, tensorrt (an .onnx as it takes them quantized), openvino, executorch or litert (both float)."),
+        typer.Option(help="onnx, tensorrt (an .onnx as it takes them quantized), openvino, executorch or litert."),
     ] = "onnx",
     image_size: Annotated[
         tuple[int, int] | None, typer.Option(help="Fixed height and width; the model's own by default.")

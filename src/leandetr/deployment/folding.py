@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from leandetr.deployment.xnnpack import multiplies_integers, spell_integers
+
 aten = torch.ops.aten
 
 
@@ -20,18 +22,23 @@ def folded_graph(model: nn.Module, pixels: Tensor) -> fx.GraphModule:
     """The graph of `model(pixels)`, in evaluation mode, for photographs of that shape."""
     traced = torch.export.export(model, (pixels,), strict=False).module(check_guards=False)
     assert isinstance(traced, fx.GraphModule)
-    _fold(traced)
     for node in list(traced.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:  # held while it was traced; it would keep what it looks at
             traced.graph.erase_node(node)
+        elif node.target is aten.to.dtype and node.args[0].meta["val"].dtype == node.args[1]:  # it changes nothing
+            node.replace_all_uses_with(node.args[0])
         elif node.target in SPELLED_OUT:
             SPELLED_OUT[node.target](traced.graph, node)
     traced.graph.eliminate_dead_code()
+    _fold(traced)
+    traced.graph.eliminate_dead_code()
+    spell_integers(traced, _changed_in_place(traced.graph.nodes))
     return fx.GraphModule(traced, traced.graph).eval()  # without what nothing reads; an exported module refuses `eval`
 
 
 def _fold(module: fx.GraphModule) -> None:
-    """Replace every tensor that is made of constants alone, and that something else reads, by its value."""
+    """Replace every tensor that is made of constants alone, and that something else reads, by its value; but for weights that
+    engines multiply as integers."""
     changed = _changed_in_place(module.graph.nodes)
     known: dict[fx.Node, Any] = {}
     for node in module.graph.nodes:
@@ -40,6 +47,8 @@ def _fold(module: fx.GraphModule) -> None:
         elif _is_function(node) and node not in changed and all(each in known for each in node.all_input_nodes):
             args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
             known[node] = node.target(*args, **kwargs)
+    for weight in [node for node in known if multiplies_integers(node, known)]:
+        del known[weight]
     computed = [node for node in known if node.op != "get_attr" and isinstance(known[node], Tensor)]
     for number, node in enumerate(computed):
         readers = [user for user in node.users if user not in known]

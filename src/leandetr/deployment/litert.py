@@ -1,4 +1,4 @@
-"""LiteRT's (formerly TensorFlow Lite's) `.tflite`, in float32.
+"""LiteRT's (formerly TensorFlow Lite's) `.tflite`, in float32 or with integers.
 
 The file's one signature takes pixel_values (1, 3, H, W) float32, normalised, and gives logits (1, N, C) and boxes (1, N, 4).
 The metadata's text is the entry "leandetr.json" of a ZIP archive behind the graph, where TensorFlow Lite's own metadata keeps
@@ -7,15 +7,20 @@ associated files: interpreters pass over it, and `unzip` lists it.
 
 from __future__ import annotations
 
+import operator
 import zipfile
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
 from leandetr.deployment.metadata import KEY
 from leandetr.deployment.silence import silenced
 from leandetr.errors import UserError
+from leandetr.quantization.layers.operators import dequantize
+
+quantized = torch.ops.quantized_decomposed
 
 MISSING = "this needs the package {}; install it with: pip install 'leandetr[litert]'"
 ENTRY = f"{KEY}.json"
@@ -33,15 +38,44 @@ class Named(nn.Module):
         return {"logits": logits, "boxes": boxes}
 
 
-def write_litert(graph: nn.Module, pixels: Tensor, text: str, file: Path) -> None:
+def write_litert(graph: fx.GraphModule, pixels: Tensor, text: str, file: Path) -> None:
     """Write a detector's graph (`folding.py`) for photographs of the shape of `pixels` (1, 3, H, W), with its metadata.
 
     Raises UserError where litert-torch is not installed, and whatever it raises at operators that it does not know.
     """
-    converted = _import_converter().convert(Named(graph).eval(), sample_kwargs={"pixel_values": pixels})
+    converter, options = _import_converter(), {}
+    if _round_floats(graph):
+        options["quant_config"] = _static()
+    converted = converter.convert(Named(graph).eval(), sample_kwargs={"pixel_values": pixels}, **options)
     file.write_bytes(converted.model_content())
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr(ENTRY, text)
+
+
+def _round_floats(graph: fx.GraphModule) -> bool:
+    """Let the compiler round floats to the integers of weights itself, in place: it takes no integers that are there already.
+    Whether there are any."""
+    found = False
+    for node in list(graph.graph.nodes):
+        if node.target is quantized.dequantize_per_channel.default:
+            name = f"{node.name}_float"
+            integers, scale = (operator.attrgetter(str(each.target))(graph) for each in node.args[:2])
+            graph.register_buffer(name, dequantize(integers, scale))
+            with graph.graph.inserting_before(node):
+                floats = graph.graph.get_attr(name)
+                rounded = graph.graph.call_function(quantized.quantize_per_channel.default, (floats, *node.args[1:]))
+            node.update_arg(0, rounded)
+            found = True
+    graph.recompile()
+    return found
+
+
+def _static() -> Any:
+    """What tells the compiler that the graph's grids are to become its own."""
+    from litert_torch.quantize import pt2e_quantizer, quant_config
+
+    setting = pt2e_quantizer.get_symmetric_quantization_config(is_per_channel=True)
+    return quant_config.QuantConfig(pt2e_quantizer=pt2e_quantizer.PT2EQuantizer().set_global(setting))
 
 
 def open_interpreter(path: Path, threads: int) -> Any:

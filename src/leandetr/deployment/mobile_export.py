@@ -1,4 +1,4 @@
-"""A float detector as one file for ExecuTorch or LiteRT, checked against PyTorch before it gets its name.
+"""A detector as one file for ExecuTorch or LiteRT, checked against PyTorch before it gets its name.
 
 Their graphs have one shape: one photograph a call, of one size.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx
 
 from leandetr.deployment.executorch import check_pte, write_executorch
 from leandetr.deployment.file_runtime import FileRuntime
@@ -21,7 +21,8 @@ from leandetr.deployment.mobile_runtimes import ExecuTorchRuntime, LiteRtRuntime
 from leandetr.deployment.pytorch import PlainDetector
 from leandetr.deployment.silence import silenced
 from leandetr.deployment.tracing import ExportError, preprocessing_for, quiet_export, root, sample_of
-from leandetr.deployment.verify import verify
+from leandetr.deployment.verify import FLOAT_TOLERANCE, INTEGER_TOLERANCE, verify
+from leandetr.deployment.xnnpack import check_xnnpack
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.files import writing
@@ -33,7 +34,7 @@ class Format:
     packages: that write it."""
 
     check: Callable[[Path], None]
-    write: Callable[[nn.Module, Tensor, str, Path], None]
+    write: Callable[[fx.GraphModule, Tensor, str, Path], None]
     runtime: type[ExecuTorchRuntime] | type[LiteRtRuntime]
     packages: tuple[str, ...]
 
@@ -45,10 +46,10 @@ FORMATS = {
 
 
 def export_mobile(detector: Detector, path: Path, to: str, image_size: tuple[int, int] | None = None) -> Path:
-    """Write a float detector, on the CPU, as a file that carries all that is needed to use it.
+    """Write a detector, on the CPU, as a file that carries all that is needed to use it.
 
     Args:
-        detector: any of the families; it is left as it is.
+        detector: any of the families, float or on the grids of `Static(target="xnnpack")`; it is left as it is.
         path: where the file goes, ending in .pte or .tflite; an existing one is replaced once the new one has been checked.
         to: a name in `FORMATS`.
         image_size: fixed (height, width) that photographs are resized to, by default that of the detector's preprocessing.
@@ -56,14 +57,13 @@ def export_mobile(detector: Detector, path: Path, to: str, image_size: tuple[int
     Before the file gets its name, the engine and PyTorch answer the same random pixels; a warning is given as by `export_onnx`.
 
     Raises:
-        UserError: another ending, a package that is not installed, a quantized detector, no fixed size or one that the family
-            cannot take, or a model that cannot be written like this or that the engine cannot run.
+        UserError: another ending, a package that is not installed, a detector quantized otherwise, no fixed size or one that
+            the family cannot take, or a model that cannot be written like this or that the engine cannot run.
     """
     path, chosen = Path(path), FORMATS[to]
     title = chosen.runtime.title
     chosen.check(path)
-    if scheme_of(detector) is not None:
-        raise UserError(f"{path}: {title} gets float detectors, this one is quantized; export the float one, or add --to onnx")
+    check_xnnpack(detector, path, title)
     preprocessing = preprocessing_for(detector, path, image_size, end_to_end=False)
     if preprocessing.size is None:
         raise UserError(
@@ -75,7 +75,8 @@ def export_mobile(detector: Detector, path: Path, to: str, image_size: tuple[int
     try:
         with writing(path) as temporary:
             _write(model, metadata, chosen, temporary)
-            verify(path, model, _opened(chosen, temporary), (1,))
+            tolerance = FLOAT_TOLERANCE if scheme_of(detector) is None else INTEGER_TOLERANCE
+            verify(path, model, _opened(chosen, temporary), (1,), tolerance)
     except ExportError as error:
         raise UserError(f"{path}: {detector.config.model_type} {error}; add --to onnx") from error
     finally:

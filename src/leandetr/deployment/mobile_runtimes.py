@@ -69,8 +69,16 @@ class LiteRtRuntime(FileRuntime):
                 raise UserError(f"{path}: LiteRT cannot run it ({error}); export it again with this version") from error
 
     def infer(self, feed: dict[str, NDArray], outputs: list[str]) -> list[NDArray]:
-        answers = [self.call(pixel_values=image[None]) for image in feed["pixel_values"]]
+        answers = [self.call(pixel_values=self._taken(image[None])) for image in feed["pixel_values"]]
         return _stacked([[answer[name] for name in outputs] for answer in answers])
+
+    def _taken(self, pixels: NDArray) -> NDArray:
+        """As the file takes them: a quantized one on the grid of int8 that it names."""
+        given = self.call.get_input_details()["pixel_values"]
+        if given["dtype"] != np.int8:
+            return pixels
+        scale, zero_point = given["quantization"]
+        return np.clip(np.round(pixels / scale) + zero_point, -128, 127).astype(np.int8)
 
 
 def _stacked(answers: Sequence[Sequence[NDArray]]) -> list[NDArray]:

@@ -134,7 +134,8 @@ def export(  # noqa: PLR0913 - what a file can be is what is asked
     LiteRT's .tflite.
 
     to: "onnx"; "tensorrt", an .onnx with integers as TensorRT takes them, of a detector quantized with
-    `Static(target="tensorrt")`; "openvino"; or, of float detectors, "executorch" or "litert". queries: as in `evaluate`.
+    `Static(target="tensorrt")`; "openvino"; or, of float detectors and those of `Static(target="xnnpack")`, "executorch" or
+    "litert". queries: as in `evaluate`.
     end_to_end: from the bytes of a photograph to detections in one graph. opset: of ONNX. half: products in float16, of a float
     detector's .onnx.
     """

@@ -13,7 +13,7 @@ GROUP_SIZES = (32, 64, 128)
 
 AUTO = "auto"
 ACTIVATIONS = (FLOAT, "dynamic", "static")
-CPU, TENSORRT = TARGETS = ("cpu", "tensorrt")
+CPU, TENSORRT, XNNPACK = TARGETS = ("cpu", "tensorrt", "xnnpack")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class Static(Scheme):
         attention: whether the products of attention, q k^T and p v, multiply integers too, where the model's attention can be
             opened; what that gains is in `passes/operands.py`.
         target: what the grids are for. "cpu", ONNX Runtime and OpenVINO: unsigned, with zero points. "tensorrt": signed around
-            0, of 8 bits, and none on the output of a convolution that no ReLU follows, as TensorRT wants it.
+            0, of 8 bits, and none on the output of a convolution that no ReLU follows, as TensorRT wants it. "xnnpack",
+            ExecuTorch and LiteRT: as for the CPU, of 8 bits, and one on the output of every layer, linear ones too.
     """
 
     weight_bits: int = 8

@@ -10,6 +10,7 @@ on grids. So:
 - every other static convolution gets a grid on its own output.
 
 TensorRT adds a shortcut in the convolution before it, whose sum it keeps in float for that: there the last rule does not hold.
+XNNPACK runs no product in integers whose output goes to no grid: there linear layers are placed as convolutions are.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from leandetr.quantization.config import LowBit, Static
+from leandetr.quantization.config.post_training import XNNPACK
 from leandetr.quantization.grids import GridSetting
 from leandetr.quantization.layers.modules import GIVEN_INPUT, GRID_INPUT, LayerPlan
 from leandetr.quantization.passes.flow import watch
@@ -52,20 +54,24 @@ def place(model: nn.Module, settings: dict[nn.Module, Static], run: Callable[[],
     rectifiers = [module for module in model.modules() if isinstance(module, RECTIFIERS)]
     flow = watch([*settings, *rectifiers], run)
     placement = Placement(idle={layer for layer in settings if layer not in flow.sources})
-    convolutions = {layer: setting.grid() for layer, setting in settings.items() if isinstance(layer, nn.Conv2d)}
+    closed = {
+        layer: setting.grid()
+        for layer, setting in settings.items()
+        if isinstance(layer, nn.Conv2d) or setting.target == XNNPACK
+    }
 
     for rectifier in rectifiers:
         if len(flow.sources.get(rectifier, [])) != 1:
             continue
         neighbours = [flow.source(rectifier), *flow.consumers.get(rectifier, ())]
-        found = [convolutions[module] for module in neighbours if module in convolutions]
+        found = [closed[module] for module in neighbours if module in closed]
         if found:
             placement.add_activations({rectifier: max(found, key=lambda grid: grid.bits)})
-    for conv, grid in convolutions.items():
-        follows = flow.consumers.get(conv, set())
-        gridded = follows and all(module in placement.activations and flow.source(module) is conv for module in follows)
-        if conv not in placement.idle and not gridded and not grid.symmetric:
-            placement.outputs[conv] = grid
+    for layer, grid in closed.items():
+        follows = flow.consumers.get(layer, set())
+        gridded = follows and all(module in placement.activations and flow.source(module) is layer for module in follows)
+        if layer not in placement.idle and not gridded and not grid.symmetric:
+            placement.outputs[layer] = grid
 
     for layer, setting in settings.items():
         if layer in placement.idle:
