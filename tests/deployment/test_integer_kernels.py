@@ -154,7 +154,8 @@ def test_weights_are_unpacked_where_the_convolution_has_no_grid_behind_it():
 def linear(turned=True, each=True, integer_bias=True, zero=0, other=None):
     """x on a grid (..., 7) times integer weights, plus a bias (5,); other: "second reader" or "activation" in place of one."""
     steps = np.linspace(0.01, 0.03, 5).astype(np.float32) if each else np.float32(0.02)
-    weight = RNG.integers(-127, 128, (5, 7) if turned else (7, 5)).astype(np.int8)
+    # a pair of 255 * 127 is beyond the int16 that ONNX Runtime adds it in on a processor without VNNI
+    weight = RNG.integers(-63, 64, (5, 7) if turned else (7, 5)).astype(np.int8)
     values = {
         "scale": np.float32(0.02),
         "zero": np.uint8(120),
