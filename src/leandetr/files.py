@@ -45,17 +45,27 @@ def writing_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _renamed(path: Path) -> Iterator[Path]:
-    temporary, before = (path.with_name(f".{path.name}.{os.getpid()}{which}.tmp") for which in ("", ".before"))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with errors_of_writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             if temporary.is_dir() and path.is_dir():
-                os.replace(path, before)  # half-removed under its own name, it would be nobody's
-            os.replace(temporary, path)
+                _replace_folder(temporary, path)
+            else:
+                os.replace(temporary, path)
         finally:
             _remove(temporary)
-            _remove(before)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """The old one moves aside before it is removed: half-removed under its own name, it would be nobody's."""
+    before = path.with_name(f".{path.name}.{os.getpid()}.before.tmp")
+    os.replace(path, before)
+    try:
+        os.replace(new, path)
+    finally:
+        _remove(before)
 
 
 @contextmanager

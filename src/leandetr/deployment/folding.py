@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from leandetr.deployment.xnnpack import multiplies_integers, spell_integers
+from leandetr.deployment.xnnpack import attribute, multiplies_integers, spell_integers
 
 aten = torch.ops.aten
 
@@ -30,20 +30,20 @@ def folded_graph(model: nn.Module, pixels: Tensor) -> fx.GraphModule:
         elif node.target in SPELLED_OUT:
             SPELLED_OUT[node.target](traced.graph, node)
     traced.graph.eliminate_dead_code()
-    _fold(traced)
+    changed = _changed_in_place(traced.graph.nodes)
+    _fold(traced, changed)
     traced.graph.eliminate_dead_code()
-    spell_integers(traced, _changed_in_place(traced.graph.nodes))
+    spell_integers(traced, changed)
     return fx.GraphModule(traced, traced.graph).eval()  # without what nothing reads; an exported module refuses `eval`
 
 
-def _fold(module: fx.GraphModule) -> None:
+def _fold(module: fx.GraphModule, changed: set[fx.Node]) -> None:
     """Replace every tensor that is made of constants alone, and that something else reads, by its value; but for weights that
-    engines multiply as integers."""
-    changed = _changed_in_place(module.graph.nodes)
+    engines multiply as integers. changed: what operators write into."""
     known: dict[fx.Node, Any] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr" and node not in changed:
-            known[node] = _attribute(module, str(node.target))
+            known[node] = attribute(module, node)
         elif _is_function(node) and node not in changed and all(each in known for each in node.all_input_nodes):
             args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
             known[node] = node.target(*args, **kwargs)
@@ -81,12 +81,6 @@ def _changed_in_place(nodes: Iterable[fx.Node]) -> set[fx.Node]:
                 changed.add(found)
                 waiting += found.all_input_nodes[:1]
     return changed
-
-
-def _attribute(module: nn.Module, name: str) -> Any:
-    for part in name.split("."):
-        module = getattr(module, part)
-    return module
 
 
 def _exp2(graph: fx.Graph, node: fx.Node) -> None:

@@ -1,26 +1,25 @@
 """LiteRT's (formerly TensorFlow Lite's) `.tflite`, in float32 or with integers.
 
-The file's one signature takes pixel_values (1, 3, H, W) float32, normalised, and gives logits (1, N, C) and boxes (1, N, 4).
+The file's one signature takes pixel_values (1, 3, H, W), normalised, float32 or, with integers, int8 on the grid that its
+details name, and gives logits (1, N, C) and boxes (1, N, 4).
 The metadata's text is the entry "leandetr.json" of a ZIP archive behind the graph, where TensorFlow Lite's own metadata keeps
 associated files: interpreters pass over it, and `unzip` lists it.
 """
 
 from __future__ import annotations
 
-import operator
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from leandetr.deployment.metadata import KEY
 from leandetr.deployment.silence import silenced
+from leandetr.deployment.xnnpack import attribute, decomposed
 from leandetr.errors import UserError
 from leandetr.quantization.layers.operators import dequantize
-
-quantized = torch.ops.quantized_decomposed
 
 MISSING = "this needs the package {}; install it with: pip install 'leandetr[litert]'"
 ENTRY = f"{KEY}.json"
@@ -43,31 +42,27 @@ def write_litert(graph: fx.GraphModule, pixels: Tensor, text: str, file: Path) -
 
     Raises UserError where litert-torch is not installed, and whatever it raises at operators that it does not know.
     """
-    converter, options = _import_converter(), {}
-    if _round_floats(graph):
-        options["quant_config"] = _static()
-    converted = converter.convert(Named(graph).eval(), sample_kwargs={"pixel_values": pixels}, **options)
+    converter = _import_converter()
+    weights = [node for node in graph.graph.nodes if node.target is decomposed.dequantize_per_channel.default]
+    _round_floats(graph, weights)
+    setting = _static() if weights else None
+    converted = converter.convert(Named(graph).eval(), sample_kwargs={"pixel_values": pixels}, quant_config=setting)
     file.write_bytes(converted.model_content())
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr(ENTRY, text)
 
 
-def _round_floats(graph: fx.GraphModule) -> bool:
-    """Let the compiler round floats to the integers of weights itself, in place: it takes no integers that are there already.
-    Whether there are any."""
-    found = False
-    for node in list(graph.graph.nodes):
-        if node.target is quantized.dequantize_per_channel.default:
-            name = f"{node.name}_float"
-            integers, scale = (operator.attrgetter(str(each.target))(graph) for each in node.args[:2])
-            graph.register_buffer(name, dequantize(integers, scale))
-            with graph.graph.inserting_before(node):
-                floats = graph.graph.get_attr(name)
-                rounded = graph.graph.call_function(quantized.quantize_per_channel.default, (floats, *node.args[1:]))
-            node.update_arg(0, rounded)
-            found = True
+def _round_floats(graph: fx.GraphModule, weights: Iterable[fx.Node]) -> None:
+    """Let the compiler round floats to the weights' integers itself, in place: it takes none that are there already."""
+    for node in weights:
+        name = f"{node.name}_float"
+        integers, scale = (attribute(graph, each) for each in node.args[:2])
+        graph.register_buffer(name, dequantize(integers, scale))
+        with graph.graph.inserting_before(node):
+            floats = graph.graph.get_attr(name)
+            rounded = graph.graph.call_function(decomposed.quantize_per_channel.default, (floats, *node.args[1:]))
+        node.update_arg(0, rounded)
     graph.recompile()
-    return found
 
 
 def _static() -> Any:

@@ -16,12 +16,12 @@ from leandetr.deployment.executorch import check_pte, write_executorch
 from leandetr.deployment.file_runtime import FileRuntime
 from leandetr.deployment.folding import folded_graph
 from leandetr.deployment.litert import check_tflite, write_litert
-from leandetr.deployment.metadata import Metadata, describe, scheme_of
+from leandetr.deployment.metadata import Metadata, describe
 from leandetr.deployment.mobile_runtimes import ExecuTorchRuntime, LiteRtRuntime
 from leandetr.deployment.pytorch import PlainDetector
 from leandetr.deployment.silence import silenced
 from leandetr.deployment.tracing import ExportError, preprocessing_for, quiet_export, root, sample_of
-from leandetr.deployment.verify import FLOAT_TOLERANCE, INTEGER_TOLERANCE, verify
+from leandetr.deployment.verify import verify
 from leandetr.deployment.xnnpack import check_xnnpack
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
@@ -75,8 +75,7 @@ def export_mobile(detector: Detector, path: Path, to: str, image_size: tuple[int
     try:
         with writing(path) as temporary:
             _write(model, metadata, chosen, temporary)
-            tolerance = FLOAT_TOLERANCE if scheme_of(detector) is None else INTEGER_TOLERANCE
-            verify(path, model, _opened(chosen, temporary), (1,), tolerance)
+            verify(path, model, _opened(chosen, temporary), (1,))
     except ExportError as error:
         raise UserError(f"{path}: {detector.config.model_type} {error}; add --to onnx") from error
     finally:

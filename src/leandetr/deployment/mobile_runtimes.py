@@ -65,7 +65,8 @@ class LiteRtRuntime(FileRuntime):
             try:
                 self.interpreter.allocate_tensors()
                 self.call = self.interpreter.get_signature_runner()
-            except (RuntimeError, ValueError) as error:
+                self.given = self.call.get_input_details()["pixel_values"]
+            except (KeyError, RuntimeError, ValueError) as error:
                 raise UserError(f"{path}: LiteRT cannot run it ({error}); export it again with this version") from error
 
     def infer(self, feed: dict[str, NDArray], outputs: list[str]) -> list[NDArray]:
@@ -74,10 +75,9 @@ class LiteRtRuntime(FileRuntime):
 
     def _taken(self, pixels: NDArray) -> NDArray:
         """As the file takes them: a quantized one on the grid of int8 that it names."""
-        given = self.call.get_input_details()["pixel_values"]
-        if given["dtype"] != np.int8:
+        if self.given["dtype"] != np.int8:
             return pixels
-        scale, zero_point = given["quantization"]
+        scale, zero_point = self.given["quantization"]
         return np.clip(np.round(pixels / scale) + zero_point, -128, 127).astype(np.int8)
 
 

@@ -36,7 +36,7 @@ from leandetr.deployment.rewrites import (
 from leandetr.deployment.runtimes import OnnxRuntime
 from leandetr.deployment.tensorrt import check_tensorrt, to_tensorrt
 from leandetr.deployment.tracing import ExportError, preprocessing_for, quiet_export, root, sample_of, symbolic_len
-from leandetr.deployment.verify import FLOAT_TOLERANCE, INTEGER_TOLERANCE, verify
+from leandetr.deployment.verify import verify
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.files import writing
@@ -102,9 +102,7 @@ def export_onnx(  # noqa: PLR0913 - what a file can be is what is asked
                 lower(graph)
             graph.metadata_props[KEY] = metadata.to_json()
             onnx_ir.save(graph, temporary)
-            exact = scheme_of(detector) is None and not half
-            tolerance = FLOAT_TOLERANCE if exact else INTEGER_TOLERANCE
-            verify(path, model, OnnxRuntime(temporary), (1, 3) if dynamic_batch else (1,), tolerance)
+            verify(path, model, OnnxRuntime(temporary), (1, 3) if dynamic_batch else (1,))
     except ExportError as error:
         raise UserError(f"{path}: {detector.config.model_type} {error}") from error
     finally:

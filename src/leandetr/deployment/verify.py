@@ -26,14 +26,15 @@ FLOAT_TOLERANCE, INTEGER_TOLERANCE = 1e-3, 1e-2
 
 
 @torch.no_grad()
-def verify(
-    path: Path, model: PlainDetector | EndToEnd, runtime: FileRuntime, counts: Sequence[int], tolerance: float = FLOAT_TOLERANCE
-) -> None:
+def verify(path: Path, model: PlainDetector | EndToEnd, runtime: FileRuntime, counts: Sequence[int]) -> None:
     """Warn where an engine answers random pixels otherwise than PyTorch: fewer than 95 % of the queries have a counterpart that
-    differs by at most `tolerance`, and of the boxes with a score of 0.3 or more no larger share is found again.
+    differs by at most the tolerance of the file's arithmetic, and of the boxes with a score of 0.3 or more no larger share is
+    found again.
 
     path: as the warning names the file. counts: of photographs in a call. Raises ExportError where the engine cannot run it.
     """
+    exact = runtime.metadata.scheme is None and not runtime.metadata.half
+    tolerance = FLOAT_TOLERANCE if exact else INTEGER_TOLERANCE
     share, sure = _compared(model, runtime, counts, tolerance)
     if share < AGREEING and sure.found <= AGREEING * sure.count:
         logger.warning("%s: %s; compare `leandetr evaluate` of both", path, in_words(share, sure, runtime.title))

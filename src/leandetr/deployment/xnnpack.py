@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 - it defines the operators of quantized_decomposed
 
 from leandetr.detectors.detector import Detector
@@ -27,7 +27,7 @@ from leandetr.quantization.config import Static
 from leandetr.quantization.config.post_training import XNNPACK
 from leandetr.quantization.layers import operators  # noqa: F401 - it defines those of leandetr
 
-aten, ours, theirs = torch.ops.aten, torch.ops.leandetr, torch.ops.quantized_decomposed
+aten, ours, decomposed = torch.ops.aten, torch.ops.leandetr, torch.ops.quantized_decomposed
 PRODUCTS = (aten.linear.default, aten.conv2d.default)
 SHIFT, LOW, HIGH = 128, -128, 127  # from uint8 to int8
 
@@ -66,13 +66,13 @@ def spell_integers(module: fx.GraphModule, changed: Container[fx.Node]) -> None:
         if node.target is ours.fake_quantize.default:
             x, scale, zero_point, low, high = node.args
             assert (low, high) == (LOW + SHIFT, HIGH + SHIFT), "a grid for XNNPACK has 8 bits"
-            step, zero = (_value(module, each).item() for each in (scale, zero_point))
+            step, zero = (attribute(module, each).item() for each in (scale, zero_point))
             grid = (step, int(zero) - SHIFT, LOW, HIGH, torch.int8)
             if (x, grid) not in rounded or x in changed:
-                rounded[x, grid] = _inserted(module, node, theirs.quantize_per_tensor.default, (x, *grid), torch.int8)
+                rounded[x, grid] = _inserted(module, node, decomposed.quantize_per_tensor.default, (x, *grid), torch.int8)
             args = (rounded[x, grid], *grid)
             for user in list(node.users):
-                back = _inserted(module, node, theirs.dequantize_per_tensor.default, args, torch.float32)
+                back = _inserted(module, node, decomposed.dequantize_per_tensor.default, args, torch.float32)
                 user.replace_input_with(node, back)
         elif node.target is ours.dequantize.default:
             node.replace_all_uses_with(_weight(module, node))
@@ -81,13 +81,13 @@ def spell_integers(module: fx.GraphModule, changed: Container[fx.Node]) -> None:
 
 def _weight(module: fx.GraphModule, node: fx.Node) -> fx.Node:
     weight, scale = node.args
-    zeros = torch.zeros(len(_value(module, scale)), dtype=torch.int64)
+    zeros = torch.zeros(len(attribute(module, scale)), dtype=torch.int64)
     name = f"zeros_{len(zeros)}"
     module.register_buffer(name, zeros)
     with module.graph.inserting_before(node):
         constant = module.graph.get_attr(name)
     args = (weight, scale, constant, 0, -HIGH, HIGH, torch.int8)
-    return _inserted(module, node, theirs.dequantize_per_channel.default, args, torch.float32)
+    return _inserted(module, node, decomposed.dequantize_per_channel.default, args, torch.float32)
 
 
 def _inserted(module: fx.GraphModule, node: fx.Node, target: Any, args: tuple[Any, ...], kind: torch.dtype) -> fx.Node:
@@ -98,5 +98,6 @@ def _inserted(module: fx.GraphModule, node: fx.Node, target: Any, args: tuple[An
     return new
 
 
-def _value(module: fx.GraphModule, node: Any) -> Tensor:
+def attribute(module: nn.Module, node: Any) -> Any:
+    """The tensor or module that a node of kind `get_attr` names."""
     return operator.attrgetter(node.target)(module)
