@@ -68,6 +68,7 @@ def exported(module: nn.Module, x: Tensor, path) -> onnx.ModelProto:
 def onnx_runtime(path, x: Tensor, fuse: bool = False) -> Tensor:
     """Without its fusions ONNX Runtime executes the graph as written; with them it may do so in other precisions."""
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as `OnnxRuntime`
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_quant_qdq", "0" if fuse else "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -113,6 +114,7 @@ def test_onnx_runtime_chooses_its_integer_kernel(tmp_path, kind):
     plan = LayerPlan(input="grid", input_bits=8, output_bits=8 if kind == "convolution" else None)
     exported(built(make(), plan), torch.randn(shape), tmp_path / "layer.onnx")
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as `OnnxRuntime`
     options.log_severity_level = 4
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(str(tmp_path / "layer.onnx"), options, providers=["CPUExecutionProvider"])
