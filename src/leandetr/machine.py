@@ -52,6 +52,14 @@ def name_of(device: torch.device) -> str:
     return f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
+def adds_bytes_exactly() -> bool:
+    """Whether the processor adds products of bytes in 32 bits. An x86 without VNNI first adds pairs of them in 16 bits, where
+    255 * 127 twice is too much."""
+    features = torch.cpu.get_capabilities()
+    kinds = ("avx512_vnni", "avx_vnni", "amx_int8")
+    return features["architecture"] != "x86_64" or any(features.get(kind) for kind in kinds)
+
+
 def reading_processes() -> int:
     """As many as there are cores beyond two, at most eight: on a small CPU the computation needs them itself. Processes that
     were started together on a machine share its cores."""

@@ -12,6 +12,7 @@ from leandetr.deployment.pytorch import PyTorchRuntime
 from leandetr.deployment.runtimes import open_runtime
 from leandetr.detectors.attention import open_attention
 from leandetr.errors import UserError
+from leandetr.machine import adds_bytes_exactly
 from leandetr.quantization.config import scheme_config
 from leandetr.quantization.layers.trainable import TrainableLayer
 from leandetr.quantization.quantize import quantize
@@ -80,7 +81,8 @@ def test_every_engine_answers_as_pytorch_does(exported, batch, name, scheme, eng
     assert runtime.metadata.scheme == scheme
     pixels = batch(3)["pixel_values"]
     ours, theirs = PyTorchRuntime(detector).run(pixels, None), runtime.run(pixels, None)
-    assert agreement(ours, theirs, detector.head, 1e-2)[0] > 0.95
+    exact = adds_bytes_exactly() or engine == "onnxruntime" or scheme != "static"
+    assert agreement(ours, theirs, detector.head, 1e-2 if exact else 5e-2)[0] > 0.95
 
 
 @pytest.mark.slow

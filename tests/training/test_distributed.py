@@ -40,8 +40,9 @@ def test_two_processes_give_the_weights_of_one(data, tmp_path):
     train(data, detr, tmp_path / "one", Training(batch_size=4, **SCHEDULE))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
-    for key, tensor in one.items():
-        torch.testing.assert_close(two[key], tensor, rtol=0, atol=1e-4)
+    apart = torch.cat([(two[key] - tensor).abs().flatten() for key, tensor in one.items()])
+    assert apart.max() < 1e-3  # AdamW makes a step of 1e-3 of a gradient that is nothing but rounding, too
+    assert apart.quantile(0.999) < 1e-5
 
     logs = [
         [json.loads(line) for line in (tmp_path / name / "training" / "log.jsonl").read_text().splitlines()]

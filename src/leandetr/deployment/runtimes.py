@@ -21,12 +21,13 @@ from leandetr.deployment.openvino import core, onnx_metadata, read_onnx
 from leandetr.deployment.providers import asked_providers, check_taken
 from leandetr.deployment.pytorch import PyTorchRuntime, TorchvisionRuntime
 from leandetr.deployment.runtime import Runtime
-from leandetr.deployment.unpacking import unpack_onnx, unpack_openvino
+from leandetr.deployment.unpacking import can_overflow, unpack_onnx, unpack_openvino
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.detector import Detector
 from leandetr.detectors.query_sets import answer_with
 from leandetr.detectors.teachers import load_torchvision, names_torchvision
 from leandetr.errors import UserError, reason, unknown
+from leandetr.machine import adds_bytes_exactly
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,12 @@ class OpenVinoRuntime(FileRuntime):
             start = time.perf_counter()
             self.unpacked = unpack_openvino(model)
             self.unpack_seconds = time.perf_counter() - start
+            if can_overflow(model) and not adds_bytes_exactly():
+                logger.warning(
+                    "%s: on this processor, which has no VNNI, OpenVINO's sums of 8-bit products can overflow: evaluate the "
+                    "file there, or quantize it with --set weight_bits=7, or run it on onnxruntime, which is exact",
+                    path,
+                )
             self.compiled = core().compile_model(model, "CPU", config)
         except RuntimeError as error:
             raise UserError(f"{path}: OpenVINO cannot run it ({reason(error)}); run the .onnx on onnxruntime") from error

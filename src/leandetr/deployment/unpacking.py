@@ -91,6 +91,7 @@ def dequantized(node: onnx_ir.Node) -> NDArray | None:
 OPENVINO_PRODUCTS = ("MatMul", "Convolution", "GroupConvolution")
 DEQUANTIZATION = ("Multiply", "Subtract", "Convert", "Transpose", "Reshape")
 INTEGERS = ("i4", "u4", "i8", "u8")
+SEVEN_BITS = 64  # the largest of their magnitudes
 
 
 def unpack_openvino(model: Any) -> int:
@@ -99,14 +100,7 @@ def unpack_openvino(model: Any) -> int:
     Raises RuntimeError where OpenVINO cannot compute them.
     """
     openvino = import_openvino()
-    found = [
-        product.input(1)
-        for product in model.get_ordered_ops()
-        if product.get_type_name() in OPENVINO_PRODUCTS
-        and product.input_value(1).get_element_type().get_type_name() == "f32"
-        and _holds_integers(product.input_value(1).get_node())
-        and not _on_a_grid(product.input_value(0).get_node())
-    ]
+    found = [product.input(1) for product in _integer_products(model) if not _on_a_grid(product.input_value(0).get_node())]
     if found:
         weights = openvino.Model([port.get_source_output() for port in found], [], "weights")
         values = core().compile_model(weights, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({})
@@ -116,17 +110,40 @@ def unpack_openvino(model: Any) -> int:
     return len(found)
 
 
-def _holds_integers(node: Any) -> bool:
-    """Whether a node is computed from constants alone, integer weights among them."""
-    types, left = set(), [node]
+def can_overflow(model: Any) -> bool:
+    """Whether a product of an `openvino.Model` has integers for both of its operands, with weights of more than 7 bits: with
+    bytes, two such products can be too much for 16 bits."""
+    return any(
+        abs(weights.get_data().astype(int)).max() > SEVEN_BITS
+        for product in _integer_products(model)
+        if _on_a_grid(product.input_value(0).get_node())
+        for weights in _integers(product.input_value(1).get_node())
+    )
+
+
+def _integer_products(model: Any) -> list[Any]:
+    """Those with integer weights."""
+    return [
+        product
+        for product in model.get_ordered_ops()
+        if product.get_type_name() in OPENVINO_PRODUCTS
+        and product.input_value(1).get_element_type().get_type_name() == "f32"
+        and _integers(product.input_value(1).get_node())
+    ]
+
+
+def _integers(node: Any) -> list[Any]:
+    """The integer constants that a node is computed from; none where it is computed from more than constants."""
+    found, left = [], [node]
     while left:
         node = left.pop()
         if node.get_type_name() == "Constant":
-            types.add(node.get_element_type().get_type_name())
+            if node.get_element_type().get_type_name() in INTEGERS:
+                found.append(node)
         elif node.get_input_size() == 0:
-            return False
+            return []
         left += [node.input_value(index).get_node() for index in range(node.get_input_size())]
-    return not types.isdisjoint(INTEGERS)
+    return found
 
 
 def _on_a_grid(node: Any) -> bool:

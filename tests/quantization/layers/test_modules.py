@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from leandetr.deployment.openvino import read_onnx
 from leandetr.deployment.unpacking import unpack_onnx, unpack_openvino
+from leandetr.machine import adds_bytes_exactly
 from leandetr.quantization.grids import grid_of
 from leandetr.quantization.layers.modules import GriddedActivation, LayerPlan, quantized_layer
 from leandetr.quantization.layers.operators import dynamic_linear, onnx_translations, store_integers
 from leandetr.quantization.layers.trainable import TrainableLayer, trainable_layer
 
+EXACT_BYTES = pytest.mark.skipif(not adds_bytes_exactly(), reason="without VNNI, sums of 8-bit products overflow on OpenVINO")
 BITS = {"input_bits": 8, "output_bits": 8}
 PLANS = {
     "weight-only": (LayerPlan(), {"DequantizeLinear"}),
@@ -166,12 +168,13 @@ def test_no_sum_of_an_almost_dead_channel_leaves_int32(tmp_path, make):
     torch.testing.assert_close(onnx_runtime(tmp_path / "layer.onnx", x, fuse=True)[:, 0], layer(x)[:, 0], rtol=1e-3, atol=1e-3)
 
 
-def test_openvino_computes_the_same(tmp_path):
+@pytest.mark.parametrize("bits", [7, pytest.param(8, marks=EXACT_BYTES)])
+def test_openvino_computes_the_same(tmp_path, bits):
     openvino = pytest.importorskip("openvino")
     torch.manual_seed(0)
     relu = GriddedActivation(nn.ReLU(), 8)
     relu.output.scale.fill_(0.02)
-    plan = LayerPlan(input="grid", input_bits=8)
+    plan = LayerPlan(weight_bits=bits, input="grid", input_bits=8)
     module, x = nn.Sequential(built(nn.Conv2d(8, 16, 3, padding=1), plan), relu).eval(), torch.randn(2, 8, 12, 10)
     exported(module, x, tmp_path / "layer.onnx")
     compiled = openvino.compile_model(tmp_path / "layer.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
