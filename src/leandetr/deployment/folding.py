@@ -25,7 +25,7 @@ def folded_graph(model: nn.Module, pixels: Tensor) -> fx.GraphModule:
     for node in list(traced.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:  # held while it was traced; it would keep what it looks at
             traced.graph.erase_node(node)
-        elif node.target is aten.to.dtype and node.args[0].meta["val"].dtype == node.args[1]:  # it changes nothing
+        elif node.target is aten.to.dtype and _changes_nothing(*node.args, **node.kwargs):
             node.replace_all_uses_with(node.args[0])
         elif node.target in SPELLED_OUT:
             SPELLED_OUT[node.target](traced.graph, node)
@@ -61,6 +61,11 @@ def _fold(module: fx.GraphModule, changed: set[fx.Node]) -> None:
         constant.meta = dict(node.meta)
         for reader in readers:
             reader.replace_input_with(node, constant)
+
+
+def _changes_nothing(x: fx.Node, dtype: torch.dtype, non_blocking: bool = False, copy: bool = False, **_layout: Any) -> bool:
+    """Of `x.to(dtype)`: a copy is made to be written into."""
+    return x.meta["val"].dtype == dtype and not copy
 
 
 def _is_function(node: fx.Node) -> bool:
