@@ -3,13 +3,16 @@
     python benchmarks/peers.py runs/bccd/distilled --data DATA --out OUT          accuracy, latency, bytes of a trained detector
     python benchmarks/peers.py rt-detr-v2-r18 --data DATA --out OUT               latency and bytes with random weights
 
-The peers are ONNX Runtime's `quantize_dynamic` and `quantize_static`, NNCF's `quantize` (its default and
-`model_type=TRANSFORMER`) and torchao. ONNX Runtime's and ours are files that both engines run, NNCF's run on OpenVINO,
-torchao's in PyTorch. All are measured in turn in one run (see `leandetr.deployment.benchmark`); every ratio is against the
-float model on the same engine, or against eager float PyTorch with `--against eager`. Writes OUT/peers.json, OUT/peers.md and
-the files.
+The peers are ONNX Runtime's `quantize_dynamic` and `quantize_static`, ModelOpt's ONNX quantization, NNCF's `quantize` (its
+default, `model_type=TRANSFORMER`, and with accuracy control: at most 0.003 AP on training photographs that did not calibrate)
+and torchao. ONNX Runtime's, ModelOpt's and ours are files that both engines run, NNCF's run on OpenVINO, torchao's in PyTorch.
+On ExecuTorch and LiteRT ours (`Static(target="xnnpack")`) stand beside the integers of the engine's own quantizer
+(`XNNPACKQuantizer`, `ai_edge_quantizer`). All are measured in turn in one run (see `leandetr.deployment.benchmark`); every
+ratio is against the float model on the same engine, or against eager float PyTorch with `--against eager`. What cannot be made
+or run is named with its reason. Writes OUT/peers.json, OUT/peers.md and the files.
 
-Needs the peers: pip install 'leandetr[peers]'. Models by name have random weights, so their accuracy is not measured:
+Needs the peers: pip install 'leandetr[peers]', and nvidia-modelopt[onnx] without the onnxruntime-gpu that it brings. Models by
+name have random weights, so their accuracy is not measured:
 
     detr-r50         DETR-R50 at 480 x 640          swin-detr-b      DETR on the last stage of Swin-B at 224 x 224
     rt-detr-v2-r18   RT-DETRv2-R18 at 640 x 640
@@ -18,37 +21,25 @@ Needs the peers: pip install 'leandetr[peers]'. Models by name have random weigh
 from __future__ import annotations
 
 import argparse
-import copy
-import logging
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
-from torch.utils.data import DataLoader, Subset
 
-from leandetr.data.batches import collate
 from leandetr.data.coco import CocoDataset, class_map_of, find_split
 from leandetr.data.transforms import eval_transform
 from leandetr.deployment.benchmark import environment, measure
-from leandetr.deployment.metadata import KEY, scheme_of
-from leandetr.deployment.onnx import export_onnx
-from leandetr.deployment.openvino import import_openvino, onnx_metadata, read_onnx
-from leandetr.deployment.pytorch import PyTorchRuntime
-from leandetr.deployment.runtime import Runtime
-from leandetr.deployment.runtimes import OnnxRuntime, OpenVinoRuntime
+from leandetr.deployment.metadata import scheme_of
 from leandetr.detectors.checkpoints.load import load
 from leandetr.detectors.create import create
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.evaluation import coco
 from leandetr.files import write_json, write_text
-from leandetr.quantization import Dynamic, Scheme, SmoothQuant, Static, Unified, WeightOnly, quantize
 from leandetr.report.columns import SLOWER
 from leandetr.report.rows import surely_slower
-from leandetr.verbs.calibration import with_calibration
+from peer_files import FLOAT, MOBILE, OURS, PEERS, Builder
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "detr-r50": {"name": "detr", "image_size": (480, 640)},
@@ -67,125 +58,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }
 
-OURS: dict[str, Scheme] = {
-    "weight-only": WeightOnly(),
-    "weight-only-int4": WeightOnly(bits=4, calibration_images=0),
-    "dynamic": Dynamic(),
-    "smoothquant-static": SmoothQuant(activations="static", alpha="auto"),
-    "static": Static(),
-    "unified": Unified(),
-}
-PEERS = ("ort-dynamic", "ort-static", "nncf", "nncf-transformer", "torch-compile", "torchao-weight-only", "torchao-dynamic")
-FLOAT, EAGER = "float", "pytorch"
-
-
-class Compiled(PyTorchRuntime):
-    """PyTorch with `torch.compile`, at whatever batch comes first."""
-
-    def __init__(self, detector: Detector, artifact: str, size_bytes: int) -> None:
-        super().__init__(detector, artifact)
-        self.plain = torch.compile(self.plain)
-        self.size_bytes = size_bytes
-
-
-class Builder:
-    """Everyone's artefacts of one float detector, made in one folder. Each method gives the runtimes of one candidate.
-
-    Args:
-        detector: float.
-        folder: where the files go.
-        dataset: photographs to calibrate on, prepared for the detector.
-        threads: of one call.
-    """
-
-    def __init__(self, detector: Detector, folder: Path, dataset: CocoDataset, images: int, threads: int) -> None:
-        self.detector, self.folder, self.threads = detector, folder, threads
-        chosen = torch.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().long().tolist()
-        self.dataset, self.images = Subset(dataset, chosen), len(chosen)
-        self.float_file = export_onnx(detector, folder / "float.onnx")
-
-    def pixels(self) -> Iterator[Any]:
-        """(1, 3, H, W) float32, one photograph after the other."""
-        for index in range(self.images):
-            yield self.dataset[index][0][None].numpy()
-
-    def build(self, candidate: str) -> list[Runtime]:
-        if candidate == FLOAT:
-            return [PyTorchRuntime(self.detector, "float"), *self.engines(self.float_file)]
-        if candidate in OURS:
-            return self.ours(candidate)
-        makers: dict[str, Callable[[str], list[Runtime]]] = {"ort": self.onnxruntime, "nncf": self.nncf, "torch": self.torch}
-        return next(make for prefix, make in makers.items() if candidate.startswith(prefix))(candidate)
-
-    def ours(self, scheme: str) -> list[Runtime]:
-        batches = DataLoader(self.dataset, batch_size=8, collate_fn=collate)
-        quantized = quantize(self.detector, with_calibration(OURS[scheme], lambda _: self.images), batches)
-        return self.engines(export_onnx(quantized, self.folder / f"{scheme}.onnx"))
-
-    def onnxruntime(self, candidate: str) -> list[Runtime]:
-        from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
-        class Photographs(CalibrationDataReader):
-            def __init__(self, pixels: Iterator[Any]) -> None:
-                self.pixels = pixels
-
-            def get_next(self) -> dict[str, Any] | None:
-                return next(({"pixel_values": x} for x in self.pixels), None)
-
-        path = self.folder / f"{candidate}.onnx"
-        if candidate == "ort-dynamic":
-            # convolutions stay float: ConvInteger is several times slower than they are
-            quantize_dynamic(self.float_file, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
-        else:
-            prepared = self.folder / "ort-prepared.onnx"
-            quant_pre_process(self.float_file, prepared, skip_symbolic_shape=True)
-            quantize_static(
-                prepared,
-                path,
-                Photographs(self.pixels()),
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-            )
-            prepared.unlink()
-        model = onnx.load(path)
-        del model.metadata_props[:]
-        onnx.helper.set_model_props(model, {KEY: onnx_metadata(self.float_file)})
-        onnx.save(model, path)
-        return self.engines(path)
-
-    def nncf(self, candidate: str) -> list[Runtime]:
-        import nncf
-
-        nncf.set_log_level(logging.ERROR)
-        model = read_onnx(self.float_file)
-        kind = nncf.ModelType.TRANSFORMER if candidate == "nncf-transformer" else None
-        samples = nncf.Dataset(list(self.pixels()), lambda x: {"pixel_values": x})
-        model = nncf.quantize(model, samples, model_type=kind, subset_size=self.images)
-        model.set_rt_info(onnx_metadata(self.float_file), KEY)
-        path = self.folder / f"{candidate}.xml"
-        import_openvino().save_model(model, path, compress_to_fp16=False)
-        return [self.named(OpenVinoRuntime(path, self.threads), candidate)]
-
-    def torch(self, candidate: str) -> list[Runtime]:
-        detector = copy.deepcopy(self.detector)
-        if candidate.startswith("torchao"):
-            from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
-
-            config = Int8WeightOnlyConfig() if candidate == "torchao-weight-only" else Int8DynamicActivationInt8WeightConfig()
-            quantize_(detector.model, config)
-        file = self.folder / f"{candidate}.pt"
-        torch.save(detector.state_dict(), file)
-        return [Compiled(detector, candidate, file.stat().st_size)]
-
-    def engines(self, path: Path) -> list[Runtime]:
-        return [self.named(engine(path, self.threads), path.stem) for engine in (OnnxRuntime, OpenVinoRuntime)]
-
-    @staticmethod
-    def named(runtime: Runtime, candidate: str) -> Runtime:
-        runtime.artifact = candidate
-        return runtime
+EAGER = "pytorch"
 
 
 def compare(
@@ -204,7 +77,8 @@ def compare(
     transform = eval_transform(detector.preprocessing)
     builder = Builder(detector, out, CocoDataset(train, transform, detector.class_map), calibration, threads)
     runtimes, failures = [], {}
-    for candidate in [FLOAT, *candidates]:
+    mobile = {f"{name.split('-')[0]}-{FLOAT}": None for name in candidates if name in MOBILE}
+    for candidate in [FLOAT, *mobile, *candidates]:
         try:
             made = builder.build(candidate)
             for runtime in made:  # an engine may refuse a peer's file, and torch.compile fails when first called
@@ -214,14 +88,9 @@ def compare(
             failures[candidate] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
     if FLOAT in failures:
         raise UserError(f"an engine cannot run the float model ({failures[FLOAT]}); name another detector")
-    references = [
-        next(
-            index
-            for index, other in enumerate(runtimes)
-            if other.artifact == FLOAT and other.name == (runtime.name if against == "engine" else EAGER)
-        )
-        for runtime in runtimes
-    ]
+    floats = {runtime.name: index for index, runtime in enumerate(runtimes) if runtime.artifact == FLOAT}
+    runtimes = [runtime for runtime in runtimes if runtime.name in floats]  # of an engine that refused the float model: none
+    references = [floats[runtime.name if against == "engine" else EAGER] for runtime in runtimes]
     # for random weights no photograph needs a label: the classes of the data set are the detector's
     rows = [dict(row) for row in measure(runtimes, val, repeats, references)]
     float_bytes = {row["runtime"]: row["size_bytes"] for row in rows if row["artifact"] == FLOAT}
@@ -229,19 +98,23 @@ def compare(
     for row, runtime in zip(rows, runtimes, strict=True):
         row["size_ratio"] = row["size_bytes"] / float_bytes[row["runtime"]]
         row["ap"] = coco.evaluate(runtime, dataset)[0].ap if trained else None
+        row["seconds"] = builder.seconds.get(row["artifact"], builder.seconds.get(f"{row['runtime']}-{row['artifact']}"))
     return {"rows": rows, "failures": failures, "against": against, "repeats": repeats, "environment": environment()}
 
 
 def markdown(results: dict[str, Any]) -> str:
     """The rows as a table, engine by engine."""
-    lines = ["| engine | model | AP | ms | p90 ms | against float | MB | bytes |", "|---|---|--:|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| engine | model | AP | ms | p90 ms | against float | MB | bytes | s to make |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
     for row in sorted(results["rows"], key=lambda row: row["runtime"], reverse=True):
         ap = "–" if row["ap"] is None else f"{row['ap']:.3f}"
         speed = f"{row['speedup']:.2f}× ({row['speedup_low']:.2f}–{row['speedup_high']:.2f})"
         speed += f", {SLOWER}" if surely_slower(row) else ""
         times = f"{row['latency_ms']:.1f} | {row['latency_p90_ms']:.1f}"
         size = f"{row['size_bytes'] / 1e6:.2f} | {row['size_ratio']:.2f}×"
-        lines.append(f"| {row['runtime']} | {row['artifact']} | {ap} | {times} | {speed} | {size} |")
+        lines.append(f"| {row['runtime']} | {row['artifact']} | {ap} | {times} | {speed} | {size} | {row['seconds']:.0f} |")
     lines += [f"\n{candidate} failed: {reason}" for candidate, reason in results["failures"].items()]
     where = results["environment"]
     reference = "the float file on the same engine" if results["against"] == "engine" else "eager float PyTorch"
@@ -262,7 +135,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--against", choices=("engine", "eager"), default="engine")
-    parser.add_argument("--candidates", nargs="*", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
+    parser.add_argument("--candidates", nargs="*", default=[*OURS, *PEERS, *MOBILE], choices=[*OURS, *PEERS, *MOBILE])
     arguments = parser.parse_args()
     if min(arguments.calibration, arguments.repeats, arguments.threads) < 1:
         parser.error("--calibration, --repeats and --threads: give 1 or more")

@@ -29,6 +29,7 @@ from leandetr.data.transforms import eval_transform
 from leandetr.deployment.costs import layer_costs
 from leandetr.deployment.latency import on_cpu, whole_latencies
 from leandetr.deployment.pytorch import PyTorchRuntime
+from leandetr.deployment.runtime import Runtime
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
 from leandetr.evaluation import coco
@@ -137,7 +138,7 @@ class _Passes:
         return self.known[key]
 
     def _measured_ap(self, detector: Detector) -> float:
-        return _ap(detector, self.dataset, self.judges)
+        return ap_on(PyTorchRuntime(detector), self.dataset, self.judges)
 
     def arithmetic(self) -> Found:
         """The first pass."""
@@ -196,12 +197,12 @@ def spread(choices: Sequence[int], count: int) -> list[int]:
     return [choices[index] for index in torch.linspace(0, len(choices) - 1, count).round().long().tolist()]
 
 
-def _ap(detector: Detector, dataset: CocoDataset, images: Subset) -> float:
+def ap_on(runtime: Runtime, dataset: CocoDataset, images: Subset) -> float:
     """AP on some of a data set's images."""
-    runtime, results = PyTorchRuntime(detector), []
+    results = []
     for batch in Loader(images, batch_size=8):
         for found, target in zip(runtime(batch), batch["labels"], strict=True):
-            results += coco.to_results(found, int(target["image_id"]), detector.class_map)
+            results += coco.to_results(found, int(target["image_id"]), dataset.class_map)
     return coco.evaluate_results(truth_of(dataset, images), results).ap
 
 
