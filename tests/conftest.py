@@ -62,8 +62,8 @@ def _own(**values):
 
 #: families that take other keys, or no backbone but their own
 OTHERS = {
-    "adamixer": ("resnet18", DECODER | {"d_model": 64}),
-    "dab_detr": ("resnet18", DECODER | {"hidden_size": 64, "encoder_layers": 1}),
+    "adamixer": ("test_resnet", DECODER | {"d_model": 64}),
+    "dab_detr": ("test_resnet", DECODER | {"hidden_size": 64, "encoder_layers": 1}),
     "swin_detr": (None, ENCODER | _own(embed_dim=24, depths=[1, 1, 1, 1])),
     "lw_detr": (None, DECODER | {"d_model": 64, "group_detr": 3} | _own(**VIT, hidden_size=36, window_block_indices=[0, 2])),
     "rf_detr": (None, DECODER | {"d_model": 64, "group_detr": 3} | _own(**VIT, hidden_size=32, patch_size=16, num_windows=2)),
@@ -77,7 +77,7 @@ def tiny_detector(classes):
 
     def build(name: str, backbone: str | None = None, **overrides):
         torch.manual_seed(0)
-        own_backbone, small = OTHERS.get(name, ("resnet18", ENCODER))
+        own_backbone, small = OTHERS.get(name, ("test_resnet", ENCODER))
         return create(name, classes, (128, 128), backbone=backbone or own_backbone, overrides=small | overrides).eval()
 
     return build
