@@ -28,9 +28,9 @@ from leandetr.files import writing
 from leandetr.structures import ClassMap
 
 SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 4, "decoder_ffn_dim": 32}
-DETR = ["--model", "detr", "--backbone", "resnet10t", "--image-size", "64", "64", "--max-steps", "1", "--batch-size", "1"]
+DETR = ["--model", "detr", "--backbone", "test_resnet", "--image-size", "64", "64", "--max-steps", "1", "--batch-size", "1"]
 DISTILL = ["distill", "--data", "{data}", "--teacher", "{saved}"]
-STUDENT = ["--student", "detr", "--backbone", "resnet10t", "--image-size", "64", "64"]
+STUDENT = ["--student", "detr", "--backbone", "test_resnet", "--image-size", "64", "64"]
 DETR += [part for key, value in SMALL.items() for part in ("--set", f"model.{key}={value}")]
 
 
@@ -58,7 +58,7 @@ def data(shapes, tmp_path):
 def saved(tmp_path):
     """A detector whose classes are none of the shapes."""
     torch.manual_seed(0)
-    create("detr", ClassMap(("cat", "dog"), (1, 2)), (64, 64), "resnet10t", overrides=SMALL).save(tmp_path / "saved")
+    create("detr", ClassMap(("cat", "dog"), (1, 2)), (64, 64), "test_resnet", overrides=SMALL).save(tmp_path / "saved")
     return tmp_path / "saved"
 
 
@@ -355,10 +355,10 @@ def test_a_model_that_cannot_be_evaluated(refused, shapes, saved, tmp_path, spoi
         ),
         (["pretrain", "--backbone", "resnet81", "--data", "{data}", "--out", "{out}"], "unknown backbone 'resnet81'"),
         (
-            ["pretrain", "--backbone", "resnet10t", "--set", "backbone_config.deptsh=1", "--data", "{data}", "--out", "{out}"],
+            ["pretrain", "--backbone", "test_resnet", "--set", "backbone_config.deptsh=1", "--data", "{data}", "--out", "{out}"],
             "deptsh",
         ),
-        (["pretrain", "--backbone", "resnet10t", "--data", "{data}/nowhere", "--out", "{out}"], "nowhere does not exist"),
+        (["pretrain", "--backbone", "test_resnet", "--data", "{data}/nowhere", "--out", "{out}"], "nowhere does not exist"),
         (
             [*DISTILL, "--student", "{saved}", "--method", "fitnet", "--weight", "fitnet=-1", "--out", "{out}"],
             "weight of the distillation term 'fitnet' is -1; give 0 or more",

@@ -29,7 +29,7 @@ def data(tmp_path_factory):
 def checkpoint(tmp_path_factory):
     """An RT-DETRv2 of two of the shapes and another class, whose backbone has BatchNorms that learn."""
     torch.manual_seed(0)
-    detector = create("rt_detr_v2", ClassMap(("disc", "fox", "star"), (1, 2, 3)), (64, 64), "resnet10t", overrides=SMALL)
+    detector = create("rt_detr_v2", ClassMap(("disc", "fox", "star"), (1, 2, 3)), (64, 64), "test_resnet", overrides=SMALL)
     folder = tmp_path_factory.mktemp("checkpoint") / "saved"
     detector.save(folder)
     return folder

@@ -47,16 +47,16 @@ def rehearsed(path):
 #: layers and widths that make a paper's model small and leave its kind, its queries and what it is made of
 DEPTHS = {"encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
 CLASSES = ClassMap(("person", "dog", "cat"), (1, 2, 3))  # which detectors of COCO know
-SMALL = {"resnet50": "resnet18", "resnet101": "resnet18", "swin_base": "swin_tiny"}
+SMALL = {"resnet50": "test_resnet", "resnet101": "test_resnet", "swin_base": "swin_tiny"}
 
 
 #: hub id, or folder that another command fills -> the short name and the backbone of its small stand-in
 STAND_INS = {
-    "runs/fod-teacher": ("adamixer", "resnet18"),
-    "runs/fod-trimmed": ("adamixer", "resnet18"),
-    "PekingU/rtdetr_v2_r50vd": ("rt_detr_v2", "resnet18"),
-    "PekingU/rtdetr_v2_r18vd": ("rt_detr_v2", "resnet18"),
-    "ustc-community/dfine-small-coco": ("d_fine", "resnet18"),
+    "runs/fod-teacher": ("adamixer", "test_resnet"),
+    "runs/fod-trimmed": ("adamixer", "test_resnet"),
+    "PekingU/rtdetr_v2_r50vd": ("rt_detr_v2", "test_resnet"),
+    "PekingU/rtdetr_v2_r18vd": ("rt_detr_v2", "test_resnet"),
+    "ustc-community/dfine-small-coco": ("d_fine", "test_resnet"),
     "Roboflow/rf-detr-base": ("rf_detr", None),
 }
 #: values of the stand-ins; RF-DETR has no encoder, and a backbone of its own
@@ -124,7 +124,7 @@ def stand_in(folder, class_names, **values):
     torch.manual_seed(0)
     small = {"d_model": 32, "num_queries": 12, "encoder_layers": 1, "decoder_layers": 1} | values
     small |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
-    create("detr", ClassMap(class_names, tuple(range(len(class_names)))), (64, 64), "resnet10t", overrides=small).save(folder)
+    create("detr", ClassMap(class_names, tuple(range(len(class_names)))), (64, 64), "test_resnet", overrides=small).save(folder)
     return folder
 
 

@@ -38,7 +38,7 @@ def label(detector, data, folder):
 
 def detector_of(data):
     torch.manual_seed(0)
-    return create("detr", class_map_of(find_split(data, "val")), (64, 64), "resnet10t", overrides=SIZE).eval()
+    return create("detr", class_map_of(find_split(data, "val")), (64, 64), "test_resnet", overrides=SIZE).eval()
 
 
 @pytest.fixture(scope="module")

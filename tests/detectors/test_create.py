@@ -57,22 +57,22 @@ def test_equal_seeds_give_equal_weights(classes, name):
     states = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        states.append(create(name, classes, (64, 64), backbone="resnet10t", overrides=SMALL).state_dict())
+        states.append(create(name, classes, (64, 64), backbone="test_resnet", overrides=SMALL).state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
 
 
 def test_queries_default_to_what_the_image_has_cells_for(classes):
     few = {key: value for key, value in SMALL.items() if key != "num_queries"}
-    found = create("rt_detr", classes, (64, 96), backbone="resnet10t", overrides=few).eval()
+    found = create("rt_detr", classes, (64, 96), backbone="test_resnet", overrides=few).eval()
     assert found.config.num_queries == 8 * 12 + 4 * 6 + 2 * 3
     with torch.no_grad():
         assert found(torch.randn(1, 3, 64, 96)).boxes.shape == (2, 1, 126, 4)
 
 
 def test_box_refinement_is_a_model_of_its_own(classes):
-    assert create("deformable_detr_refine", classes, (64, 64), "resnet10t", overrides=SMALL).config.with_box_refine
-    assert not create("deformable_detr", classes, (64, 64), "resnet10t", overrides=SMALL).config.with_box_refine
+    assert create("deformable_detr_refine", classes, (64, 64), "test_resnet", overrides=SMALL).config.with_box_refine
+    assert not create("deformable_detr", classes, (64, 64), "test_resnet", overrides=SMALL).config.with_box_refine
 
 
 def test_every_model_has_a_description_and_a_family():
@@ -82,7 +82,7 @@ def test_every_model_has_a_description_and_a_family():
 
 def test_normalisation_is_the_backbones(classes):
     assert create("rt_detr", classes, (64, 64), "tf_efficientnet_lite0", overrides=SMALL).preprocessing.mean == (0.5, 0.5, 0.5)
-    assert create("detr", classes, (64, 64), "resnet10t", overrides=SMALL).preprocessing.mean == (0.485, 0.456, 0.406)
+    assert create("detr", classes, (64, 64), "test_resnet", overrides=SMALL).preprocessing.mean == (0.485, 0.456, 0.406)
 
 
 def test_the_shorter_side_is_kept_through_saving_and_training_sizes(classes, tmp_path):

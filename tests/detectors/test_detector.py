@@ -48,7 +48,7 @@ def detector(built, classes):
         if name not in built:
             torch.manual_seed(0)
             small = {"d_model": 64, "decoder_layers": 3, "encoder_layers": 1, "num_queries": 12, "decoder_ffn_dim": 64}
-            built[name] = create(name, classes, (128, 128), backbone="resnet18", overrides=small)
+            built[name] = create(name, classes, (128, 128), backbone="test_resnet", overrides=small)
             with torch.no_grad():
                 for parameter in built[name].parameters():
                     parameter.add_(0.02 * torch.randn_like(parameter))
@@ -109,7 +109,7 @@ def test_every_parameter_learns(detector, labels, pixels, name):
 
 def test_no_block_of_an_untrained_backbone_with_frozen_norms_is_dead(classes):
     small = {"d_model": 32, "decoder_layers": 1, "encoder_layers": 1, "num_queries": 3}
-    state = create("detr", classes, (64, 64), backbone="resnet18", overrides=small).model.model.backbone.state_dict()
+    state = create("detr", classes, (64, 64), backbone="test_resnet", overrides=small).model.model.backbone.state_dict()
     scales = [state[key.replace("running_var", "weight")] for key in state if "running_var" in key]
     assert len(scales) == 20
     assert all(scale.any() for scale in scales)

@@ -28,7 +28,7 @@ def images(shapes):
     """images(augment=..., views=..., seed=...) -> the training set."""
 
     def build(augment="ssd", size=(64, 64), **options):
-        detector = create("detr", class_map_of(find_split(shapes, "train")), size, "resnet10t", overrides=SIZE)
+        detector = create("detr", class_map_of(find_split(shapes, "train")), size, "test_resnet", overrides=SIZE)
         return CocoDataset(find_split(shapes, "train"), train_transform(detector.preprocessing, augment), **options)
 
     return build
@@ -42,7 +42,7 @@ def detector(shapes):
         torch.manual_seed(seed)
         classes = class_map_of(find_split(shapes, "train"))
         shape = {key: SIZE[key] for key in SIZE if name != "adamixer" or key != "encoder_layers"}
-        found = create(name, classes, size, "resnet10t", overrides=shape | overrides).eval()
+        found = create(name, classes, size, "test_resnet", overrides=shape | overrides).eval()
         with torch.no_grad():  # an untrained head is sure of nothing
             for module in found.modules():
                 if isinstance(module, torch.nn.Linear) and module.out_features in (len(classes), len(classes) + 1):

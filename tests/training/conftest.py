@@ -52,7 +52,7 @@ def prepared(data):
     def build(name="detr", augment="ssd", **overrides):
         splits = [Split(data / "annotations" / f"instances_{split}.json", data / split) for split in ("train", "val")]
         torch.manual_seed(0)
-        detector = create(name, class_map_of(splits[0]), (64, 64), backbone="resnet10t", overrides=SMALL | overrides)
+        detector = create(name, class_map_of(splits[0]), (64, 64), backbone="test_resnet", overrides=SMALL | overrides)
         train = CocoDataset(splits[0], train_transform(detector.preprocessing, augment), detector.class_map)
         return detector, train, CocoDataset(splits[1], eval_transform(detector.preprocessing), detector.class_map)
 

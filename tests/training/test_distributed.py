@@ -30,13 +30,13 @@ def test_two_processes_give_the_weights_of_one(data, tmp_path):
         "leandetr",
         "train",
     ]
-    command += ["--data", data, "--model", "detr", "--backbone", "resnet10t", "--image-size", "64", "64", "--batch-size", "2"]
+    command += ["--data", data, "--model", "detr", "--backbone", "test_resnet", "--image-size", "64", "64", "--batch-size", "2"]
     command += ["--epochs", "2", "--lr", "1e-3", "--out", tmp_path / "two", *(part for s in settings for part in ("--set", s))]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     run = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
-    detr = NewDetector(model="detr", backbone="resnet10t", image_size=(64, 64), set=SMALL)
+    detr = NewDetector(model="detr", backbone="test_resnet", image_size=(64, 64), set=SMALL)
     train(data, detr, tmp_path / "one", Training(batch_size=4, **SCHEDULE))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()

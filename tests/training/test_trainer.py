@@ -61,7 +61,7 @@ def test_layers_of_the_backbone_learn_the_slower_the_nearer_to_the_image(tiny_de
     _, train, val = prepared()
     vit = {"num_hidden_layers": 3, "num_attention_heads": 2, "out_indices": [1, 3], "hidden_size": 32, "num_windows": 1}
     values = {f"backbone_config.{key}": value for key, value in vit.items()} if name == "rf_detr" else {}
-    detector = tiny_detector(name, None if values else "resnet10t", **values)
+    detector = tiny_detector(name, None if values else "test_resnet", **values)
     config = short(lr=1e-3, backbone_lr=0.2, layer_decay=0.5)
     trainer = DetectionTrainer(detector, train, val, config, tmp_path, [])
     rates = {p: group["lr"] for group in trainer.create_optimizer().param_groups for p in group["params"]}

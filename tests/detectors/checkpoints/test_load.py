@@ -17,7 +17,7 @@ SMALL = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries":
 @pytest.fixture
 def saved(classes, tmp_path):
     folder = tmp_path / "detector"
-    create("detr", classes, (64, 64), backbone="resnet10t", overrides=SMALL).save(folder)
+    create("detr", classes, (64, 64), backbone="test_resnet", overrides=SMALL).save(folder)
     return folder
 
 

@@ -49,7 +49,7 @@ def test_asking_for_all_layers_losses_leaves_the_configuration_alone(tiny_detect
 def tiny(name):
     torch.manual_seed(0)
     small = {"d_model": 32, "decoder_layers": 2, "encoder_layers": 1, "num_queries": 84, "decoder_ffn_dim": 32}
-    found = create(name, ClassMap(("a", "b", "c"), (1, 2, 3)), (64, 64), backbone="resnet10t", overrides=small).eval()
+    found = create(name, ClassMap(("a", "b", "c"), (1, 2, 3)), (64, 64), backbone="test_resnet", overrides=small).eval()
     pixels = torch.randn(4, 3, 64, 64)
     labels = [{"class_labels": torch.arange(n) % 3, "boxes": torch.rand(n, 4) * 0.3 + 0.3} for n in (1, 4, 0, 2)]
     return found, pixels, labels

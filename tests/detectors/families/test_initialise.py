@@ -17,7 +17,7 @@ def new(request):
     width = "hidden_size" if request.param == "dab_detr" else "d_model"
     small = {width: 64, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 16, "decoder_ffn_dim": 96, "dropout": 0.0}
     classes = ClassMap(("disc", "star", "ring"), (1, 2, 3))
-    return create(request.param, classes, (128, 128), "resnet18", overrides=small).eval()
+    return create(request.param, classes, (128, 128), "test_resnet", overrides=small).eval()
 
 
 def test_matrices_are_xavier_uniform_and_queries_unit_normal(new):
