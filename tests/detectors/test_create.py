@@ -82,7 +82,7 @@ def test_every_model_has_a_description_and_a_family():
 
 def test_normalisation_is_the_backbones(classes):
     assert create("rt_detr", classes, (64, 64), "tf_efficientnet_lite0", overrides=SMALL).preprocessing.mean == (0.5, 0.5, 0.5)
-    assert create("detr", classes, (64, 64), "test_resnet", overrides=SMALL).preprocessing.mean == (0.485, 0.456, 0.406)
+    assert create("detr", classes, (64, 64), "resnet10t", overrides=SMALL).preprocessing.mean == (0.485, 0.456, 0.406)
 
 
 def test_the_shorter_side_is_kept_through_saving_and_training_sizes(classes, tmp_path):

@@ -109,7 +109,7 @@ def test_every_parameter_learns(detector, labels, pixels, name):
 
 def test_no_block_of_an_untrained_backbone_with_frozen_norms_is_dead(classes):
     small = {"d_model": 32, "decoder_layers": 1, "encoder_layers": 1, "num_queries": 3}
-    state = create("detr", classes, (64, 64), backbone="test_resnet", overrides=small).model.model.backbone.state_dict()
+    state = create("detr", classes, (64, 64), backbone="resnet18", overrides=small).model.model.backbone.state_dict()
     scales = [state[key.replace("running_var", "weight")] for key in state if "running_var" in key]
     assert len(scales) == 20
     assert all(scale.any() for scale in scales)
