@@ -4,11 +4,13 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub; read when transformers is imported
 
+import functools
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.onnx._internal.exporter import _registration
 from transformers.utils import logging as transformers_logging
 
 from leandetr import cli
@@ -18,6 +20,15 @@ from leandetr.structures import ClassMap
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_are_read_once():
+    """PyTorch's exporter to ONNX parses the 500 functions that it knows in every export, half of the time of a small one."""
+    library = _registration.onnxscript_apis
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "get_torchlib_ops", functools.cache(library.get_torchlib_ops))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -355,7 +355,17 @@ def test_a_model_that_cannot_be_evaluated(refused, shapes, saved, tmp_path, spoi
         ),
         (["pretrain", "--backbone", "resnet81", "--data", "{data}", "--out", "{out}"], "unknown backbone 'resnet81'"),
         (
-            ["pretrain", "--backbone", "test_resnet", "--set", "backbone_config.deptsh=1", "--data", "{data}", "--out", "{out}"],
+            [
+                "pretrain",
+                "--backbone",
+                "test_resnet",
+                "--set",
+                "backbone_config.deptsh=1",
+                "--data",
+                "{data}",
+                "--out",
+                "{out}",
+            ],
             "deptsh",
         ),
         (["pretrain", "--backbone", "test_resnet", "--data", "{data}/nowhere", "--out", "{out}"], "nowhere does not exist"),
