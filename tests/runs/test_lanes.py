@@ -1,6 +1,7 @@
 """Variants side by side: the same table as one after the other, resumable, and what goes wrong in a lane is said."""
 
 import json
+import math
 
 import pytest
 
@@ -8,6 +9,7 @@ from leandetr import verbs
 from leandetr.errors import UserError
 from leandetr.recipe import parse_recipe
 from leandetr.runs import compress, lanes
+from leandetr.runs.run import Run
 from leandetr.runs.show import plan_of, resolved
 
 TINY = {
@@ -64,6 +66,13 @@ def test_the_table_is_the_same_and_a_divergence_is_said_of_its_row_alone(both):
     assert "taught" not in error
     assert error.count("is not a number at step") == 1
     assert sorted(path.name for path in (folder / "lanes" / "lanes").iterdir()) == ["alone-0.log", "taught-0.log", "wild-0.log"]
+
+
+def test_a_lane_leaves_the_table_to_the_run(both):
+    out = both[0] / "lanes"
+    written = (out / "results.json").read_bytes()
+    assert Run(parsed(variants=[*RECIPE["variants"], WILD]), out).work_on("alone", 0, math.inf) == {}
+    assert (out / "results.json").read_bytes() == written
 
 
 def test_what_is_done_needs_no_lane(both, monkeypatch):

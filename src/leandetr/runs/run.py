@@ -89,6 +89,7 @@ class Run:
         self.teachers, self.teacher_of = teachers_of(recipe)
         self.table = ResultTable(planned_rows(recipe), self.engines)
         self.failed: dict[str, Diverged] = {}
+        self.in_lane = False  # the table in the folder is then another process's
         self.environment: dict[str, Any] | None = None  # of the benchmark
         check_names([*self.teachers.values(), *(variant.student for variant in self.variants)], self.variants, self.benchmark)
 
@@ -185,7 +186,7 @@ class Run:
     def work_on(self, variant: str, seed: int, until: float) -> dict[str, str]:
         """One variant with one seed, of a run whose teachers are done; returns the trainings that diverged, and what is said of
         them."""
-        self.steps.ledger.until = until
+        self.in_lane, self.steps.ledger.until = True, until
         self.steps.prepare()
         chosen = next(one for one in self.variants if one.name == variant)
         with self._attempt(self.recipe.folder(variant, seed)):
@@ -248,7 +249,7 @@ class Run:
             new = seed not in found
             found[seed] = metrics | {"curve": ap_by_epoch(detector.path / "training")}
             ledger = self.steps.ledger
-            if new and ledger.until > 0 and not ledger.rehearsing:  # not one by one those that were there before
+            if new and ledger.until > 0 and not (ledger.rehearsing or self.in_lane):  # none that was there before
                 ledger.console.print(results_table(self._written()["rows"], self.recipe.epochs))
 
     def _measure(self, benchmark: Benchmark) -> None:
