@@ -23,8 +23,8 @@ def judged(monkeypatch):
     """AP and times by rule: integers halve a layer's time except for fc1's; every other layer in integers costs 0.01 AP."""
     calls = []
 
-    def ap(detector, _dataset, images):
-        layers = detector.config.quantization_config.layers
+    def ap(runtime, _dataset, images):
+        layers = runtime.detector.config.quantization_config.layers
         calls.append(set(images.indices))
         return 0.5 - 0.01 * sum(plan["input"] in ("grid", "given") and "fc2" in name for name, plan in layers.items())
 
@@ -38,7 +38,7 @@ def judged(monkeypatch):
         return {name: dict.fromkeys(kinds, 3 / times[name]) | {"latency_ms": times[name]} for name in detectors}
 
     monkeypatch.setattr(module, "whole_latencies", whole)
-    monkeypatch.setattr(module, "_ap", ap)
+    monkeypatch.setattr(module, "ap_on", ap)
     monkeypatch.setattr(module, "layer_costs", costs)
     return calls
 
