@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ from leandetr.data.coco import CocoDataset
 from leandetr.deployment.budget import ap_on
 from leandetr.deployment.executorch import write_executorch
 from leandetr.deployment.folding import folded_graph
-from leandetr.deployment.litert import ENTRY, text_of
+from leandetr.deployment.litert import add_text
 from leandetr.deployment.metadata import KEY, describe
-from leandetr.deployment.mobile_export import export_mobile
-from leandetr.deployment.mobile_runtimes import ExecuTorchRuntime, LiteRtRuntime
+from leandetr.deployment.mobile_export import FORMATS, export_mobile
 from leandetr.deployment.onnx import export_onnx
 from leandetr.deployment.openvino import import_openvino, onnx_metadata, read_onnx
 from leandetr.deployment.pytorch import PlainDetector, PyTorchRuntime
@@ -90,8 +88,12 @@ class Builder:
             runtimes = self.engines(export_onnx(self.quantized(OURS[candidate]), self.folder / f"{candidate}.onnx"))
         else:
             makers: dict[str, Callable[[str], list[Runtime]]] = {
-                **{"ort": self.onnxruntime, "modelopt": self.modelopt, "nncf": self.nncf, "torch": self.torch},
-                **{"executorch": self.executorch, "litert": self.litert},
+                "ort": self.onnxruntime,
+                "modelopt": self.modelopt,
+                "nncf": self.nncf,
+                "torch": self.torch,
+                "executorch": self.mobile,
+                "litert": self.mobile,
             }
             runtimes = next(make for prefix, make in makers.items() if candidate.startswith(prefix))(candidate)
         self.seconds[candidate] = time.perf_counter() - start
@@ -140,13 +142,14 @@ class Builder:
 
         path = self.folder / f"{candidate}.onnx"
         pixels = torch.cat([torch.from_numpy(each) for each in self.pixels()]).numpy()
-        settings: dict[str, Any] = {"quantize_mode": "int8", "calibration_eps": ["cpu"], "high_precision_dtype": "fp32"}
         quantization.quantize(
             str(self.float_file),
+            quantize_mode="int8",
+            calibration_eps=["cpu"],
+            high_precision_dtype="fp32",
             calibration_data={"pixel_values": pixels},
             output_path=str(path),
             log_level="ERROR",
-            **settings,
         )
         return self.engines(self.with_metadata(path))
 
@@ -190,17 +193,24 @@ class Builder:
         torch.save(detector.state_dict(), file)
         return [Compiled(detector, candidate, file.stat().st_size)]
 
-    def executorch(self, candidate: str) -> list[Runtime]:
-        path = self.folder / f"{candidate}.pte"
-        if candidate == "executorch-float":
-            export_mobile(self.detector, path, "executorch")
-        elif candidate == "executorch-ours":
-            export_mobile(self.quantized(Static(target="xnnpack")), path, "executorch")
+    def mobile(self, candidate: str) -> list[Runtime]:
+        engine, kind = candidate.split("-")
+        path = self.folder / f"{candidate}.{'pte' if engine == 'executorch' else 'tflite'}"
+        if kind == FLOAT:
+            export_mobile(self.detector, path, engine)
+        elif kind == "ours":
+            export_mobile(self.quantized(Static(target="xnnpack")), path, engine)
+        elif engine == "executorch":
+            self.executorch(path)
         else:
-            pixels = torch.from_numpy(next(self.pixels()))
-            graph = self.by_its_quantizer(folded_graph(PlainDetector(self.detector).eval(), pixels), pixels)
-            write_executorch(graph, pixels, describe(self.detector, self.detector.preprocessing).to_json(), path)
-        return [self.named(ExecuTorchRuntime(path, self.threads), self.short(candidate))]
+            self.litert(path)
+        return [self.named(FORMATS[engine].runtime(path, self.threads), kind)]
+
+    def executorch(self, path: Path) -> None:
+        """By ExecuTorch's own quantizer."""
+        pixels = torch.from_numpy(next(self.pixels()))
+        graph = self.by_its_quantizer(folded_graph(PlainDetector(self.detector).eval(), pixels), pixels)
+        write_executorch(graph, pixels, describe(self.detector, self.detector.preprocessing).to_json(), path)
 
     def by_its_quantizer(self, graph: fx.GraphModule, pixels: Tensor) -> nn.Module:
         """As ExecuTorch's documentation quantizes for XNNPACK."""
@@ -213,24 +223,14 @@ class Builder:
             prepared(torch.from_numpy(each))
         return convert_pt2e(prepared)
 
-    def litert(self, candidate: str) -> list[Runtime]:
-        path = self.folder / f"{candidate}.tflite"
-        if candidate == "litert-float":
-            export_mobile(self.detector, path, "litert")
-        elif candidate == "litert-ours":
-            export_mobile(self.quantized(Static(target="xnnpack")), path, "litert")
-        else:
-            from ai_edge_quantizer import quantizer, recipe
+    def litert(self, path: Path) -> None:
+        """By LiteRT's own quantizer, from the float file."""
+        from ai_edge_quantizer import quantizer, recipe
 
-            source = self.folder / "litert-float.tflite"
-            if not source.is_file():
-                export_mobile(self.detector, source, "litert")
-            quantized = quantizer.Quantizer(source, recipe.static_wi8_ai8())
-            ranges = quantized.calibrate({"serving_default": [{"pixel_values": each} for each in self.pixels()]})
-            path.write_bytes(quantized.quantize(ranges).quantized_model)
-            with zipfile.ZipFile(path, "a") as archive:
-                archive.writestr(ENTRY, text_of(source) or "")
-        return [self.named(LiteRtRuntime(path, self.threads), self.short(candidate))]
+        quantized = quantizer.Quantizer(self.folder / f"litert-{FLOAT}.tflite", recipe.static_wi8_ai8())
+        ranges = quantized.calibrate({"serving_default": [{"pixel_values": each} for each in self.pixels()]})
+        path.write_bytes(quantized.quantize(ranges).quantized_model)
+        add_text(path, describe(self.detector, self.detector.preprocessing).to_json())
 
     def with_metadata(self, path: Path) -> Path:
         """The file, with the float file's metadata in place of a tool's own."""
@@ -242,11 +242,6 @@ class Builder:
 
     def engines(self, path: Path) -> list[Runtime]:
         return [self.named(engine(path, self.threads), path.stem) for engine in (OnnxRuntime, OpenVinoRuntime)]
-
-    @staticmethod
-    def short(candidate: str) -> str:
-        """Of a candidate that is named by its engine: what stands beside that in the table."""
-        return candidate.split("-", 1)[1]
 
     @staticmethod
     def named(runtime: Runtime, candidate: str) -> Runtime:

@@ -48,8 +48,7 @@ def write_litert(graph: fx.GraphModule, pixels: Tensor, text: str, file: Path) -
     setting = _static() if weights else None
     converted = converter.convert(Named(graph).eval(), sample_kwargs={"pixel_values": pixels}, quant_config=setting)
     file.write_bytes(converted.model_content())
-    with zipfile.ZipFile(file, "a") as archive:
-        archive.writestr(ENTRY, text)
+    add_text(file, text)
 
 
 def _round_floats(graph: fx.GraphModule, weights: Iterable[fx.Node]) -> None:
@@ -86,6 +85,12 @@ def open_interpreter(path: Path, threads: int) -> Any:
             return interpreter(model_path=str(path), num_threads=threads)
         except ValueError as error:
             raise UserError(f"{path} is not a LiteRT file or is truncated; export it again") from error
+
+
+def add_text(file: Path, text: str) -> None:
+    """Put the metadata's text behind a file's graph."""
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(ENTRY, text)
 
 
 def text_of(path: Path) -> str | None:

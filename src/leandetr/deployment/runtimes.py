@@ -141,7 +141,7 @@ class OpenVinoRuntime(FileRuntime):
             start = time.perf_counter()
             self.unpacked = unpack_openvino(model)
             self.unpack_seconds = time.perf_counter() - start
-            if can_overflow(model) and not adds_bytes_exactly():
+            if not adds_bytes_exactly() and can_overflow(model):
                 logger.warning(
                     "%s: on this processor, which has no VNNI, OpenVINO's sums of 8-bit products can overflow: evaluate the "
                     "file there, or quantize it with --set weight_bits=7, or run it on onnxruntime, which is exact",
