@@ -41,7 +41,7 @@ def test_two_processes_give_the_weights_of_one(data, tmp_path):
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     apart = torch.cat([(two[key] - tensor).abs().flatten() for key, tensor in one.items()])
-    assert apart.max() < 1e-3  # AdamW makes a step of 1e-3 of a gradient that is nothing but rounding, too
+    assert apart.max() < 1e-4
     assert apart.quantile(0.999) < 1e-5
 
     logs = [
