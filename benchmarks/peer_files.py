@@ -210,7 +210,7 @@ class Builder:
         """By ExecuTorch's own quantizer."""
         pixels = torch.from_numpy(next(self.pixels()))
         graph = self.by_its_quantizer(folded_graph(PlainDetector(self.detector).eval(), pixels), pixels)
-        write_executorch(graph, pixels, describe(self.detector, self.detector.preprocessing).to_json(), path)
+        write_executorch(graph, pixels, describe(self.detector, self.detector.preprocessing), path)
 
     def by_its_quantizer(self, graph: fx.GraphModule, pixels: Tensor) -> nn.Module:
         """As ExecuTorch's documentation quantizes for XNNPACK."""

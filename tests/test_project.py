@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 #: extras that `make install` leaves out: for a GPU, for comparisons, and of hundreds of megabytes
-UNLOCKED = ("gpu", "peers", "executorch", "litert")
+UNLOCKED = ("gpu", "peers", "executorch", "litert", "coreml")
 
 
 @pytest.fixture

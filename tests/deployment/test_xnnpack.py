@@ -9,7 +9,7 @@ import torch
 import leandetr
 from leandetr.deployment.agreement import agreement
 from leandetr.deployment.folding import folded_graph
-from leandetr.deployment.mobile_export import FORMATS, export_mobile
+from leandetr.deployment.mobile_export import export_mobile
 from leandetr.deployment.pytorch import PlainDetector, PyTorchRuntime
 from leandetr.errors import UserError
 from leandetr.quantization import Static, WeightOnly, quantize
@@ -57,7 +57,7 @@ def test_a_product_of_integers_lies_between_grids_and_the_answer_stays(quantized
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("engine", FORMATS)
+@pytest.mark.parametrize("engine", SUFFIX)
 def test_the_engine_multiplies_the_same_integers_and_the_file_is_small(quantized, build, batch, tmp_path, engine):
     pytest.importorskip("executorch" if engine == "executorch" else "litert_torch", reason=f"needs leandetr[{engine}]")
     detector, pixels = quantized(), batch(3)["pixel_values"]
@@ -71,7 +71,7 @@ def test_the_engine_multiplies_the_same_integers_and_the_file_is_small(quantized
 
 
 @pytest.mark.parametrize("scheme", [Static(calibration_images=2), WeightOnly()])
-@pytest.mark.parametrize("engine", FORMATS)
+@pytest.mark.parametrize("engine", SUFFIX)
 def test_other_grids_are_refused_with_the_mend(quantized, monkeypatch, tmp_path, scheme, engine):
     name = "_import_runtime" if engine == "executorch" else "_import_interpreter"
     monkeypatch.setattr(f"leandetr.deployment.{engine}.{name}", lambda: (None, None))

@@ -69,10 +69,10 @@ def _defined(numbers: Any) -> Any:
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Saved detector, hub id or published .pth, float or quantized.")],
-    out: Annotated[Path, typer.Option(help="The .onnx, .xml, .pte or .tflite file.")],
+    out: Annotated[Path, typer.Option(help="The .onnx, .xml, .pte, .tflite or .mlpackage file.")],
     to: Annotated[
         str,
-        typer.Option(help="onnx, tensorrt (an .onnx as it takes them quantized), openvino, executorch or litert."),
+        typer.Option(help="onnx, tensorrt (an .onnx as it takes them quantized), openvino, executorch, litert or coreml."),
     ] = "onnx",
     image_size: Annotated[
         tuple[int, int] | None, typer.Option(help="Fixed height and width; the model's own by default.")
@@ -82,7 +82,10 @@ def export(
         bool, typer.Option("--end-to-end", help="uint8 photographs of any size in; scores, labels and boxes out.")
     ] = False,
     half: Annotated[
-        bool, typer.Option("--half", help="Of a float detector's .onnx: products in float16, boxes in float32.")
+        bool,
+        typer.Option(
+            "--half", help="Of a float detector's .onnx: products in float16, boxes in float32. Of a .mlpackage: all."
+        ),
     ] = False,
     opset: Annotated[int, typer.Option(help="Of ONNX, from 17; integer weights need 21, but for tensorrt.")] = 21,
 ) -> None:
@@ -93,8 +96,8 @@ def export(
     from leandetr import verbs
 
     path = verbs.export(model, out, to, image_size, queries, end_to_end, opset, half)
-    files = [path, path.with_suffix(".bin")] if to == "openvino" else [path]
-    out_console.print(f"{path}  {sum(file.stat().st_size for file in files) / 1e6:.2f} MB")
+    files = [path, path.with_suffix(".bin")] if to == "openvino" else path.rglob("*") if path.is_dir() else [path]
+    out_console.print(f"{path}  {sum(file.stat().st_size for file in files if file.is_file()) / 1e6:.2f} MB")
 
 
 @app.command()

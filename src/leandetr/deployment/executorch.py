@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leandetr.deployment.metadata import KEY
+from leandetr.deployment.metadata import KEY, Metadata
 from leandetr.deployment.silence import silenced
 from leandetr.errors import UserError
 
 MISSING = "this needs the package executorch; install it with: pip install 'leandetr[executorch]'"
 
 
-def write_executorch(graph: nn.Module, pixels: Tensor, text: str, file: Path) -> None:
+def write_executorch(graph: nn.Module, pixels: Tensor, metadata: Metadata, file: Path) -> None:
     """Write a detector's graph (`folding.py`) for photographs of the shape of `pixels` (1, 3, H, W), with its metadata.
 
     Raises UserError where executorch is not installed, and whatever it raises at operators that it does not know.
     """
     lower, partitioner = _import_compiler()
     program = torch.export.export(graph, (pixels,), strict=False)
-    edge = lower(program, partitioner=[partitioner()], constant_methods={KEY: text})
+    edge = lower(program, partitioner=[partitioner()], constant_methods={KEY: metadata.to_json()})
     with open(file, "wb") as opened:
         edge.to_executorch().write_to_file(opened)
 

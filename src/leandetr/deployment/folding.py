@@ -32,6 +32,7 @@ def folded_graph(model: nn.Module, pixels: Tensor) -> fx.GraphModule:
     traced.graph.eliminate_dead_code()
     changed = _changed_in_place(traced.graph.nodes)
     _fold(traced, changed)
+    _drop_masks(traced)
     traced.graph.eliminate_dead_code()
     spell_integers(traced, changed)
     return fx.GraphModule(traced, traced.graph).eval()  # without what nothing reads; an exported module refuses `eval`
@@ -44,6 +45,8 @@ def _fold(module: fx.GraphModule, changed: set[fx.Node]) -> None:
     for node in module.graph.nodes:
         if node.op == "get_attr" and node not in changed:
             known[node] = attribute(module, node)
+        elif node.target in OF_A_SHAPE and node not in changed:
+            known[node] = node.target(*fx.map_arg(node.args, _zeros_like), **node.kwargs)
         elif _is_function(node) and node not in changed and all(each in known for each in node.all_input_nodes):
             args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
             known[node] = node.target(*args, **kwargs)
@@ -61,6 +64,24 @@ def _fold(module: fx.GraphModule, changed: set[fx.Node]) -> None:
         constant.meta = dict(node.meta)
         for reader in readers:
             reader.replace_input_with(node, constant)
+
+
+def _zeros_like(node: fx.Node) -> Any:
+    value = node.meta["val"]
+    return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
+
+
+def _drop_masks(module: fx.GraphModule) -> None:
+    """Attention with a constant mask that hides nothing is attention without one."""
+    for node in module.graph.nodes:
+        if node.target is aten.scaled_dot_product_attention.default:
+            mask = node.args[3] if len(node.args) > 3 else None
+            if isinstance(mask, fx.Node) and mask.op == "get_attr" and _hides_nothing(attribute(module, mask)):
+                node.update_arg(3, None)
+
+
+def _hides_nothing(mask: Tensor) -> bool:
+    return bool(mask.all() if mask.dtype == torch.bool else not mask.any())
 
 
 def _changes_nothing(x: fx.Node, dtype: torch.dtype, non_blocking: bool = False, copy: bool = False, **_layout: Any) -> bool:
@@ -96,5 +117,25 @@ def _exp2(graph: fx.Graph, node: fx.Node) -> None:
     node.replace_all_uses_with(power)
 
 
+def _product_with_a_vector(graph: fx.Graph, node: fx.Node) -> None:
+    """x w = x [w]^T without its last axis."""
+    x, weight, *bias = node.all_input_nodes
+    if weight.meta["val"].dim() == 1 and not bias:
+        with graph.inserting_before(node):
+            matrix = graph.call_function(aten.unsqueeze.default, (weight, 0))
+            product = graph.call_function(aten.linear.default, (x, matrix))
+            squeezed = graph.call_function(aten.squeeze.dim, (product, -1))
+        node.replace_all_uses_with(squeezed)
+
+
+#: operators that look at no value of their tensor
+OF_A_SHAPE = (
+    *(aten.new_ones.default, aten.new_zeros.default, aten.new_full.default),
+    *(aten.ones_like.default, aten.zeros_like.default, aten.full_like.default),
+)
+
 #: operators that an engine lacks, by others that all have
-SPELLED_OUT: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {aten.exp2.default: _exp2}
+SPELLED_OUT: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
+    aten.exp2.default: _exp2,
+    aten.linear.default: _product_with_a_vector,
+}

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from leandetr.deployment.metadata import KEY
+from leandetr.deployment.metadata import KEY, Metadata
 from leandetr.deployment.silence import silenced
 from leandetr.deployment.xnnpack import attribute, decomposed
 from leandetr.errors import UserError
@@ -37,7 +37,7 @@ class Named(nn.Module):
         return {"logits": logits, "boxes": boxes}
 
 
-def write_litert(graph: fx.GraphModule, pixels: Tensor, text: str, file: Path) -> None:
+def write_litert(graph: fx.GraphModule, pixels: Tensor, metadata: Metadata, file: Path) -> None:
     """Write a detector's graph (`folding.py`) for photographs of the shape of `pixels` (1, 3, H, W), with its metadata.
 
     Raises UserError where litert-torch is not installed, and whatever it raises at operators that it does not know.
@@ -48,7 +48,7 @@ def write_litert(graph: fx.GraphModule, pixels: Tensor, text: str, file: Path) -
     setting = _static() if weights else None
     converted = converter.convert(Named(graph).eval(), sample_kwargs={"pixel_values": pixels}, quant_config=setting)
     file.write_bytes(converted.model_content())
-    add_text(file, text)
+    add_text(file, metadata.to_json())
 
 
 def _round_floats(graph: fx.GraphModule, weights: Iterable[fx.Node]) -> None:

@@ -1,10 +1,11 @@
-"""A detector as one file for ExecuTorch or LiteRT, checked against PyTorch before it gets its name.
+"""A detector as one file for ExecuTorch, LiteRT or Core ML, checked against PyTorch before it gets its name where it runs here.
 
 Their graphs have one shape: one photograph a call, of one size.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
+from leandetr.deployment.coreml import check_float, check_mlpackage, write_coreml
 from leandetr.deployment.executorch import check_pte, write_executorch
 from leandetr.deployment.file_runtime import FileRuntime
 from leandetr.deployment.folding import folded_graph
@@ -25,45 +27,58 @@ from leandetr.deployment.verify import verify
 from leandetr.deployment.xnnpack import check_xnnpack
 from leandetr.detectors.detector import Detector
 from leandetr.errors import UserError
-from leandetr.files import writing
+from leandetr.files import writing, writing_folder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Format:
-    """check: of the file's name and the packages. write: (graph, pixels, metadata's text, file). runtime: what opens it.
-    packages: that write it."""
+    """check: of the file's name and the packages. write: (graph, pixels, metadata, file). packages: that write it. runtime:
+    what opens it, None where nothing but the devices that it is for does. halves: whether there is one in float16."""
 
+    title: str
     check: Callable[[Path], None]
-    write: Callable[[fx.GraphModule, Tensor, str, Path], None]
-    runtime: type[ExecuTorchRuntime] | type[LiteRtRuntime]
+    write: Callable[[fx.GraphModule, Tensor, Metadata, Path], None]
     packages: tuple[str, ...]
+    runtime: type[ExecuTorchRuntime] | type[LiteRtRuntime] | None = None
+    halves: bool = False
 
 
 FORMATS = {
-    "executorch": Format(check_pte, write_executorch, ExecuTorchRuntime, ("leandetr", "executorch")),
-    "litert": Format(check_tflite, write_litert, LiteRtRuntime, ("leandetr", "litert-torch", "ai-edge-litert")),
+    "executorch": Format("ExecuTorch", check_pte, write_executorch, ("leandetr", "executorch"), ExecuTorchRuntime),
+    "litert": Format("LiteRT", check_tflite, write_litert, ("leandetr", "litert-torch", "ai-edge-litert"), LiteRtRuntime),
+    "coreml": Format("Core ML", check_mlpackage, write_coreml, ("leandetr", "coremltools"), halves=True),
 }
 
 
-def export_mobile(detector: Detector, path: Path, to: str, image_size: tuple[int, int] | None = None) -> Path:
+def export_mobile(
+    detector: Detector, path: Path, to: str, image_size: tuple[int, int] | None = None, half: bool = False
+) -> Path:
     """Write a detector, on the CPU, as a file that carries all that is needed to use it.
 
     Args:
         detector: any of the families, float or on the grids of `Static(target="xnnpack")`; it is left as it is.
-        path: where the file goes, ending in .pte or .tflite; an existing one is replaced once the new one has been checked.
-        to: a name in `FORMATS`.
+        path: where the file goes, ending in .pte, .tflite or (a folder) .mlpackage; an existing one is replaced once the new
+            one is whole and, but for Core ML, has been checked.
+        to: a name in `FORMATS`. Core ML takes float detectors alone.
         image_size: fixed (height, width) that photographs are resized to, by default that of the detector's preprocessing.
+        half: of Core ML, all in float16.
 
     Before the file gets its name, the engine and PyTorch answer the same random pixels; a warning is given as by `export_onnx`.
+    Core ML runs on Apple's devices alone, and a warning says that nothing was compared.
 
     Raises:
         UserError: another ending, a package that is not installed, a detector quantized otherwise, no fixed size or one that
             the family cannot take, or a model that cannot be written like this or that the engine cannot run.
     """
     path, chosen = Path(path), FORMATS[to]
-    title = chosen.runtime.title
+    title = chosen.title
     chosen.check(path)
-    check_xnnpack(detector, path, title)
+    if to == "coreml":
+        check_float(detector, path)
+    else:
+        check_xnnpack(detector, path, title)
     preprocessing = preprocessing_for(detector, path, image_size, end_to_end=False)
     if preprocessing.size is None:
         raise UserError(
@@ -71,15 +86,18 @@ def export_mobile(detector: Detector, path: Path, to: str, image_size: tuple[int
         )
     training = detector.training
     detector.eval()
-    metadata, model = describe(detector, preprocessing, packages=chosen.packages), PlainDetector(detector).eval()
+    metadata, model = describe(detector, preprocessing, half=half, packages=chosen.packages), PlainDetector(detector).eval()
     try:
-        with writing(path) as temporary:
+        with (writing if chosen.runtime else writing_folder)(path) as temporary:
             _write(model, metadata, chosen, temporary)
-            verify(path, model, _opened(chosen, temporary), (1,))
+            if chosen.runtime:
+                verify(path, model, _opened(chosen.runtime, temporary), (1,))
     except ExportError as error:
         raise UserError(f"{path}: {detector.config.model_type} {error}; add --to onnx") from error
     finally:
         detector.train(training)
+    if chosen.runtime is None:
+        logger.warning("%s was written and not run: %s is on Apple's devices alone", path, title)
     return path
 
 
@@ -88,15 +106,15 @@ def _write(model: PlainDetector, metadata: Metadata, chosen: Format, file: Path)
     (pixels,) = sample_of(1, metadata)
     try:
         with quiet_export(), silenced():
-            chosen.write(folded_graph(model, pixels), pixels, metadata.to_json(), file)
+            chosen.write(folded_graph(model, pixels), pixels, metadata, file)
     except (UserError, OSError):  # a package that is not installed, a disk that is full
         raise
     except Exception as error:  # the compilers' errors have no common class
-        raise ExportError(f"cannot be written for {chosen.runtime.title}: {root(error)}") from error
+        raise ExportError(f"cannot be written for {chosen.title}: {root(error)}") from error
 
 
-def _opened(chosen: Format, file: Path) -> FileRuntime:
+def _opened(runtime: type[ExecuTorchRuntime] | type[LiteRtRuntime], file: Path) -> FileRuntime:
     try:
-        return chosen.runtime(file)
+        return runtime(file)
     except UserError as error:  # which names the temporary file
-        raise ExportError(f"was written, but {chosen.runtime.title} cannot open it: {root(error)}") from error
+        raise ExportError(f"was written, but {runtime.title} cannot open it: {root(error)}") from error

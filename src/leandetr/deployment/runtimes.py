@@ -190,6 +190,8 @@ def open_runtime(
             read, or a choice of queries where there is none.
     """
     suffix, device = Path(source).suffix, torch.device(device)
+    if suffix == ".mlpackage":
+        raise UserError(f"{source} runs on Apple's devices alone; name the detector it was made from, or its .onnx")
     known = ["pytorch"] if names_torchvision(source) else possible(suffix)
     if engine is not None and engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)

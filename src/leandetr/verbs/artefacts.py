@@ -130,24 +130,24 @@ def export(  # noqa: PLR0913 - what a file can be is what is asked
     opset: int = OPSET,
     half: bool = False,
 ) -> Path:
-    """Write a saved detector as an .onnx file, as one for TensorRT, as OpenVINO's .xml and .bin, as ExecuTorch's .pte or as
-    LiteRT's .tflite.
+    """Write a saved detector as an .onnx file, as one for TensorRT, as OpenVINO's .xml and .bin, as ExecuTorch's .pte, as
+    LiteRT's .tflite or as Core ML's .mlpackage.
 
     to: "onnx"; "tensorrt", an .onnx with integers as TensorRT takes them, of a detector quantized with
     `Static(target="tensorrt")`; "openvino"; or, of float detectors and those of `Static(target="xnnpack")`, "executorch" or
-    "litert". queries: as in `evaluate`.
+    "litert"; or, of float detectors, "coreml", which nothing here runs. queries: as in `evaluate`.
     end_to_end: from the bytes of a photograph to detections in one graph. opset: of ONNX. half: products in float16, of a float
-    detector's .onnx.
+    detector's .onnx; of Core ML, everything.
     """
     out = Path(out)
     if to not in TARGETS:
         raise unknown("format", to, TARGETS)
     if to in FORMATS:
-        asked = {"--half": half, "--end-to-end": end_to_end, f"--opset {opset}": opset != OPSET}
+        asked = {"--half": half and not FORMATS[to].halves, "--end-to-end": end_to_end, f"--opset {opset}": opset != OPSET}
         if refused := next((option for option, given in asked.items() if given), None):
             raise UserError(f"{out}: {refused} is of ONNX files; leave it out, or add --to onnx")
         FORMATS[to].check(out)  # before anything is loaded
-        return export_mobile(load_answering(model, queries), out, to, image_size)
+        return export_mobile(load_answering(model, queries), out, to, image_size, half)
     if to != "openvino":
         check_onnx(out)
         options: dict[str, Any] = {"opset": opset, "end_to_end": end_to_end, "half": half, "tensorrt": to == "tensorrt"}

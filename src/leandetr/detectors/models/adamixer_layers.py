@@ -55,8 +55,14 @@ def log_iof(position: Tensor) -> Tensor:
     centre, half = position[..., :2], sides_of(position) / 2
     low, high = centre - half, centre + half
     overlap = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(low[:, :, None], low[:, None])
-    area = (2 * half).prod(-1).clamp(min=1e-6)
-    return torch.log(overlap.clamp(min=0).prod(-1) / area[..., None] + 1e-7)
+    area = _product(2 * half).clamp(min=1e-6)
+    return torch.log(_product(overlap.clamp(min=0)) / area[..., None] + 1e-7)
+
+
+def _product(sides: Tensor) -> Tensor:
+    """(..., 2) -> (...); Core ML has no `prod`."""
+    width, height = sides.unbind(-1)
+    return width * height
 
 
 def sample_3d(maps: Sequence[Tensor], points: Tensor, strides: Sequence[int]) -> Tensor:

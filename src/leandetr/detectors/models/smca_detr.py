@@ -87,7 +87,7 @@ def log_gaussian(point: Tensor, scale: Tensor, cells: tuple[int, int], smooth: f
     rows, columns = (torch.arange(side, device=point.device, dtype=point.dtype) for side in cells)
     dx2 = (point[..., 0, None] - columns).square()[..., None, :]
     dy2 = (point[..., 1, None] - rows).square()[..., :, None]
-    parts = scale[..., None, None].unbind(-3)
+    parts = [part[..., None, None] for part in scale.unbind(-1)]
     if not parts:
         distance = dx2 + dy2
     elif len(parts) == 1:
