@@ -74,6 +74,7 @@ def write_coreml(graph: fx.GraphModule, pixels: Tensor, metadata: Metadata, fold
     model.user_defined_metadata[KEY] = metadata.to_json()
     named = folder.with_name(f"{folder.name}.mlpackage")  # it wants this ending
     model.save(str(named))
+    (named / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)  # of a program traced by PyTorch
     named.rename(folder)
 
 
