@@ -25,8 +25,9 @@ def folded_graph(model: nn.Module, pixels: Tensor) -> fx.GraphModule:
     for node in list(traced.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:  # held while it was traced; it would keep what it looks at
             traced.graph.erase_node(node)
-        elif node.target is aten.to.dtype and _changes_nothing(*node.args, **node.kwargs):
+        elif node.target in IDENTITIES or (node.target is aten.to.dtype and _changes_nothing(*node.args, **node.kwargs)):
             node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)  # a dropout counts as changing the world
         elif node.target in SPELLED_OUT:
             SPELLED_OUT[node.target](traced.graph, node)
     traced.graph.eliminate_dead_code()
@@ -127,6 +128,9 @@ def _product_with_a_vector(graph: fx.Graph, node: fx.Node) -> None:
             squeezed = graph.call_function(aten.squeeze.dim, (product, -1))
         node.replace_all_uses_with(squeezed)
 
+
+#: what does nothing in evaluation mode; between a grid and a product it would keep integers from being multiplied
+IDENTITIES = (aten.dropout.default, aten.detach.default, aten.alias.default)
 
 #: operators that look at no value of their tensor
 OF_A_SHAPE = (

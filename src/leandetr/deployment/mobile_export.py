@@ -21,6 +21,7 @@ from leandetr.deployment.litert import check_tflite, write_litert
 from leandetr.deployment.metadata import Metadata, describe
 from leandetr.deployment.mobile_runtimes import ExecuTorchRuntime, LiteRtRuntime
 from leandetr.deployment.pytorch import PlainDetector
+from leandetr.deployment.sampling import pick_rows
 from leandetr.deployment.silence import silenced
 from leandetr.deployment.tracing import ExportError, preprocessing_for, quiet_export, root, sample_of
 from leandetr.deployment.verify import verify
@@ -35,7 +36,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Format:
     """check: of the file's name and the packages. write: (graph, pixels, metadata, file). packages: that write it. runtime:
-    what opens it, None where nothing but the devices that it is for does. halves: whether there is one in float16."""
+    what opens it, None where nothing but the devices that it is for does. halves: whether there is one in float16. samples:
+    whether it has a kernel of its own for bilinear sampling."""
 
     title: str
     check: Callable[[Path], None]
@@ -43,12 +45,13 @@ class Format:
     packages: tuple[str, ...]
     runtime: type[ExecuTorchRuntime] | type[LiteRtRuntime] | None = None
     halves: bool = False
+    samples: bool = False
 
 
 FORMATS = {
     "executorch": Format("ExecuTorch", check_pte, write_executorch, ("leandetr", "executorch"), ExecuTorchRuntime),
     "litert": Format("LiteRT", check_tflite, write_litert, ("leandetr", "litert-torch", "ai-edge-litert"), LiteRtRuntime),
-    "coreml": Format("Core ML", check_mlpackage, write_coreml, ("leandetr", "coremltools"), halves=True),
+    "coreml": Format("Core ML", check_mlpackage, write_coreml, ("leandetr", "coremltools"), halves=True, samples=True),
 }
 
 
@@ -106,7 +109,10 @@ def _write(model: PlainDetector, metadata: Metadata, chosen: Format, file: Path)
     (pixels,) = sample_of(1, metadata)
     try:
         with quiet_export(), silenced():
-            chosen.write(folded_graph(model, pixels), pixels, metadata, file)
+            graph = folded_graph(model, pixels)
+            if not chosen.samples:
+                pick_rows(graph)
+            chosen.write(graph, pixels, metadata, file)
     except (UserError, OSError):  # a package that is not installed, a disk that is full
         raise
     except Exception as error:  # the compilers' errors have no common class
