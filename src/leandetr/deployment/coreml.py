@@ -80,7 +80,7 @@ def write_coreml(graph: fx.GraphModule, pixels: Tensor, metadata: Metadata, fold
 
 def _drop_sixth_axis(module: fx.GraphModule) -> None:
     """Tensors of six axes, the first of length 1, do without that one, in place: Core ML has no more than five."""
-    dropped = [node for node in module.graph.nodes if _axes(node) > AXES]
+    dropped = [node for node in module.graph.nodes if _axes(node) > AXES and node.meta["val"].shape[0] == 1]
     for node in [each for each in module.graph.nodes if each in dropped or any(of in dropped for of in each.all_input_nodes)]:
         shape = list(node.meta["val"].shape)[1 if node in dropped else 0 :]
         if node.op == "get_attr":
@@ -94,6 +94,8 @@ def _drop_sixth_axis(module: fx.GraphModule) -> None:
                 chosen = module.graph.call_function(aten.select.int, (x, axis - 1 if axis > 0 else axis, index))
                 node.replace_all_uses_with(module.graph.call_function(aten.reshape.default, (chosen, shape)))
             module.graph.erase_node(node)
+        elif node.target is aten.permute.default:
+            node.update_arg(1, [axis - 1 for axis in node.args[1] if axis > 0])
         elif node.target in WITH_AXES and node.args[0] in dropped:
             for place in WITH_AXES[node.target]:
                 axis = node.args[place]
