@@ -54,6 +54,7 @@ SMALL = {"resnet50": "test_resnet", "resnet101": "test_resnet", "swin_base": "sw
 STAND_INS = {
     "runs/fod-teacher": ("adamixer", "test_resnet"),
     "runs/fod-trimmed": ("adamixer", "test_resnet"),
+    "runs/fod-rt-detr-teacher": ("rt_detr_v2", "test_resnet"),
     "PekingU/rtdetr_v2_r50vd": ("rt_detr_v2", "test_resnet"),
     "PekingU/rtdetr_v2_r18vd": ("rt_detr_v2", "test_resnet"),
     "ustc-community/dfine-small-coco": ("d_fine", "test_resnet"),
