@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from leandetr.deployment.metadata import KEY, Metadata
@@ -23,6 +24,11 @@ from leandetr.quantization.layers.operators import dequantize
 
 MISSING = "this needs the package {}; install it with: pip install 'leandetr[litert]'"
 ENTRY = f"{KEY}.json"
+aten = torch.ops.aten
+RESHAPING = (
+    *(aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.contiguous.default),
+    *(aten.transpose.int, aten.permute.default, aten.unsqueeze.default),
+)
 
 
 class Named(nn.Module):
@@ -45,6 +51,7 @@ def write_litert(graph: fx.GraphModule, pixels: Tensor, metadata: Metadata, file
     converter = _import_converter()
     weights = [node for node in graph.graph.nodes if node.target is decomposed.dequantize_per_channel.default]
     _round_floats(graph, weights)
+    _join_on_one_grid(graph)
     setting = _static() if weights else None
     converted = converter.convert(Named(graph).eval(), sample_kwargs={"pixel_values": pixels}, quant_config=setting)
     file.write_bytes(converted.model_content())
@@ -62,6 +69,32 @@ def _round_floats(graph: fx.GraphModule, weights: Iterable[fx.Node]) -> None:
             rounded = graph.graph.call_function(decomposed.quantize_per_channel.default, (floats, *node.args[1:]))
         node.update_arg(0, rounded)
     graph.recompile()
+
+
+def _join_on_one_grid(graph: fx.GraphModule) -> None:
+    """Put what is joined onto one grid as wide as all of theirs, in place: the compiler would take the grid of one of them, and
+    cut off what of the others lies outside."""
+    for join in [node for node in graph.graph.nodes if node.target is aten.cat.default]:
+        parts = join.args[0]
+        grids = {grid for part in parts if (grid := _grid_of(part))}
+        if len(grids) < 2:
+            continue
+        low, high = min(s * (least - z) for s, z, least, *_ in grids), max(s * (most - z) for s, z, _, most, *_ in grids)
+        _, _, least, most, kind = next(iter(grids))
+        scale = (high - low) / (most - least)
+        grid = (scale, round(least - low / scale), least, most, kind)
+        with graph.graph.inserting_before(join):
+            integers = [graph.graph.call_function(decomposed.quantize_per_tensor.default, (part, *grid)) for part in parts]
+            floats = [graph.graph.call_function(decomposed.dequantize_per_tensor.default, (each, *grid)) for each in integers]
+        join.update_arg(0, floats)
+    graph.recompile()
+
+
+def _grid_of(node: fx.Node) -> tuple[Any, ...] | None:
+    """Of what was dequantized and at most put into another shape since."""
+    while node.target in RESHAPING:
+        node = node.all_input_nodes[0]
+    return node.args[1:] if node.target is decomposed.dequantize_per_tensor.default else None
 
 
 def _static() -> Any:
