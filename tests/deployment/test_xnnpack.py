@@ -9,8 +9,10 @@ import torch
 import leandetr
 from leandetr.deployment.agreement import agreement
 from leandetr.deployment.folding import folded_graph
+from leandetr.deployment.litert import _join_on_one_grid
 from leandetr.deployment.mobile_export import export_mobile
 from leandetr.deployment.pytorch import PlainDetector, PyTorchRuntime
+from leandetr.deployment.xnnpack import decomposed
 from leandetr.errors import UserError
 from leandetr.quantization import Static, WeightOnly, quantize
 
@@ -81,3 +83,30 @@ def test_other_grids_are_refused_with_the_mend(quantized, monkeypatch, tmp_path,
         export_mobile(quantized(scheme=scheme), tmp_path / f"m{SUFFIX[engine]}", engine)
     with pytest.raises(UserError, match="activation_bits is 4; give 8 with the target xnnpack"):
         Static(target="xnnpack", activation_bits=4)
+
+
+class Joining(torch.nn.Module):
+    """A wide part and, in another shape, a narrow one; the same with floats."""
+
+    def forward(self, x):
+        narrow = on_grid(x / 10, 0.01).transpose(1, 2)
+        wide = on_grid(x, 0.1)
+        return torch.cat([wide, narrow.transpose(1, 2)], 1), torch.cat([wide, x], 1)
+
+
+def on_grid(x, scale):
+    grid = (scale, 3, -128, 127, torch.int8)
+    return decomposed.dequantize_per_tensor(decomposed.quantize_per_tensor(x, *grid), *grid)
+
+
+def test_what_litert_joins_is_on_one_grid_that_cuts_nothing_off():
+    model, x = Joining(), torch.linspace(-12, 12, 60).view(1, 5, 12)
+    graph = torch.export.export(model, (x,), strict=False).module(check_guards=False)
+    _join_on_one_grid(graph)
+    (joined, floats), (expected, same) = graph(x), model(x)
+    assert joined.abs().max() > 11
+    torch.testing.assert_close(joined, expected, rtol=0, atol=0.051)  # half a step of the wide one
+    torch.testing.assert_close(floats, same, rtol=0, atol=0)
+    first, second = (node for node in graph.graph.nodes if node.target is torch.ops.aten.cat.default)
+    assert len({part.args[1:] for part in first.args[0]}) == 1
+    assert second.args[0][1].op == "placeholder"

@@ -200,4 +200,5 @@ EPOCHS = "epoch N: AP on the validation images after that epoch, where AP itself
 
 
 def accuracy_legend(epochs: Sequence[int] = ()) -> str:
+    """What the columns of the accuracy table mean, those of epochs where it has any."""
     return f"{AREAS}{f' {EPOCHS}' if epochs else ''} evaluation s: seconds for all validation images."

@@ -42,6 +42,7 @@ def panels(picture: Picture, class_names: Sequence[str], threshold: float) -> li
 
 
 def data_address(image: Image.Image) -> str:
+    """A picture as the address of itself, WebP, for a page that needs no other file."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

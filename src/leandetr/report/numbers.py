@@ -21,10 +21,12 @@ def number(value: float | None, decimals: int, suffix: str = "") -> str:
 
 
 def accuracy(value: float | None) -> str:
+    """An AP from 0 to 1."""
     return number(value, 3)
 
 
 def milliseconds(value: float | None) -> str:
+    """A latency in milliseconds."""
     return number(value, 1)
 
 

@@ -143,10 +143,12 @@ def _curve(runs: Sequence[Mapping[int, float]]) -> list[Point]:
 
 
 def row_of(name: str | None, runtime: str, rows: Sequence[Row]) -> Row | None:
+    """The row of that name on that runtime, None where there is none."""
     return next((row for row in rows if row["name"] == name and row["runtime"] == runtime), None)
 
 
 def quantized(row: Row) -> bool:
+    """Whether a row is made of another one that is float."""
     return row["float_row"] != row["name"]
 
 

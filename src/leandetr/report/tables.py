@@ -49,6 +49,7 @@ def results_table(rows: Sequence[Row], epochs: Sequence[int] = ()) -> Table:
 
 
 def row_table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """A pipe table with a line a row."""
     cells = [[column.cell(row) for column in columns] for row in rows]
     return text_table([column.title for column in columns], cells, [column.numeric for column in columns])
 

@@ -81,6 +81,7 @@ def found(one: Candidate, teacher: Candidate) -> str:
 
 
 def came_to(one: Candidate, teacher: Candidate) -> str:
+    """A candidate's AP and latency in words, beside the teacher's."""
     if one.name == TEACHER:
         return f"AP {one.ap:.3f}, {one.latency_ms:.2f} ms"
     change, faster = f"{one.ap - teacher.ap:+.3f}", f"{teacher.latency_ms / one.latency_ms:.2f} times as fast"

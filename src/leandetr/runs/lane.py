@@ -13,6 +13,7 @@ from leandetr.runs.run import Run
 
 
 def main(out: str, variant: str, seed: str, until: str) -> None:
+    """Work as the module says; until: of `time.monotonic()`, "inf" for no end."""
     try:
         recipe = read_recipe(Path(out) / "recipe.yaml")
         assert isinstance(recipe, Recipe)  # a search has no lanes

@@ -313,6 +313,7 @@ def low_bit_training(quantization: Quantization, training: Training, teacher: Ma
 
 
 def millions(detector: Detector) -> str:
+    """A detector's parameters in words."""
     return f"{count_parameters(detector) / 1e6:.2f} M parameters"
 
 
