@@ -76,8 +76,9 @@ def _join_on_one_grid(graph: fx.GraphModule) -> None:
     cut off what of the others lies outside."""
     for join in [node for node in graph.graph.nodes if node.target is aten.cat.default]:
         parts = join.args[0]
-        grids = {_grid_of(part) for part in parts}
-        if None in grids or len(grids) < 2:  # with a part that is on none, floats are joined
+        found = [_grid_of(part) for part in parts]
+        grids = {each for each in found if each is not None}
+        if None in found or len(grids) < 2:  # with a part that is on none, floats are joined
             continue
         low, high = min(s * (least - z) for s, z, least, *_ in grids), max(s * (most - z) for s, z, _, most, *_ in grids)
         _, _, least, most, kind = next(iter(grids))
